@@ -1,0 +1,170 @@
+"""Signing in and what people change about themselves."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import strawberry
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from taskflow_gql.api.context import Context, Info
+from taskflow_gql.api.errors import AnswersRefusals, UserError
+from taskflow_gql.api.users import User
+from taskflow_gql.errors import InvalidCredentials
+from taskflow_gql.models import UserRow
+from taskflow_gql.services import accounts
+
+
+@strawberry.input(description="A new account.")
+class RegisterInput:
+    email: str = strawberry.field(
+        description="Unique without regard to case. Only you and ADMINs see it. Good for signing in."
+    )
+    username: str = strawberry.field(
+        description="3 to 50 letters, digits, `_`, `.` or `-`; unique without regard to case."
+    )
+    full_name: str = strawberry.field(description="The name that others see; at most 255 characters.")
+    password: str = strawberry.field(description="8 to 128 characters.")
+
+
+@strawberry.input(description="Who you are.")
+class LoginInput:
+    username_or_email: str = strawberry.field(description="Either one; case does not matter.")
+    password: str = strawberry.field(description="The password; case matters.")
+
+
+@strawberry.input(description="The old password and the new one.")
+class ChangePasswordInput:
+    current_password: str = strawberry.field(description="The password that is good until now.")
+    new_password: str = strawberry.field(description="8 to 128 characters.")
+
+
+@strawberry.input(description="What to change about yourself. Left out: unchanged. Neither can be null.")
+class UpdateProfileInput:
+    full_name: str | None = strawberry.field(
+        default=strawberry.UNSET, description="The name that others see; at most 255 characters."
+    )
+    email: str | None = strawberry.field(default=strawberry.UNSET, description="Unique without regard to case.")
+
+
+@strawberry.type(description="What became of `register` or `login`. On errors everything but `errors` is null.")
+class AuthPayload:
+    access_token: str | None = strawberry.field(
+        default=None,
+        description="Send it as `Authorization: Bearer …`, on a WebSocket in the payload of `connection_init`.",
+    )
+    token_type: str | None = strawberry.field(default=None, description='"Bearer".')
+    expires_in: int | None = strawberry.field(
+        default=None, description="How long the access token is good, in seconds."
+    )
+    user: UserRow | None = strawberry.field(graphql_type=User | None, default=None, description="Who is signed in now.")
+    errors: list[UserError] = strawberry.field(
+        default_factory=list, description="Empty, or everything that is wrong; then nothing was changed."
+    )
+
+
+@strawberry.type(description="What became of `changePassword`.")
+class ChangePasswordPayload:
+    errors: list[UserError] = strawberry.field(
+        default_factory=list, description="Empty, or everything that is wrong; then nothing was changed."
+    )
+
+
+@strawberry.type(description="What became of `updateProfile`.")
+class UpdateProfilePayload:
+    user: UserRow | None = strawberry.field(
+        graphql_type=User | None, default=None, description="You, as changed; null on errors."
+    )
+    errors: list[UserError] = strawberry.field(
+        default_factory=list, description="Empty, or everything that is wrong; then nothing was changed."
+    )
+
+
+@strawberry.type
+class AccountMutations:
+    @strawberry.mutation(
+        description="Make an account and sign in to it. Public. The new account is a MEMBER.",
+        extensions=[AnswersRefusals()],
+    )
+    async def register(
+        self, info: Info, input: Annotated[RegisterInput, strawberry.argument(description="The account.")]
+    ) -> AuthPayload:
+        async with info.context.read() as session:
+            registration = await accounts.check_registration(
+                session,
+                email=input.email,
+                username=input.username,
+                full_name=input.full_name,
+                password=input.password,
+            )
+        password_hash = await info.context.parts.passwords.hash(registration.password)
+        async with info.context.write() as session:
+            user = await accounts.create_user(session, registration, password_hash)
+            payload = await _open_session(info.context, session, user, password_hash)
+        info.context.note_sign_in(user)
+        return payload
+
+    @strawberry.mutation(
+        description=(
+            "Sign in. Public. An unknown name, a wrong password and a deactivated account give one answer, "
+            "INVALID_CREDENTIALS, after the same time."
+        ),
+        extensions=[AnswersRefusals()],
+    )
+    async def login(
+        self, info: Info, input: Annotated[LoginInput, strawberry.argument(description="Who you are.")]
+    ) -> AuthPayload:
+        async with info.context.read() as session:
+            candidate = await accounts.find_candidate(session, input.username_or_email)
+        matches = await info.context.parts.passwords.verify(input.password, candidate.password_hash)
+        user = accounts.require_match(candidate, matches)
+        async with info.context.write() as session:
+            payload = await _open_session(info.context, session, user, candidate.password_hash or "")
+        info.context.note_sign_in(user)
+        return payload
+
+    @strawberry.mutation(
+        description="Set a new password. Your other sessions end at once; this one goes on.",
+        extensions=[AnswersRefusals()],
+    )
+    async def change_password(
+        self,
+        info: Info,
+        input: Annotated[ChangePasswordInput, strawberry.argument(description="Old and new password.")],
+    ) -> ChangePasswordPayload:
+        viewer = await info.context.require_viewer()
+        passwords = info.context.parts.passwords
+        new_password = accounts.check_new_password(input.new_password)
+        async with info.context.read() as session:
+            candidate = await accounts.find_viewer_candidate(session, viewer)
+        if not await passwords.verify(input.current_password, candidate.password_hash):
+            raise InvalidCredentials("The current password is not correct", field="currentPassword")
+        new_hash = await passwords.hash(new_password)
+        async with info.context.write() as session:
+            await accounts.change_password(session, viewer, old_hash=candidate.password_hash or "", new_hash=new_hash)
+        return ChangePasswordPayload()
+
+    @strawberry.mutation(description="Change your name or your email address.", extensions=[AnswersRefusals()])
+    async def update_profile(
+        self,
+        info: Info,
+        input: Annotated[UpdateProfileInput, strawberry.argument(description="What to change.")],
+    ) -> UpdateProfilePayload:
+        viewer = await info.context.require_viewer()
+        given = {"full_name": input.full_name, "email": input.email}
+        changes = {name: value for name, value in given.items() if value is not strawberry.UNSET}
+        async with info.context.write() as session:
+            return UpdateProfilePayload(user=await accounts.update_profile(session, viewer, changes))
+
+
+async def _open_session(context: Context, session: AsyncSession, user: UserRow, password_hash: str) -> AuthPayload:
+    tokens = context.parts.tokens
+    session_id, begun_at = await accounts.open_session(
+        session, user, password_hash=password_hash, lifetime=tokens.lifetime
+    )
+    return AuthPayload(
+        access_token=tokens.sign(user_id=user.id, session_id=session_id, issued_at=begun_at),
+        token_type="Bearer",  # noqa: S106  (the name of a scheme, not a secret)
+        expires_in=int(tokens.lifetime.total_seconds()),
+        user=user,
+    )

@@ -1,0 +1,117 @@
+"""What every resolver has at hand: the parts of the server, the person behind the token, and the loaders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field, replace
+from typing import Any
+from uuid import UUID
+
+import strawberry
+from sqlalchemy.ext.asyncio import AsyncSession
+from starlette.requests import HTTPConnection
+
+from taskflow_gql.api.loaders import Loaders
+from taskflow_gql.config import Settings
+from taskflow_gql.database import Database
+from taskflow_gql.errors import Unauthenticated
+from taskflow_gql.fanout import Fanout
+from taskflow_gql.models import UserRow
+from taskflow_gql.security import PasswordHasher, TokenSigner
+from taskflow_gql.services import accounts
+from taskflow_gql.services.access import Viewer
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The parts of the server that live as long as the process."""
+
+    settings: Settings
+    database: Database
+    fanout: Fanout
+    passwords: PasswordHasher
+    tokens: TokenSigner
+
+
+@dataclass
+class Context:
+    """One operation's context. On a WebSocket the connection holds one, from which each operation makes its own."""
+
+    parts: Parts
+    connection: HTTPConnection
+    # The payload of connection_init; Strawberry puts it here before `on_ws_connect`.
+    connection_params: dict[str, Any] | None = None
+    loaders: Loaders = field(init=False)
+    _viewer: Viewer | None = field(default=None, init=False)
+    _signed_in: set[UUID] = field(default_factory=set, init=False)
+
+    def __post_init__(self) -> None:
+        self.loaders = Loaders(self.parts.database)
+
+    def for_operation(self) -> Context:
+        """A fresh context: nothing that one operation has loaded, or whom it found behind the token, serves another."""
+        return replace(self)
+
+    def renew_loaders(self) -> None:
+        """Forget what was loaded, before the next event of a subscription is resolved."""
+        self.loaders = Loaders(self.parts.database)
+
+    @property
+    def read(self) -> Callable[[], AbstractAsyncContextManager[AsyncSession]]:
+        return self.parts.database.read
+
+    @property
+    def write(self) -> Callable[[], AbstractAsyncContextManager[AsyncSession]]:
+        return self.parts.database.write
+
+    @property
+    def token(self) -> str | None:
+        """The credentials as sent, or None when there are none."""
+        return _token_of(self.connection_params or {}) or _token_of(self.connection.headers)
+
+    async def viewer(self) -> Viewer | None:
+        """The signed-in person, or None without a token. A bad token raises Unauthenticated."""
+        token = self.token
+        if token is None:
+            return None
+        if self._viewer is None:
+            claims = self.parts.tokens.read(token)
+            async with self.read() as session:
+                self._viewer = await accounts.authenticate(session, claims)
+        return self._viewer
+
+    @property
+    def known_viewer(self) -> Viewer | None:
+        """The person whom an earlier resolver of this operation has found behind the token.
+
+        For fields of rows that only somebody signed in can have read, and which are asked for row by row.
+        """
+        return self._viewer
+
+    def is_viewer(self, user_id: UUID) -> bool:
+        """Whether this is the person behind the token, or one who has just signed in by this operation."""
+        return user_id in self._signed_in or (self._viewer is not None and self._viewer.id == user_id)
+
+    def note_sign_in(self, user: UserRow) -> None:
+        """Shows the person their own private fields in the answer. Later fields still need a token."""
+        self._signed_in.add(user.id)
+
+    async def require_viewer(self) -> Viewer:
+        viewer = await self.viewer()
+        if viewer is None:
+            raise Unauthenticated("Not authenticated")
+        return viewer
+
+
+def _token_of(headers: Any) -> str | None:
+    """`Authorization` under any spelling of the key, with or without `Bearer`."""
+    for key, value in headers.items():
+        if key.lower() == "authorization" and isinstance(value, str):
+            scheme, _, rest = value.strip().partition(" ")
+            token = rest.strip() if scheme.lower() == "bearer" else value.strip()
+            return token or None
+    return None
+
+
+Info = strawberry.Info[Context, None]

@@ -1,0 +1,63 @@
+"""The enums of the models, with the descriptions that client authors read."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Any
+
+import strawberry
+
+from taskflow_gql.events import TaskField
+from taskflow_gql.models import TaskCategory, TaskPriority, TaskStatus, UserRole
+
+
+def describe_enum(enum: type[Enum], description: str, **values: str) -> None:
+    """Make the enum a GraphQL type. Every value needs a description.
+
+    strawberry.enum_value() would put the descriptions into the enum's own body, where the models have no use for them.
+    """
+    definition: Any = strawberry.enum(enum, description=description).__strawberry_definition__  # type: ignore[attr-defined]
+    for value in definition.values:
+        value.description = values.pop(value.name)
+    assert not values, f"{enum.__name__} has no {', '.join(values)}"
+
+
+describe_enum(
+    UserRole,
+    "What a person may do. Registration always makes a MEMBER.",
+    MEMBER="Works with the tasks that they created or that are assigned to them.",
+    ADMIN="Sees and changes every task, and manages people.",
+)
+describe_enum(
+    TaskStatus,
+    "How far a task is.",
+    PENDING="Nobody has begun; every task starts here.",
+    IN_PROGRESS="Somebody is at work on it.",
+    COMPLETED="Done; `completedAt` says since when.",
+)
+describe_enum(
+    TaskPriority,
+    "How urgent a task is. Sorts LOW < MEDIUM < HIGH.",
+    LOW="Can wait.",
+    MEDIUM="The usual; what a new task gets when nothing is said.",
+    HIGH="Before the others.",
+)
+describe_enum(
+    TaskCategory,
+    "The part of life that a task belongs to.",
+    WORK="The job.",
+    PERSONAL="Oneself.",
+    HOME="The household.",
+    OTHER="Anything else; what a new task gets when nothing is said.",
+)
+describe_enum(
+    TaskField,
+    "A field of a task that people change. Version and timestamps follow from these and are not listed.",
+    TITLE="`title`",
+    DESCRIPTION="`description`",
+    STATUS="`status`, and with it `completed` and `completedAt`",
+    PRIORITY="`priority`",
+    CATEGORY="`category`",
+    DUE_DATE="`dueDate`",
+    ASSIGNEE="`assignee`",
+)

@@ -1,0 +1,158 @@
+"""How errors reach clients: the only place that turns them into payload errors and `extensions.code`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from enum import StrEnum
+from typing import Any
+from uuid import uuid4
+
+import strawberry
+from graphql import ExecutionResult as GraphQLExecutionResult
+from graphql import GraphQLError, GraphQLSyntaxError
+from strawberry.extensions import FieldExtension, SchemaExtension
+from strawberry.extensions.field_extension import AsyncExtensionResolver
+from strawberry.types import ExecutionResult
+from strawberry.types.field import StrawberryField
+
+from taskflow_gql.api.context import Info
+from taskflow_gql.api.enums import describe_enum
+from taskflow_gql.errors import Refusal, Refusals, TaskflowError, VersionConflict
+
+log = logging.getLogger("taskflow_gql.errors")
+
+PARSE_FAILED = "GRAPHQL_PARSE_FAILED"
+VALIDATION_FAILED = "GRAPHQL_VALIDATION_FAILED"
+BAD_USER_INPUT = "BAD_USER_INPUT"
+TOO_COMPLEX = "QUERY_TOO_COMPLEX"
+INTERNAL = "INTERNAL_SERVER_ERROR"
+
+
+class ErrorCode(StrEnum):
+    BAD_USER_INPUT = "BAD_USER_INPUT"
+    NOT_FOUND = "NOT_FOUND"
+    FORBIDDEN = "FORBIDDEN"
+    VERSION_CONFLICT = "VERSION_CONFLICT"
+    EMAIL_TAKEN = "EMAIL_TAKEN"
+    USERNAME_TAKEN = "USERNAME_TAKEN"
+    ASSIGNEE_NOT_FOUND = "ASSIGNEE_NOT_FOUND"
+    INVALID_CREDENTIALS = "INVALID_CREDENTIALS"
+
+
+describe_enum(
+    ErrorCode,
+    "What is wrong with a mutation's input, for programs.",
+    BAD_USER_INPUT="A value that cannot be taken; `field` and `message` say which and why.",
+    NOT_FOUND="No such thing, or it is not visible to you.",
+    FORBIDDEN="You may see it, but not change it like this.",
+    VERSION_CONFLICT="Somebody changed the task since the version you expected; `task` is how it stands now.",
+    EMAIL_TAKEN="Another account has this email address.",
+    USERNAME_TAKEN="Another account has this username.",
+    ASSIGNEE_NOT_FOUND="The assignee does not exist or is deactivated.",
+    INVALID_CREDENTIALS="The name and the password do not belong together.",
+)
+
+
+@strawberry.type(description="One thing that is wrong with a mutation's input. Nothing was changed.")
+class UserError:
+    code: ErrorCode = strawberry.field(description="What is wrong, for programs.")
+    message: str = strawberry.field(description="What is wrong and what to do, in English, for people.")
+    field: list[str] | None = strawberry.field(
+        description='Path inside the input, like `["title"]`; null when it is about the whole request.'
+    )
+
+
+class AnswersRefusals(FieldExtension):
+    """Turns what a service refuses into the mutation's payload: the entity null, `errors` filled."""
+
+    def apply(self, field: StrawberryField) -> None:
+        self._payload_type: Any = field.type
+
+    async def resolve_async(self, next_: AsyncExtensionResolver, source: Any, info: Info, **arguments: Any) -> Any:
+        try:
+            return await next_(source, info, **arguments)
+        except (Refusal, Refusals) as refused:
+            refusals = refused.refusals if isinstance(refused, Refusals) else [refused]
+            errors = [
+                UserError(code=ErrorCode(refusal.code), message=refusal.message, field=refusal.field)
+                for refusal in refusals
+            ]
+            if isinstance(refused, VersionConflict) and "task" in self._payload_type.__annotations__:
+                return self._payload_type(task=refused.task, errors=errors)
+            return self._payload_type(errors=errors)
+
+
+class RenderErrors(SchemaExtension):
+    """Gives every top-level error its code, and keeps what went wrong inside the server inside the server."""
+
+    def __init__(self) -> None:
+        self._rendered_each = False
+
+    def on_validate(self) -> Iterator[None]:
+        yield
+        # In place: Strawberry has already made its result of this very list.
+        errors = self.execution_context.pre_execution_errors or []
+        errors[:] = [
+            error if "code" in (error.extensions or {}) else coded(error, VALIDATION_FAILED) for error in errors
+        ]
+
+    def on_operation(self) -> Iterator[None]:
+        yield
+        if not self._rendered_each:
+            _render(self.execution_context.result)
+
+    def on_stream_result(self, result: Any) -> Iterator[None]:
+        self._rendered_each = True
+        _render(result)
+        yield
+
+
+def _render(result: object) -> None:
+    if isinstance(result, ExecutionResult | GraphQLExecutionResult) and result.errors:
+        result.errors = [render_error(error) for error in result.errors]
+
+
+def render_error(error: GraphQLError) -> GraphQLError:
+    """The error as clients see it: a code in its extensions, and no word of what is inside the server."""
+    if "code" in (error.extensions or {}):
+        return error
+    cause = error.original_error
+    while isinstance(cause, GraphQLError):
+        cause = cause.original_error
+    match error, cause:
+        case GraphQLSyntaxError(), _:
+            return coded(error, PARSE_FAILED)
+        case _, Refusals():
+            return coded(error, cause.refusals[0].code, message=cause.message)
+        case _, RecursionError():
+            return coded(error, TOO_COMPLEX, message="The document is nested too deeply")
+        case _, TaskflowError():
+            return coded(error, cause.code, message=cause.message)
+        case _, None:
+            # graphql-core's own words about variables and arguments; they name nothing of ours.
+            return coded(error, BAD_USER_INPUT)
+    return _internal(error)
+
+
+def coded(error: GraphQLError, code: str, *, message: str | None = None) -> GraphQLError:
+    return GraphQLError(
+        message or error.message,
+        nodes=error.nodes,
+        source=error.source,
+        positions=error.positions,
+        path=error.path,
+        original_error=error.original_error,
+        extensions={"code": code},
+    )
+
+
+def _internal(error: GraphQLError) -> GraphQLError:
+    error_id = uuid4().hex
+    log.error(
+        "Internal error %s at %s", error_id, error.path, exc_info=error.original_error, extra={"error_id": error_id}
+    )
+    hidden = coded(error, INTERNAL, message=f"Internal server error; the log has it under id {error_id}")
+    hidden.extensions = {"code": INTERNAL, "id": error_id}
+    hidden.original_error = None
+    return hidden

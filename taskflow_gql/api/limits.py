@@ -1,0 +1,169 @@
+"""How much one operation may ask for, found out before it is validated: validation itself is worth protecting.
+
+One pass over the document that measures every selection set and every fragment once, however often it is spread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from graphql import (
+    DocumentNode,
+    FieldNode,
+    FragmentDefinitionNode,
+    FragmentSpreadNode,
+    GraphQLError,
+    InlineFragmentNode,
+    IntValueNode,
+    OperationDefinitionNode,
+    SelectionSetNode,
+    VariableNode,
+)
+from strawberry.extensions import SchemaExtension
+
+from taskflow_gql.config import Settings
+from taskflow_gql.services.paging import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE
+from taskflow_gql.services.text import is_storable
+
+TOO_COMPLEX = "QUERY_TOO_COMPLEX"
+
+
+@dataclass(frozen=True, slots=True)
+class Measure:
+    """What a selection set asks for, fragments counted as often as they are spread."""
+
+    depth: int
+    aliases: int
+    # Objects and values that may have to be answered: each list counts as many times as its page is long.
+    cost: int
+
+
+_NOTHING = Measure(0, 0, 0)
+
+
+class _Meter:
+    """Measures selection sets of one document, each fragment once."""
+
+    def __init__(self, document: DocumentNode, variables: Mapping[str, Any]) -> None:
+        self._variables = variables
+        self._fragments = {
+            node.name.value: node for node in document.definitions if isinstance(node, FragmentDefinitionNode)
+        }
+        self._measured: dict[str, Measure] = {}
+
+    def selection_set(self, node: SelectionSetNode | None) -> Measure:
+        depth = aliases = cost = 0
+        for selection in node.selections if node else ():
+            match selection:
+                case FieldNode():
+                    part = self._field(selection)
+                case InlineFragmentNode():
+                    part = self.selection_set(selection.selection_set)
+                case FragmentSpreadNode():
+                    part = self._fragment(selection.name.value)
+                case _:
+                    part = _NOTHING
+            depth = max(depth, part.depth)
+            aliases += part.aliases
+            cost += part.cost
+        return Measure(depth, aliases, cost)
+
+    def _field(self, field: FieldNode) -> Measure:
+        within = self.selection_set(field.selection_set)
+        alias = 1 if field.alias else 0
+        if field.name.value in ("__schema", "__type"):
+            # The standard introspection query is deep; graphql-core has a rule of its own against deeper ones.
+            return Measure(1, within.aliases + alias, within.cost + 1)
+        return Measure(within.depth + 1, within.aliases + alias, 1 + within.cost * self._page_size(field))
+
+    def _fragment(self, name: str) -> Measure:
+        if name not in self._measured:
+            fragment = self._fragments.get(name)
+            # Set before descending: a fragment that spreads itself adds nothing here and is refused by validation.
+            self._measured[name] = _NOTHING
+            if fragment is not None:
+                self._measured[name] = self.selection_set(fragment.selection_set)
+        return self._measured[name]
+
+    def _page_size(self, field: FieldNode) -> int:
+        sizes = [
+            self._int(argument.value) for argument in field.arguments or () if argument.name.value in ("first", "last")
+        ]
+        if sizes:
+            return max(1, min(max(sizes), MAX_PAGE_SIZE))
+        is_connection = any(
+            isinstance(selection, FieldNode) and selection.name.value in ("edges", "nodes")
+            for selection in (field.selection_set.selections if field.selection_set else ())
+        )
+        return DEFAULT_PAGE_SIZE if is_connection else 1
+
+    def _int(self, value: object) -> int:
+        match value:
+            case IntValueNode():
+                # int() of a literal with millions of digits is slow; such a page size is refused later anyway.
+                return int(value.value) if len(value.value) < 10 else MAX_PAGE_SIZE
+            case VariableNode():
+                given = self._variables.get(value.name.value)
+                return given if type(given) is int else MAX_PAGE_SIZE
+        return DEFAULT_PAGE_SIZE
+
+
+def check_limits(document: DocumentNode, variables: Mapping[str, Any], settings: Settings) -> list[GraphQLError]:
+    """What is too much, empty when nothing is."""
+    meter = _Meter(document, variables)
+    errors = []
+    for operation in document.definitions:
+        if not isinstance(operation, OperationDefinitionNode):
+            continue
+        measure = meter.selection_set(operation.selection_set)
+        for found, allowed, what in (
+            (measure.depth, settings.max_query_depth, "deep, counted in nested selections"),
+            (measure.aliases, settings.max_query_aliases, "aliases"),
+            (measure.cost, settings.max_query_cost, "values at most, counted from the page sizes"),
+        ):
+            if found > allowed:
+                message = f"The operation asks for too much: {found} {what}; the limit is {allowed}"
+                errors.append(GraphQLError(message, nodes=[operation], extensions={"code": TOO_COMPLEX}))
+    return errors
+
+
+def _strings(value: object) -> Iterator[str]:
+    match value:
+        case str():
+            yield value
+        case dict():
+            for key, item in value.items():
+                yield key
+                yield from _strings(item)
+        case list():
+            for item in value:
+                yield from _strings(item)
+
+
+class LimitOperations(SchemaExtension):
+    """Refuses what is too much, and text that no database could hold, before anything is validated or run."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    def on_operation(self) -> Iterator[None]:
+        self.execution_context.parse_options["max_tokens"] = self._settings.max_query_tokens
+        yield
+
+    def on_validate(self) -> Iterator[None]:
+        context = self.execution_context
+        assert context.graphql_document is not None
+        variables = context.variables or {}
+        errors = check_limits(context.graphql_document, variables, self._settings)
+        if not all(is_storable(text) for text in _strings(variables)):
+            errors.append(
+                GraphQLError(
+                    "A variable holds U+0000 or half a surrogate pair, which is no text that can be kept",
+                    extensions={"code": "BAD_USER_INPUT"},
+                )
+            )
+        if errors:
+            context.pre_execution_errors = errors
+        yield

@@ -1,0 +1,330 @@
+"""Tasks: the Task type, the queries that find them, and the mutations that change them."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated
+
+import strawberry
+
+from taskflow_gql import clock
+from taskflow_gql.api.context import Info
+from taskflow_gql.api.errors import AnswersRefusals, UserError
+from taskflow_gql.api.node import Node
+from taskflow_gql.api.pagination import After, Before, First, Last, PageInfo, page_info
+from taskflow_gql.api.users import User
+from taskflow_gql.models import TaskCategory, TaskPriority, TaskRow, TaskStatus, UserRow
+from taskflow_gql.services import access, tasks
+from taskflow_gql.services.paging import Page, PageRequest
+
+
+@strawberry.type(description="Something to be done, seen by its creator, its assignee and every ADMIN.")
+class Task(Node):
+    title: str = strawberry.field(description="3 to 255 characters.")
+    description: str | None = strawberry.field(description="At most 10,000 characters.")
+    status: TaskStatus = strawberry.field(description="How far it is.")
+    priority: TaskPriority = strawberry.field(description="How urgent it is.")
+    category: TaskCategory = strawberry.field(description="The part of life that it belongs to.")
+    due_date: datetime | None = strawberry.field(description="When it should be done.")
+    completed: bool = strawberry.field(description="Whether `status` is COMPLETED.")
+    completed_at: datetime | None = strawberry.field(description="When it last became COMPLETED; null while it is not.")
+    version: int = strawberry.field(
+        description="1 at creation, one more with every change. Give it as `expectedVersion` to refuse lost updates."
+    )
+    created_at: datetime = strawberry.field(description="When it was created.")
+    updated_at: datetime = strawberry.field(description="When it last changed.")
+
+    @strawberry.field(description="Whether `dueDate` has passed and it is not COMPLETED.")
+    @staticmethod
+    def overdue(task: strawberry.Parent[TaskRow]) -> bool:
+        return not task.completed and task.due_date is not None and task.due_date < clock.now()
+
+    @strawberry.field(graphql_type=User, description="Who made it; never changes.")
+    @staticmethod
+    async def creator(task: strawberry.Parent[TaskRow], info: Info) -> UserRow | None:
+        return await info.context.loaders.users_by_id.load(task.creator_id)
+
+    @strawberry.field(graphql_type=User | None, description="Who should do it; null when nobody is assigned.")
+    @staticmethod
+    async def assignee(task: strawberry.Parent[TaskRow], info: Info) -> UserRow | None:
+        if task.assignee_id is None:
+            return None
+        return await info.context.loaders.users_by_id.load(task.assignee_id)
+
+    @strawberry.field(description="Whether `updateTask` would let you: its creator, or an ADMIN.")
+    @staticmethod
+    def viewer_can_update(task: strawberry.Parent[TaskRow], info: Info) -> bool:
+        viewer = info.context.known_viewer
+        return viewer is not None and access.may_update(viewer, task)
+
+    @strawberry.field(description="Whether `setTaskStatus` would let you: its creator, its assignee, or an ADMIN.")
+    @staticmethod
+    def viewer_can_change_status(task: strawberry.Parent[TaskRow], info: Info) -> bool:
+        viewer = info.context.known_viewer
+        return viewer is not None and access.may_change_status(viewer, task)
+
+    @strawberry.field(description="Whether `deleteTask` would let you: its creator, or an ADMIN.")
+    @staticmethod
+    def viewer_can_delete(task: strawberry.Parent[TaskRow], info: Info) -> bool:
+        viewer = info.context.known_viewer
+        return viewer is not None and access.may_delete(viewer, task)
+
+    @classmethod
+    def is_type_of(cls, value: object, info: object) -> bool:
+        return isinstance(value, TaskRow)
+
+
+@strawberry.type(description="A task in a list.")
+class TaskEdge:
+    cursor: str = strawberry.field(description="This task's place in the list, for `after` and `before`.")
+    node: TaskRow = strawberry.field(graphql_type=Task, description="The task.")
+
+
+@strawberry.type(description="A page of tasks.")
+class TaskConnection:
+    page: strawberry.Private[Page[TaskRow]]
+
+    @strawberry.field(description="The tasks of this page with their cursors.")
+    def edges(self) -> list[TaskEdge]:
+        return [TaskEdge(cursor=self.page.order.cursor(task), node=task) for task in self.page.rows]
+
+    @strawberry.field(graphql_type=list[Task], description="The tasks of this page without cursors.")
+    def nodes(self) -> list[TaskRow]:
+        return self.page.rows
+
+    @strawberry.field(description="Where this page lies in the list.")
+    def page_info(self) -> PageInfo:
+        return page_info(self.page)
+
+    @strawberry.field(description="How many tasks the whole list has; counted only when selected.")
+    async def total_count(self, info: Info) -> int:
+        viewer = await info.context.require_viewer()
+        async with info.context.read() as session:
+            return await tasks.count_tasks(session, viewer)
+
+
+@strawberry.type
+class TaskQueries:
+    @strawberry.field(
+        graphql_type=Task | None, description="A task by id; null when there is none or it is not visible to you."
+    )
+    async def task(
+        self, info: Info, id: Annotated[strawberry.ID, strawberry.argument(description="The task's id.")]
+    ) -> TaskRow | None:
+        viewer = await info.context.require_viewer()
+        async with info.context.read() as session:
+            return await tasks.get_task(session, viewer, id)
+
+    @strawberry.field(
+        description="The tasks that you created or that are assigned to you (for an ADMIN all), newest first."
+    )
+    async def tasks(
+        self,
+        info: Info,
+        first: First = None,
+        after: After = None,
+        last: Last = None,
+        before: Before = None,
+    ) -> TaskConnection:
+        viewer = await info.context.require_viewer()
+        request = PageRequest.of(first=first, after=after, last=last, before=before)
+        async with info.context.read() as session:
+            return TaskConnection(page=await tasks.list_tasks(session, viewer, request))
+
+
+@strawberry.input(description="A new task. You are its creator; it starts PENDING.")
+class CreateTaskInput:
+    title: str = strawberry.field(description="3 to 255 characters; blanks around it are cut off.")
+    description: str | None = strawberry.field(default=None, description="At most 10,000 characters.")
+    priority: TaskPriority = strawberry.field(default=TaskPriority.MEDIUM, description="How urgent it is.")
+    category: TaskCategory = strawberry.field(
+        default=TaskCategory.OTHER, description="The part of life that it belongs to."
+    )
+    due_date: datetime | None = strawberry.field(default=None, description="When it should be done.")
+    assignee_id: strawberry.ID | None = strawberry.field(
+        default=None, description="An active person who should do it; you may name yourself."
+    )
+
+
+_EXPECTED_VERSION = (
+    "Refuse with VERSION_CONFLICT unless the task is at this `version`: what you show is what you change."
+)
+
+
+@strawberry.input(
+    description=(
+        "What to change. Left out: unchanged. Null clears `description`, `dueDate` and `assigneeId`; "
+        "null for another field is BAD_USER_INPUT."
+    )
+)
+class UpdateTaskInput:
+    id: strawberry.ID = strawberry.field(description="The task.")
+    expected_version: int | None = strawberry.field(default=None, description=_EXPECTED_VERSION)
+    title: str | None = strawberry.field(
+        default=strawberry.UNSET, description="3 to 255 characters; blanks around it are cut off."
+    )
+    description: str | None = strawberry.field(
+        default=strawberry.UNSET, description="At most 10,000 characters; null clears it."
+    )
+    status: TaskStatus | None = strawberry.field(default=strawberry.UNSET, description="How far it is.")
+    priority: TaskPriority | None = strawberry.field(default=strawberry.UNSET, description="How urgent it is.")
+    category: TaskCategory | None = strawberry.field(
+        default=strawberry.UNSET, description="The part of life that it belongs to."
+    )
+    due_date: datetime | None = strawberry.field(
+        default=strawberry.UNSET, description="When it should be done; null clears it."
+    )
+    assignee_id: strawberry.ID | None = strawberry.field(
+        default=strawberry.UNSET, description="An active person who should do it; null for nobody."
+    )
+
+
+@strawberry.input(description="Which task, and how far it is now.")
+class SetTaskStatusInput:
+    id: strawberry.ID = strawberry.field(description="The task.")
+    status: TaskStatus = strawberry.field(description="The new status.")
+    expected_version: int | None = strawberry.field(default=None, description=_EXPECTED_VERSION)
+
+
+@strawberry.input(description="Which task to tick off, or to open again.")
+class ToggleTaskCompletionInput:
+    id: strawberry.ID = strawberry.field(description="The task.")
+    expected_version: int | None = strawberry.field(default=None, description=_EXPECTED_VERSION)
+
+
+@strawberry.input(description="Which task to delete.")
+class DeleteTaskInput:
+    id: strawberry.ID = strawberry.field(description="The task.")
+    expected_version: int | None = strawberry.field(default=None, description=_EXPECTED_VERSION)
+
+
+_TASK = "The task as changed; on VERSION_CONFLICT as it stands now; null on other errors."
+_ERRORS = "Empty, or everything that is wrong; then nothing was changed."
+
+
+@strawberry.type(description="What became of `createTask`.")
+class CreateTaskPayload:
+    task: TaskRow | None = strawberry.field(
+        graphql_type=Task | None, default=None, description="The new task; null on errors."
+    )
+    errors: list[UserError] = strawberry.field(default_factory=list, description=_ERRORS)
+
+    @strawberry.field(description="The new task as an edge of `tasks` in its default order; null on errors.")
+    def task_edge(self) -> TaskEdge | None:
+        return self.task and TaskEdge(cursor=tasks.NEWEST_FIRST.cursor(self.task), node=self.task)
+
+
+@strawberry.type(description="What became of `updateTask`.")
+class UpdateTaskPayload:
+    task: TaskRow | None = strawberry.field(graphql_type=Task | None, default=None, description=_TASK)
+    errors: list[UserError] = strawberry.field(default_factory=list, description=_ERRORS)
+
+
+@strawberry.type(description="What became of `setTaskStatus`.")
+class SetTaskStatusPayload:
+    task: TaskRow | None = strawberry.field(graphql_type=Task | None, default=None, description=_TASK)
+    errors: list[UserError] = strawberry.field(default_factory=list, description=_ERRORS)
+
+
+@strawberry.type(description="What became of `toggleTaskCompletion`.")
+class ToggleTaskCompletionPayload:
+    task: TaskRow | None = strawberry.field(graphql_type=Task | None, default=None, description=_TASK)
+    errors: list[UserError] = strawberry.field(default_factory=list, description=_ERRORS)
+
+
+@strawberry.type(description="What became of `deleteTask`.")
+class DeleteTaskPayload:
+    deleted_task_id: strawberry.ID | None = strawberry.field(
+        default=None, description="The id to drop from caches; null on errors."
+    )
+    errors: list[UserError] = strawberry.field(default_factory=list, description=_ERRORS)
+
+
+@strawberry.type
+class TaskMutations:
+    @strawberry.mutation(description="Make a task, for yourself or for somebody else.", extensions=[AnswersRefusals()])
+    async def create_task(
+        self, info: Info, input: Annotated[CreateTaskInput, strawberry.argument(description="The task.")]
+    ) -> CreateTaskPayload:
+        viewer = await info.context.require_viewer()
+        async with info.context.write() as session:
+            task = await tasks.create_task(
+                session,
+                viewer,
+                title=input.title,
+                description=input.description,
+                priority=input.priority,
+                category=input.category,
+                due_date=input.due_date,
+                assignee_id=input.assignee_id,
+            )
+        return CreateTaskPayload(task=task)
+
+    @strawberry.mutation(
+        description="Change what is given of a task. Its creator, or an ADMIN.", extensions=[AnswersRefusals()]
+    )
+    async def update_task(
+        self, info: Info, input: Annotated[UpdateTaskInput, strawberry.argument(description="The changes.")]
+    ) -> UpdateTaskPayload:
+        viewer = await info.context.require_viewer()
+        async with info.context.write() as session:
+            task = await tasks.update_task(
+                session, viewer, input.id, _given(input), expected_version=input.expected_version
+            )
+        return UpdateTaskPayload(task=task)
+
+    @strawberry.mutation(
+        description="Say how far a task is. Its creator, its assignee, or an ADMIN.",
+        extensions=[AnswersRefusals()],
+    )
+    async def set_task_status(
+        self,
+        info: Info,
+        input: Annotated[SetTaskStatusInput, strawberry.argument(description="Which task, and how far.")],
+    ) -> SetTaskStatusPayload:
+        viewer = await info.context.require_viewer()
+        async with info.context.write() as session:
+            task = await tasks.set_task_status(
+                session, viewer, input.id, input.status, expected_version=input.expected_version
+            )
+        return SetTaskStatusPayload(task=task)
+
+    @strawberry.mutation(
+        description=("COMPLETED becomes PENDING, anything else COMPLETED. Its creator, its assignee, or an ADMIN."),
+        extensions=[AnswersRefusals()],
+    )
+    async def toggle_task_completion(
+        self,
+        info: Info,
+        input: Annotated[ToggleTaskCompletionInput, strawberry.argument(description="Which task.")],
+    ) -> ToggleTaskCompletionPayload:
+        viewer = await info.context.require_viewer()
+        async with info.context.write() as session:
+            task = await tasks.toggle_task_completion(
+                session, viewer, input.id, expected_version=input.expected_version
+            )
+        return ToggleTaskCompletionPayload(task=task)
+
+    @strawberry.mutation(
+        description="Delete a task for good. Its creator, or an ADMIN.", extensions=[AnswersRefusals()]
+    )
+    async def delete_task(
+        self, info: Info, input: Annotated[DeleteTaskInput, strawberry.argument(description="Which task.")]
+    ) -> DeleteTaskPayload:
+        viewer = await info.context.require_viewer()
+        async with info.context.write() as session:
+            task = await tasks.delete_task(session, viewer, input.id, expected_version=input.expected_version)
+        return DeleteTaskPayload(deleted_task_id=strawberry.ID(str(task.id)))
+
+
+def _given(input: UpdateTaskInput) -> tasks.TaskChanges:
+    changes: tasks.TaskChanges = {
+        "title": input.title,
+        "description": input.description,
+        "status": input.status,
+        "priority": input.priority,
+        "category": input.category,
+        "due_date": input.due_date,
+        "assignee_id": input.assignee_id,
+    }
+    return {name: value for name, value in changes.items() if value is not strawberry.UNSET}  # type: ignore[return-value]

@@ -1,0 +1,190 @@
+"""People: the User type, the queries that find them, and what admins change."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated
+
+import strawberry
+
+from taskflow_gql.api.context import Info
+from taskflow_gql.api.errors import AnswersRefusals, UserError
+from taskflow_gql.api.node import Node
+from taskflow_gql.api.pagination import After, Before, First, Last, PageInfo, page_info
+from taskflow_gql.models import UserRole, UserRow
+from taskflow_gql.services import users
+from taskflow_gql.services.paging import Page, PageRequest
+
+
+@strawberry.type(description="A person with an account.")
+class User(Node):
+    username: str = strawberry.field(
+        description="Unique without regard to case; 3 to 50 letters, digits, `_`, `.` or `-`. Good for signing in."
+    )
+    full_name: str = strawberry.field(description="The name to show.")
+    role: UserRole = strawberry.field(description="What this person may do.")
+    is_active: bool = strawberry.field(
+        description="False once an admin has deactivated the account: no signing in, no new tasks assigned."
+    )
+    created_at: datetime = strawberry.field(description="When the account was registered.")
+    updated_at: datetime = strawberry.field(description="When name, address, role or activity last changed.")
+
+    @strawberry.field(description="Null unless it is you, or you are an ADMIN.")
+    @staticmethod
+    def email(user: strawberry.Parent[UserRow], info: Info) -> str | None:
+        viewer = info.context.known_viewer
+        is_admin = viewer is not None and viewer.is_admin
+        return user.email if is_admin or info.context.is_viewer(user.id) else None
+
+    @classmethod
+    def is_type_of(cls, value: object, info: object) -> bool:
+        return isinstance(value, UserRow)
+
+
+@strawberry.type(description="A person in a list.")
+class UserEdge:
+    cursor: str = strawberry.field(description="This person's place in the list, for `after` and `before`.")
+    node: UserRow = strawberry.field(graphql_type=User, description="The person.")
+
+
+@strawberry.type(description="A page of people.")
+class UserConnection:
+    page: strawberry.Private[Page[UserRow]]
+
+    @strawberry.field(description="The people of this page with their cursors.")
+    def edges(self) -> list[UserEdge]:
+        return [UserEdge(cursor=self.page.order.cursor(user), node=user) for user in self.page.rows]
+
+    @strawberry.field(graphql_type=list[User], description="The people of this page without cursors.")
+    def nodes(self) -> list[UserRow]:
+        return self.page.rows
+
+    @strawberry.field(description="Where this page lies in the list.")
+    def page_info(self) -> PageInfo:
+        return page_info(self.page)
+
+    @strawberry.field(description="How many people the whole list has; counted only when selected.")
+    async def total_count(self, info: Info) -> int:
+        viewer = await info.context.require_viewer()
+        async with info.context.read() as session:
+            return await users.count_users(session, viewer)
+
+
+@strawberry.type
+class UserQueries:
+    @strawberry.field(
+        graphql_type=User | None,
+        description=(
+            "The signed-in person; null without a token. With a token that is expired, revoked or bad: "
+            "UNAUTHENTICATED, so that a client knows to sign in again."
+        ),
+    )
+    async def me(self, info: Info) -> UserRow | None:
+        viewer = await info.context.viewer()
+        return None if viewer is None else await info.context.loaders.users_by_id.load(viewer.id)
+
+    @strawberry.field(graphql_type=User | None, description="A person by id; null when there is none.")
+    async def user(
+        self, info: Info, id: Annotated[strawberry.ID, strawberry.argument(description="The person's id.")]
+    ) -> UserRow | None:
+        viewer = await info.context.require_viewer()
+        async with info.context.read() as session:
+            return await users.get_user(session, viewer, id)
+
+    @strawberry.field(description="Everyone who is active (for an ADMIN everyone), by username.")
+    async def users(
+        self,
+        info: Info,
+        first: First = None,
+        after: After = None,
+        last: Last = None,
+        before: Before = None,
+    ) -> UserConnection:
+        viewer = await info.context.require_viewer()
+        request = PageRequest.of(first=first, after=after, last=last, before=before)
+        async with info.context.read() as session:
+            return UserConnection(page=await users.list_users(session, viewer, request))
+
+
+@strawberry.input(description="Whose role to set, and to what.")
+class SetUserRoleInput:
+    user_id: strawberry.ID = strawberry.field(description="The person.")
+    role: UserRole = strawberry.field(description="The new role.")
+
+
+@strawberry.input(description="Whom to deactivate.")
+class DeactivateUserInput:
+    user_id: strawberry.ID = strawberry.field(description="The person.")
+
+
+@strawberry.input(description="Whom to let in again.")
+class ReactivateUserInput:
+    user_id: strawberry.ID = strawberry.field(description="The person.")
+
+
+@strawberry.type(description="What became of `setUserRole`.")
+class SetUserRolePayload:
+    user: UserRow | None = strawberry.field(
+        graphql_type=User | None, default=None, description="The person with the new role; null on errors."
+    )
+    errors: list[UserError] = strawberry.field(
+        default_factory=list, description="Empty, or everything that is wrong; then nothing was changed."
+    )
+
+
+@strawberry.type(description="What became of `deactivateUser`.")
+class DeactivateUserPayload:
+    user: UserRow | None = strawberry.field(
+        graphql_type=User | None, default=None, description="The person, now inactive; null on errors."
+    )
+    errors: list[UserError] = strawberry.field(
+        default_factory=list, description="Empty, or everything that is wrong; then nothing was changed."
+    )
+
+
+@strawberry.type(description="What became of `reactivateUser`.")
+class ReactivateUserPayload:
+    user: UserRow | None = strawberry.field(
+        graphql_type=User | None, default=None, description="The person, active again; null on errors."
+    )
+    errors: list[UserError] = strawberry.field(
+        default_factory=list, description="Empty, or everything that is wrong; then nothing was changed."
+    )
+
+
+@strawberry.type
+class UserMutations:
+    @strawberry.mutation(
+        description="Make somebody an ADMIN or a MEMBER. For ADMINs. The last active ADMIN stays one.",
+        extensions=[AnswersRefusals()],
+    )
+    async def set_user_role(
+        self,
+        info: Info,
+        input: Annotated[SetUserRoleInput, strawberry.argument(description="Who, and which role.")],
+    ) -> SetUserRolePayload:
+        viewer = await info.context.require_viewer()
+        async with info.context.write() as session:
+            return SetUserRolePayload(user=await users.set_user_role(session, viewer, input.user_id, input.role))
+
+    @strawberry.mutation(
+        description=(
+            "Lock somebody out: every session of theirs ends at once, their tasks stay. For ADMINs. "
+            "The last active ADMIN cannot be deactivated."
+        ),
+        extensions=[AnswersRefusals()],
+    )
+    async def deactivate_user(
+        self, info: Info, input: Annotated[DeactivateUserInput, strawberry.argument(description="Who.")]
+    ) -> DeactivateUserPayload:
+        viewer = await info.context.require_viewer()
+        async with info.context.write() as session:
+            return DeactivateUserPayload(user=await users.deactivate_user(session, viewer, input.user_id))
+
+    @strawberry.mutation(description="Let somebody sign in again. For ADMINs.", extensions=[AnswersRefusals()])
+    async def reactivate_user(
+        self, info: Info, input: Annotated[ReactivateUserInput, strawberry.argument(description="Who.")]
+    ) -> ReactivateUserPayload:
+        viewer = await info.context.require_viewer()
+        async with info.context.write() as session:
+            return ReactivateUserPayload(user=await users.reactivate_user(session, viewer, input.user_id))

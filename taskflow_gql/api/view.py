@@ -1,0 +1,270 @@
+"""GraphQL over HTTP and over WebSocket, as the specifications of both want it.
+
+HTTP: https://graphql.github.io/graphql-over-http/draft/ (checked by the audits of the graphql-http package).
+WebSocket: https://github.com/enisdenjo/graphql-ws/blob/master/PROTOCOL.md
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from cross_web import AsyncHTTPRequestAdapter, HTTPException
+from starlette.requests import HTTPConnection, Request
+from starlette.responses import FileResponse, Response
+from starlette.types import Receive, Scope, Send
+from starlette.websockets import WebSocket
+from strawberry.asgi import GraphQL
+from strawberry.exceptions import ConnectionRejectionError, MissingQueryError
+from strawberry.http import GraphQLHTTPResponse, GraphQLRequestData
+from strawberry.schema import BaseSchema
+from strawberry.schema.exceptions import CannotGetOperationTypeError, InvalidOperationTypeError
+from strawberry.subscriptions import GRAPHQL_TRANSPORT_WS_PROTOCOL
+from strawberry.subscriptions.protocols.graphql_transport_ws.handlers import BaseGraphQLTransportWSHandler
+from strawberry.types import ExecutionResult
+from strawberry.types.execution import PreExecutionError
+from strawberry.types.graphql import OperationType
+from strawberry.types.unset import UNSET, UnsetType
+
+from taskflow_gql.api.context import Context, Parts
+from taskflow_gql.api.errors import BAD_USER_INPUT, render_error
+from taskflow_gql.errors import Unauthenticated
+
+log = logging.getLogger(__name__)
+
+GRAPHQL_RESPONSE = "application/graphql-response+json"
+JSON = "application/json"
+_CONNECTION_INIT_TIMEOUT = timedelta(seconds=10)
+_GRAPHIQL_PAGE = Path(__file__).parent.parent / "static" / "graphiql" / "index.html"
+
+
+class RequestError(Exception):
+    """A request that cannot be executed at all."""
+
+    def __init__(self, status: int, message: str, *, allow: str | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.allow = allow
+
+
+class TransportWSHandler(BaseGraphQLTransportWSHandler[Context, None]):
+    """Strawberry's, holding out against messages that are JSON but not of the protocol."""
+
+    async def handle_message(self, message: Any) -> None:
+        if not isinstance(message, dict) or not isinstance(message.get("type"), str):
+            await self.handle_invalid_message("A message must be an object with a type")
+        elif message["type"] in ("subscribe", "complete") and not _is_id(message.get("id")):
+            await self.handle_invalid_message("The id of an operation must be a string that is not empty")
+        elif message["type"] == "subscribe" and (problem := _problem_of_payload(message.get("payload"))):
+            await self.handle_invalid_message(problem)
+        else:
+            await super().handle_message(message)  # type: ignore[arg-type]
+
+
+def _is_id(value: object) -> bool:
+    return isinstance(value, str) and value != ""
+
+
+def _problem_of_payload(payload: object) -> str | None:
+    if not isinstance(payload, dict) or not isinstance(payload.get("query"), str):
+        return "The payload of subscribe must be an object with a query"
+    if not isinstance(payload.get("variables"), dict | None):
+        return "variables must be an object"
+    if not isinstance(payload.get("operationName"), str | None):
+        return "operationName must be a string"
+    return None
+
+
+class GraphQLView(GraphQL[Context, None]):
+    graphql_transport_ws_handler_class = TransportWSHandler
+
+    def __init__(self, schema: BaseSchema, parts: Parts) -> None:
+        settings = parts.settings
+        super().__init__(
+            schema,
+            graphql_ide="graphiql" if settings.shows_graphiql else None,
+            # Named explicitly: the legacy `graphql-ws` protocol is on by default.
+            subscription_protocols=[GRAPHQL_TRANSPORT_WS_PROTOCOL],
+            connection_init_wait_timeout=_CONNECTION_INIT_TIMEOUT,
+            max_subscriptions_per_connection=100,
+            # The browser's Origin is checked for sockets, where CORS does not apply.
+            allowed_origins=settings.cors_origins,
+        )
+        self._parts = parts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await super().__call__(scope, receive, send)
+            return
+        request = Request(scope, receive)
+        try:
+            response: Response = await self.run(request)
+        except RequestError as error:
+            response = _error_response(request, error.status, error.message)
+            if error.allow:
+                response.headers["Allow"] = error.allow
+        except HTTPException as error:
+            response = _error_response(request, error.status_code, error.reason)
+        await response(scope, receive, send)
+
+    async def get_context(self, request: HTTPConnection, response: Response | WebSocket) -> Context:
+        return Context(parts=self._parts, connection=request)
+
+    async def on_ws_connect(self, context: Context) -> UnsetType | dict[str, object] | None:
+        """No token is anonymous; a bad one closes with 4403, on which clients fetch a new one and come back."""
+        try:
+            await context.for_operation().viewer()
+        except Unauthenticated as error:
+            raise ConnectionRejectionError from error
+        return UnsetType()
+
+    # -- HTTP requests
+
+    def should_render_graphql_ide(self, request: Any) -> bool:
+        # A browser says text/html. The base class also takes */*, which is what a client without manners sends.
+        accepts_html = "text/html" in request.headers.get("accept", "")
+        return bool(
+            self.graphql_ide and request.method == "GET" and "query" not in request.query_params and accepts_html
+        )
+
+    async def render_graphql_ide(self, request: Request) -> Response:
+        return FileResponse(_GRAPHIQL_PAGE, media_type="text/html")
+
+    def is_request_allowed(self, request: Any) -> bool:
+        if request.method not in ("GET", "POST"):
+            raise RequestError(405, "GraphQL takes GET and POST", allow="GET, POST")
+        return True
+
+    def decode_json(self, data: str | bytes) -> object:
+        try:
+            return json.loads(data)
+        except RecursionError as error:
+            raise json.JSONDecodeError("nested too deeply", "", 0) from error
+        except UnicodeDecodeError as error:
+            raise json.JSONDecodeError("not UTF-8", "", 0) from error
+
+    async def parse_http_body(self, request: AsyncHTTPRequestAdapter) -> GraphQLRequestData | list[GraphQLRequestData]:
+        if request.method == "GET":
+            data = self.parse_query_params(request.query_params)
+        else:
+            media_type, _, parameters = (request.content_type or "").partition(";")
+            if media_type.strip().lower() != JSON:
+                raise RequestError(415, f"Send the request as {JSON}")
+            if "charset" in parameters.lower() and "utf-8" not in parameters.lower():
+                raise RequestError(415, "Send the request in UTF-8")
+            data = self.parse_json(await request.get_body())
+        if isinstance(data, list):
+            raise RequestError(400, "Batches are not taken: send one operation a request")
+        return _request_data(data)
+
+    async def execute_single(
+        self,
+        request: Request,
+        request_adapter: AsyncHTTPRequestAdapter,
+        sub_response: Response,
+        context: Context,
+        root_value: None,
+        request_data: GraphQLRequestData,
+    ) -> ExecutionResult:
+        allowed = {OperationType.QUERY}
+        if request_adapter.method == "POST":
+            allowed.add(OperationType.MUTATION)
+        try:
+            return await self.schema.execute(
+                request_data.query,
+                variable_values=request_data.variables,
+                context_value=context,
+                operation_name=request_data.operation_name,
+                allowed_operation_types=allowed,
+                operation_extensions=request_data.extensions,
+            )
+        except InvalidOperationTypeError as error:
+            if error.operation_type is OperationType.SUBSCRIPTION:
+                raise RequestError(400, "Subscriptions need a WebSocket (graphql-transport-ws)") from error
+            raise RequestError(405, "Mutations need POST", allow="POST") from error
+        except CannotGetOperationTypeError as error:
+            raise RequestError(400, error.as_http_error_reason()) from error
+        except MissingQueryError as error:
+            raise RequestError(400, "The request has no query") from error
+
+    # -- HTTP responses
+
+    async def process_result(self, request: Request, result: ExecutionResult) -> GraphQLHTTPResponse:
+        response: dict[str, Any] = {}
+        if result.errors:
+            # Rendered already unless an extension itself failed; rendering twice changes nothing.
+            response["errors"] = [render_error(error).formatted for error in result.errors]
+        # Of a request error, one that came before any field was run, `data` is no part.
+        if result.data is not None or not _is_request_error(result):
+            response["data"] = result.data
+        if result.extensions:
+            response["extensions"] = result.extensions
+        return response  # type: ignore[return-value]
+
+    async def get_sub_response(self, request: Request | WebSocket) -> Response:
+        response = await super().get_sub_response(request)
+        response.headers["content-type"] = f"{_media_type(request)}; charset=utf-8"
+        return response
+
+    def create_response(
+        self, response_data: GraphQLHTTPResponse | list[GraphQLHTTPResponse], sub_response: Response
+    ) -> Response:
+        # Under `application/json` a request error is 200, because clients of old took anything else for a broken
+        # server. The newer media type says 400.
+        is_new_media_type = sub_response.headers["content-type"].startswith(GRAPHQL_RESPONSE)
+        status = 400 if is_new_media_type and "data" not in response_data else 200
+        return Response(self.encode_json(response_data), status, headers=dict(sub_response.headers))
+
+
+def _is_request_error(result: ExecutionResult) -> bool:
+    return isinstance(result, PreExecutionError) or not any(error.path for error in result.errors or ())
+
+
+def _request_data(data: object) -> GraphQLRequestData:
+    if not isinstance(data, Mapping):
+        raise RequestError(400, "The request must be a JSON object with a query")
+    for name, kind, what in (
+        ("query", str, "a string"),
+        ("operationName", str, "a string"),
+        ("variables", Mapping, "an object"),
+        ("extensions", Mapping, "an object"),
+    ):
+        if not isinstance(data.get(name), kind | None):
+            raise RequestError(400, f"{name} must be {what}")
+    if not data.get("query"):
+        raise RequestError(400, "The request has no query")
+    return GraphQLRequestData(
+        query=data["query"],
+        variables=data.get("variables"),
+        operation_name=data.get("operationName") or None,
+        extensions=data.get("extensions"),
+    )
+
+
+def _media_type(request: HTTPConnection) -> str:
+    """Which of our two media types the client likes better: the higher q, then the earlier; JSON for no word."""
+    best, best_quality = JSON, 0.0
+    for part in request.headers.get("accept", "").split(","):
+        name, *parameters = (piece.strip().lower() for piece in part.split(";"))
+        quality = next((_quality(piece) for piece in parameters if piece.startswith("q=")), 1.0)
+        media_type = GRAPHQL_RESPONSE if name == GRAPHQL_RESPONSE else JSON
+        if name in (GRAPHQL_RESPONSE, JSON, "application/*", "*/*") and quality > best_quality:
+            best, best_quality = media_type, quality
+    return best
+
+
+def _quality(parameter: str) -> float:
+    try:
+        return float(parameter.removeprefix("q="))
+    except ValueError:
+        return 0.0
+
+
+def _error_response(request: Request, status: int, message: str) -> Response:
+    body = {"errors": [{"message": message, "extensions": {"code": BAD_USER_INPUT}}]}
+    return Response(json.dumps(body), status, media_type=f"{_media_type(request)}; charset=utf-8")

@@ -1,0 +1,134 @@
+"""The ASGI application: the parts of the server put together, and its routes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+
+from redis.exceptions import RedisError
+from sqlalchemy import text
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Mount, Route, WebSocketRoute
+from starlette.staticfiles import StaticFiles
+
+from taskflow_gql import __version__, clock
+from taskflow_gql.api.context import Parts
+from taskflow_gql.api.nodes import SERVER_NAME
+from taskflow_gql.api.schema import make_schema
+from taskflow_gql.api.view import GraphQLView
+from taskflow_gql.bus import Bus, make_bus
+from taskflow_gql.config import Settings, load_settings
+from taskflow_gql.database import Database, create_engine
+from taskflow_gql.fanout import Fanout
+from taskflow_gql.log import configure_logging
+from taskflow_gql.relay import Relay
+from taskflow_gql.security import PasswordHasher, TokenSigner
+
+log = logging.getLogger(__name__)
+
+_READY_TIMEOUT_SECONDS = 3
+
+
+def create_app(settings: Settings | None = None) -> Starlette:
+    """The server as an ASGI application; uvicorn calls this in each worker. Nothing is opened before its lifespan."""
+    settings = settings or load_settings()
+    configure_logging(settings)
+    bus = make_bus(settings.redis_url)
+    database = Database(create_engine(settings))
+    relay = Relay(database, bus)
+    database.on_event = relay.ring
+    parts = Parts(
+        settings=settings,
+        database=database,
+        fanout=Fanout(database, bus),
+        passwords=PasswordHasher(),
+        tokens=TokenSigner(settings.signing_key, timedelta(minutes=settings.access_token_expire_minutes)),
+    )
+    view = GraphQLView(make_schema(settings), parts)
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        await bus.start()
+        await parts.fanout.start()
+        relay.start()
+        try:
+            yield
+        finally:
+            await relay.close()
+            await parts.fanout.close()
+            await bus.close()
+            parts.passwords.close()
+            await database.close()
+
+    async def ready(_: Request) -> JSONResponse:
+        return await _ready(database, bus)
+
+    app = Starlette(
+        routes=[
+            Route("/", root),
+            Route("/health", health),
+            Route("/health-check", health),
+            Route("/ready", ready),
+            # As instances, not functions: Starlette then leaves the methods to the view.
+            Route("/graphql", view),
+            WebSocketRoute("/graphql", view),
+            Mount("/static", StaticFiles(packages=[("taskflow_gql", "static")])),
+        ],
+        middleware=[
+            Middleware(
+                CORSMiddleware,
+                allow_origins=settings.cors_origins,
+                allow_credentials=True,
+                allow_methods=["GET", "POST", "OPTIONS"],
+                allow_headers=["Authorization", "Content-Type", "Accept", "X-Request-Id", *_CLIENT_HEADERS],
+            )
+        ],
+        lifespan=lifespan,
+        max_body_size=settings.max_body_bytes,
+    )
+    app.state.parts = parts
+    return app
+
+
+# What Apollo and urql add to their requests, and what asks for CSRF prevention.
+_CLIENT_HEADERS = [
+    "Apollo-Require-Preflight",
+    "X-Apollo-Operation-Name",
+    "Apollographql-Client-Name",
+    "Apollographql-Client-Version",
+    "GraphQL-Preflight",
+]
+
+
+async def root(_: Request) -> JSONResponse:
+    return JSONResponse({"message": SERVER_NAME, "version": __version__})
+
+
+async def health(_: Request) -> JSONResponse:
+    return JSONResponse({"status": "healthy", "time": clock.now().isoformat()})
+
+
+async def _ready(database: Database, bus: Bus) -> JSONResponse:
+    failing = []
+    try:
+        async with asyncio.timeout(_READY_TIMEOUT_SECONDS), database.read() as session:
+            await session.execute(text("SELECT 1 FROM stream_state"))
+    except (SQLAlchemyError, OSError, TimeoutError) as error:
+        log.warning("Not ready: the database: %s", error)
+        failing.append("database")
+    try:
+        await bus.ping()
+    except (RedisError, OSError, TimeoutError) as error:
+        log.warning("Not ready: Redis: %s", error)
+        failing.append("redis")
+    if failing:
+        return JSONResponse({"status": "unavailable", "failing": failing}, 503)
+    return JSONResponse({"status": "ready"})

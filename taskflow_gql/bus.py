@@ -1,0 +1,151 @@
+"""News between processes: "something was recorded" and "positions are given up to here".
+
+News is all it carries; the table is the record. A message that is lost costs a moment, because everyone who listens
+also reads the table on a timer, on every new subscription to Redis, and whenever it cannot be sure.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Protocol
+
+from redis.asyncio import Redis
+from redis.asyncio.client import PubSub
+from redis.exceptions import RedisError
+
+log = logging.getLogger(__name__)
+
+_CHANNEL = "taskflow:placed"
+_RETRY_SECONDS = (0.1, 0.2, 0.5, 1.0)
+
+
+class Bus(Protocol):
+    """Tells every process, this one among them, that new positions can be read."""
+
+    def listen(self, on_placed: Callable[[], None]) -> None:
+        """`on_placed` is called in the event loop; it must only take note and return."""
+
+    def announce(self) -> None:
+        """New positions are committed. Never blocks and never fails."""
+
+    async def start(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+    async def ping(self) -> None:
+        """Raises an OSError or RedisError when the bus cannot carry news."""
+
+
+class MemoryBus:
+    """For a single process."""
+
+    def __init__(self) -> None:
+        self._listeners: list[Callable[[], None]] = []
+
+    def listen(self, on_placed: Callable[[], None]) -> None:
+        self._listeners.append(on_placed)
+
+    def announce(self) -> None:
+        for listener in self._listeners:
+            listener()
+
+    async def start(self) -> None:
+        return
+
+    async def close(self) -> None:
+        return
+
+    async def ping(self) -> None:
+        return
+
+
+class RedisBus:
+    """For any number of processes, over one pub/sub channel."""
+
+    def __init__(self, url: str) -> None:
+        self._redis = Redis.from_url(
+            url,
+            # A connection that went away without a word is found out by these, not by the next lost message.
+            health_check_interval=5,
+            socket_connect_timeout=2,
+            socket_keepalive=True,
+        )
+        self._listeners: list[Callable[[], None]] = []
+        self._to_announce = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def listen(self, on_placed: Callable[[], None]) -> None:
+        self._listeners.append(on_placed)
+
+    def announce(self) -> None:
+        # Our own process learns at once, also while Redis is away. The event coalesces: ten announcements that
+        # wait for a slow Redis are one.
+        self._tell_listeners()
+        self._to_announce.set()
+
+    async def start(self) -> None:
+        self._tasks = [
+            asyncio.create_task(self._publish_for_ever(), name="bus-publish"),
+            asyncio.create_task(self._listen_for_ever(), name="bus-listen"),
+        ]
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        for task in self._tasks:
+            with suppress(asyncio.CancelledError):
+                await task
+        await self._redis.aclose()
+
+    async def ping(self) -> None:
+        async with asyncio.timeout(2):
+            await self._redis.ping()
+
+    async def _publish_for_ever(self) -> None:
+        while True:
+            await self._to_announce.wait()
+            self._to_announce.clear()
+            try:
+                async with asyncio.timeout(2):
+                    await self._redis.publish(_CHANNEL, b"")
+            except (RedisError, OSError, TimeoutError) as error:
+                # Until Redis is back the other processes read the table on their timers.
+                log.warning("Redis took no news (%s); other processes learn of changes a second later", error)
+                self._to_announce.set()
+                await asyncio.sleep(_RETRY_SECONDS[-1])
+
+    async def _listen_for_ever(self) -> None:
+        failures = 0
+        while True:
+            try:
+                async with self._redis.pubsub() as pubsub:
+                    await pubsub.subscribe(_CHANNEL)
+                    async for _ in _messages(pubsub):
+                        failures = 0
+                        self._tell_listeners()
+            except (RedisError, OSError, TimeoutError) as error:
+                # redis-py has given up reconnecting by itself; begin anew, and read what was said meanwhile.
+                log.warning("Lost the subscription to Redis (%s); trying again", error)
+            self._tell_listeners()
+            await asyncio.sleep(_RETRY_SECONDS[min(failures, len(_RETRY_SECONDS) - 1)])
+            failures += 1
+
+    def _tell_listeners(self) -> None:
+        for listener in self._listeners:
+            listener()
+
+
+async def _messages(pubsub: PubSub):  # type: ignore[no-untyped-def]
+    """News, and every confirmation of a subscription: redis-py reconnects silently, and what was said in between is
+    gone."""
+    while True:
+        message = await pubsub.get_message(timeout=5)
+        if message is not None and message["type"] in ("message", "subscribe"):
+            yield message
+
+
+def make_bus(redis_url: str | None) -> Bus:
+    return MemoryBus() if redis_url is None else RedisBus(redis_url)

@@ -1,0 +1,403 @@
+"""The `taskflow` command.
+
+Exit codes: 0 done, 1 what was asked for is not so (`--check`, `doctor`, `healthcheck`), 2 bad usage or settings,
+3 a part that is needed cannot be reached.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import json
+import os
+import socket
+import urllib.error
+import urllib.request
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Annotated, Any, NoReturn, TypeVar
+
+import typer
+import uvicorn
+from alembic.util import CommandError
+from redis.exceptions import RedisError
+from rich.console import Console
+from rich.table import Table
+from sqlalchemy.exc import SQLAlchemyError
+from uvicorn.supervisors import Multiprocess
+
+from taskflow_gql import __version__
+from taskflow_gql.api.schema import make_schema
+from taskflow_gql.bus import make_bus
+from taskflow_gql.config import Settings, load_settings
+from taskflow_gql.database import Database, create_engine, database_url
+from taskflow_gql.errors import ConfigurationError, Refusals
+from taskflow_gql.migrate import current_revision, head_revision, migrate
+from taskflow_gql.models import UserRole
+from taskflow_gql.security import PasswordHasher
+from taskflow_gql.seed import Seeding, seed_database
+from taskflow_gql.services import accounts
+
+app = typer.Typer(
+    name="taskflow",
+    help="A GraphQL API server for collaborative tasks. Settings come from the environment; see .env.example.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+NOT_SO, BAD_SETTINGS, UNREACHABLE = 1, 2, 3
+
+Result = TypeVar("Result")
+
+
+def fail(message: str, code: int) -> NoReturn:
+    err.print(f"taskflow: {message}", style="red", markup=False, soft_wrap=True)
+    raise typer.Exit(code)
+
+
+def settings_or_exit() -> Settings:
+    try:
+        return load_settings()
+    except ConfigurationError as error:
+        fail(str(error), BAD_SETTINGS)
+
+
+def run(work: Coroutine[Any, Any, Result], settings: Settings) -> Result:
+    """Run to the end; what goes wrong around us becomes one line that says what to do."""
+    try:
+        return asyncio.run(work)
+    except ConfigurationError as error:
+        fail(str(error), BAD_SETTINGS)
+    except (SQLAlchemyError, OSError, TimeoutError) as error:
+        fail(f"The database at {shown_url(settings)} cannot be used: {reason(error)}", UNREACHABLE)
+
+
+def shown_url(settings: Settings) -> str:
+    return database_url(settings).render_as_string(hide_password=True)
+
+
+def reason(error: BaseException) -> str:
+    """The driver's own words, on one line, without SQLAlchemy's around them."""
+    cause = getattr(error, "orig", None) or error
+    words = str(cause).strip().splitlines()
+    first = words[0] if words else type(cause).__name__
+    return first.split(">: ", 1)[-1]
+
+
+@app.command()
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on; TASKFLOW_HOST.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on; TASKFLOW_PORT.", min=0, max=65535)] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes; TASKFLOW_WORKERS.", min=1)] = None,
+) -> None:
+    """Serve the API. On a SQLite file it migrates by itself; on PostgreSQL run `taskflow migrate` first."""
+    # Through the environment, because each worker reads its settings there.
+    for name, value in (("HOST", host), ("PORT", port), ("WORKERS", workers)):
+        if value is not None:
+            os.environ[f"TASKFLOW_{name}"] = str(value)
+    settings = settings_or_exit()
+    try:
+        settings.signing_key  # noqa: B018  (made now, by one process, or the error shown now)
+    except ConfigurationError as error:
+        fail(str(error), BAD_SETTINGS)
+    run(prepare_database(settings), settings)
+    if settings.redis_url is not None:
+        check_redis(settings)
+    listener = listen(settings)
+    greet(settings, listener.getsockname()[1])
+    config = uvicorn.Config(
+        "taskflow_gql.app:create_app",
+        factory=True,
+        workers=settings.workers,
+        log_config=None,
+        log_level=settings.log_level.lower(),
+        access_log=False,
+        server_header=False,
+        ws_max_size=settings.max_websocket_message_bytes,
+        # Compression keeps 64 KiB for each socket, and its messages are small.
+        ws_per_message_deflate=False,
+        timeout_graceful_shutdown=settings.shutdown_timeout_seconds,
+    )
+    if settings.workers > 1:
+        Multiprocess(config, sockets=[listener]).run()
+    else:
+        server = uvicorn.Server(config)
+        server.run(sockets=[listener])
+        if not server.started:
+            raise typer.Exit(UNREACHABLE)
+
+
+def listen(settings: Settings) -> socket.socket:
+    """The port is taken here, before anything starts, so that a port in use is one line and not a stack."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.set_inheritable(True)
+    try:
+        listener.bind((settings.host, settings.port))
+    except OSError as error:
+        match error.errno:
+            case errno.EADDRINUSE:
+                hint = "it is in use. Stop what listens there, or choose another with --port"
+            case errno.EACCES:
+                hint = "that needs more rights. Choose a port above 1023 with --port"
+            case _:
+                hint = f"{error.strerror}. Choose another address with --host"
+        fail(f"Cannot listen on {settings.host}:{settings.port}: {hint}", UNREACHABLE)
+    return listener
+
+
+async def prepare_database(settings: Settings) -> None:
+    engine = create_engine(settings)
+    try:
+        current = await current_revision(engine)
+        if current == head_revision():
+            return
+        if settings.is_sqlite:
+            await migrate(engine)
+        else:
+            raise ConfigurationError(
+                f"The database is at revision {current or 'nothing'}, this server needs {head_revision()}: "
+                "run `taskflow migrate`"
+            )
+    finally:
+        await engine.dispose()
+
+
+def check_redis(settings: Settings) -> None:
+    async def ping() -> None:
+        bus = make_bus(settings.redis_url)
+        try:
+            await bus.ping()
+        finally:
+            await bus.close()
+
+    try:
+        asyncio.run(ping())
+    except ValueError as error:
+        fail(f"REDIS_URL is not a Redis URL ({error}); it looks like redis://host:6379/0", BAD_SETTINGS)
+    except (RedisError, OSError, TimeoutError) as error:
+        fail(f"Redis at REDIS_URL cannot be reached: {reason(error)}. Start it, or unset REDIS_URL", UNREACHABLE)
+
+
+def greet(settings: Settings, port: int) -> None:
+    shown = "localhost" if settings.host in ("127.0.0.1", "0.0.0.0", "::", "::1") else settings.host  # noqa: S104
+    address = f"http://{shown}:{port}"
+    out.print(f"[bold]TaskFlow GQL {__version__}[/bold]")
+    out.print(f"  API       {address}/graphql")
+    if settings.shows_graphiql:
+        out.print(f"  GraphiQL  {address}/graphql  (open it in a browser)")
+    out.print(f"  Database  {shown_url(settings)}", markup=False)
+    if settings.is_embedded:
+        out.print(f"  Mode      embedded: one process, everything kept under {settings.data_dir}/", markup=False)
+    else:
+        out.print(f"  Mode      {settings.workers} worker(s), Redis {'on' if settings.redis_url else 'off'}")
+    out.print("  Account   `taskflow create-admin` makes an ADMIN; the mutation `register` makes a MEMBER.")
+    out.print("  Stop with Ctrl+C.")
+
+
+@app.command("migrate")
+def migrate_command(
+    to: Annotated[str, typer.Option(help="Revision to go to, up or down; `base` drops everything.")] = "head",
+    status: Annotated[
+        bool, typer.Option("--status", help="Only say where the database is; exit 1 when it is not up to date.")
+    ] = False,
+) -> None:
+    """Bring the database's tables up to date."""
+    settings = settings_or_exit()
+
+    async def work() -> tuple[str | None, str | None]:
+        engine = create_engine(settings)
+        try:
+            before = await current_revision(engine)
+            if not status:
+                await migrate(engine, to)
+            return before, await current_revision(engine)
+        finally:
+            await engine.dispose()
+
+    try:
+        before, after = run(work(), settings)
+    except CommandError as error:
+        fail(f"{error}. `taskflow migrate --status` says where the database is", BAD_SETTINGS)
+    head = head_revision()
+    if status:
+        out.print(
+            f"{shown_url(settings)} is at {after or 'nothing'}; the newest is {head}", markup=False, soft_wrap=True
+        )
+        raise typer.Exit(0 if after == head else NOT_SO)
+    done = "was up to date at" if before == after else f"went from {before or 'nothing'} to"
+    out.print(f"{shown_url(settings)} {done} {after or 'nothing'}", markup=False, soft_wrap=True)
+
+
+@app.command()
+def seed(
+    users: Annotated[int, typer.Option(help="How many people.", min=1, max=1_000_000)] = 20,
+    tasks: Annotated[int, typer.Option(help="How many tasks.", min=0, max=100_000_000)] = 500,
+    random_seed: Annotated[int, typer.Option(help="The same number makes the same data.")] = 1,
+) -> None:
+    """Fill an empty database with demonstration data: people user1, user2, … with the password `password`.
+
+    user1 is an ADMIN. Seeded rows are not changes: the stream and the history know nothing of them.
+    """
+    settings = settings_or_exit()
+    if settings.is_production:
+        fail("This is production (TASKFLOW_ENV), and demonstration people have a known password", BAD_SETTINGS)
+
+    async def work() -> None:
+        await prepare_database(settings)
+        engine = create_engine(settings)
+        try:
+            await seed_database(engine, Seeding(users=users, tasks=tasks, random_seed=random_seed), err)
+        finally:
+            await engine.dispose()
+
+    run(work(), settings)
+    out.print(f"Made {users} people and {tasks} tasks. Sign in as user1 with the password `password`.")
+
+
+@app.command("create-admin")
+def create_admin(
+    email: Annotated[str, typer.Option(prompt=True, help="Email address.")],
+    username: Annotated[str, typer.Option(prompt=True, help="Username, for signing in.")],
+    full_name: Annotated[str, typer.Option(prompt=True, help="The name that others see.")],
+    password: Annotated[
+        str | None,
+        typer.Option(
+            help="Password; asked for when left out. Prefer TASKFLOW_ADMIN_PASSWORD in scripts: "
+            "arguments can be seen by others on the machine.",
+            envvar="TASKFLOW_ADMIN_PASSWORD",
+        ),
+    ] = None,
+) -> None:
+    """Make an account with the role ADMIN."""
+    settings = settings_or_exit()
+    if password is None:
+        password = typer.prompt("Password", hide_input=True, confirmation_prompt=True)
+
+    async def work() -> str:
+        await prepare_database(settings)
+        database, hasher = Database(create_engine(settings)), PasswordHasher()
+        try:
+            async with database.read() as session:
+                registration = await accounts.check_registration(
+                    session, email=email, username=username, full_name=full_name, password=password
+                )
+            password_hash = await hasher.hash(registration.password)
+            async with database.write() as session:
+                user = await accounts.create_user(session, registration, password_hash, role=UserRole.ADMIN)
+            return user.username
+        finally:
+            hasher.close()
+            await database.close()
+
+    try:
+        made = run(work(), settings)
+    except Refusals as refused:
+        fail(str(refused), NOT_SO)
+    out.print(f"Made the ADMIN {made}. Sign in with the mutation `login`.", markup=False)
+
+
+@app.command("export-schema")
+def export_schema(
+    path: Annotated[Path, typer.Argument(help="The file to write or check.")] = Path("schema.graphql"),
+    check: Annotated[bool, typer.Option("--check", help="Write nothing; exit 1 when the file differs.")] = False,
+) -> None:
+    """Write the schema as SDL, the contract that clients generate their code from."""
+    text = make_schema(Settings(_env_file=None)).as_str().rstrip() + "\n"  # type: ignore[call-arg]
+    if not check:
+        try:
+            path.write_text(text)
+        except OSError as error:
+            fail(f"Cannot write {path}: {error.strerror}", UNREACHABLE)
+        return
+    if not path.is_file() or path.read_text() != text:
+        fail(f"{path} is not the schema of this code: run `taskflow export-schema` and commit it", NOT_SO)
+    out.print(f"{path} is up to date", markup=False)
+
+
+@app.command()
+def doctor() -> None:
+    """Say what is configured, reachable and migrated; exit 1 when something is not as it should be."""
+    settings = settings_or_exit()
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column()
+    table.add_column(overflow="fold")
+    is_well = True
+
+    def row(name: str, fine: bool | None, words: str) -> None:
+        nonlocal is_well
+        is_well = is_well and fine is not False
+        mark = {True: "[green]ok[/green]", False: "[red]not ok[/red]", None: "[dim]–[/dim]"}[fine]
+        table.add_row(f"{mark}  {name}", words)
+
+    row("environment", None, settings.env)
+    try:
+        key = "SECRET_KEY" if settings.secret_key else f"kept in {settings.data_dir}/secret"
+        row("secret", bool(settings.signing_key), key)
+        row("database", *asyncio.run(_examine_database(settings)))
+        row("redis", *asyncio.run(_examine_redis(settings)))
+    except ConfigurationError as error:
+        row("settings", False, str(error))
+    row("graphiql", None, "on" if settings.shows_graphiql else "off")
+    out.print(table)
+    raise typer.Exit(0 if is_well else NOT_SO)
+
+
+async def _examine_database(settings: Settings) -> tuple[bool, str]:
+    engine = create_engine(settings)
+    try:
+        current, head = await current_revision(engine), head_revision()
+    except (SQLAlchemyError, OSError, TimeoutError) as error:
+        return False, f"{shown_url(settings)}: {reason(error)}"
+    finally:
+        await engine.dispose()
+    if current == head:
+        return True, f"{shown_url(settings)} at revision {current}"
+    if settings.is_sqlite:
+        return True, f"{shown_url(settings)}: `taskflow serve` will migrate it to {head}"
+    return False, f"{shown_url(settings)} is at {current or 'nothing'}, not {head}: run `taskflow migrate`"
+
+
+async def _examine_redis(settings: Settings) -> tuple[bool | None, str]:
+    if settings.redis_url is None:
+        return None, "not configured: one process only"
+    try:
+        bus = make_bus(settings.redis_url)
+        try:
+            await bus.ping()
+        finally:
+            await bus.close()
+    except (RedisError, OSError, TimeoutError, ValueError) as error:
+        return False, reason(error)
+    return True, "reachable"
+
+
+@app.command()
+def healthcheck(
+    url: Annotated[str | None, typer.Option(help="Where to ask; the configured port by default.")] = None,
+) -> None:
+    """Ask a running server whether it is ready; exit 1 when it is not. For container images."""
+    settings = settings_or_exit()
+    address = url or f"http://127.0.0.1:{settings.port}/ready"
+    if not address.startswith(("http://", "https://")):
+        fail(f"{address} is no http address", BAD_SETTINGS)
+    try:
+        with urllib.request.urlopen(address, timeout=5) as response:  # noqa: S310  (http only, checked above)
+            json.load(response)
+    except urllib.error.HTTPError as error:
+        fail(f"{address} answered {error.code}: {error.read(500).decode(errors='replace')}", NOT_SO)
+    except (OSError, ValueError) as error:
+        fail(f"{address} does not answer: {reason(error)}", NOT_SO)
+
+
+@app.callback(invoke_without_command=True)
+def main(
+    version: Annotated[bool, typer.Option("--version", help="Say the version and exit.")] = False,
+) -> None:
+    if version:
+        out.print(__version__)
+        raise typer.Exit

@@ -1,0 +1,9 @@
+"""The time, in one place, so that tests can stop it."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+
+def now() -> datetime:
+    return datetime.now(UTC)

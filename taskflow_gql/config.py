@@ -1,0 +1,172 @@
+"""Settings, read once from the environment and from `.env`."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from contextlib import suppress
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from taskflow_gql.errors import ConfigurationError
+
+# RFC 7518 wants a key at least as long as the hash of HS256.
+MIN_SECRET_BYTES = 32
+
+
+def _either(name: str) -> AliasChoices:
+    """The names that platforms hand out without a prefix are read with and without ours; ours wins."""
+    return AliasChoices(f"TASKFLOW_{name}", name)
+
+
+class Settings(BaseSettings):
+    """Every setting of the server. `.env.example` lists them for people; a test holds the two together."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="TASKFLOW_", env_file=".env", extra="ignore", populate_by_name=True, env_ignore_empty=True
+    )
+
+    env: Literal["development", "production"] = "development"
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=0, le=65535)
+    workers: int = Field(default=1, ge=1, le=64)
+
+    data_dir: Path = Path(".taskflow")
+    database_url: str | None = Field(default=None, validation_alias=_either("DATABASE_URL"))
+    database_pool_size: int = Field(default=10, ge=1, le=1000)
+    database_max_overflow: int = Field(default=20, ge=0, le=1000)
+    redis_url: str | None = Field(default=None, validation_alias=_either("REDIS_URL"))
+
+    secret_key: SecretStr | None = Field(default=None, validation_alias=_either("SECRET_KEY"))
+    access_token_expire_minutes: int = Field(default=30, ge=1, le=60 * 24 * 365)
+
+    # NoDecode: a comma separated list, not the JSON that pydantic-settings expects of a list.
+    cors_origins: Annotated[list[str], NoDecode] = ["http://localhost:3000", "http://localhost:5173"]
+    graphiql: bool | None = None
+    introspection: bool | None = None
+
+    max_body_bytes: int = Field(default=1024 * 1024, ge=1024)
+    max_websocket_message_bytes: int = Field(default=64 * 1024, ge=1024)
+    max_query_depth: int = Field(default=15, ge=1, le=100)
+    max_query_cost: int = Field(default=1_000_000, ge=1)
+    max_query_aliases: int = Field(default=60, ge=1)
+    max_query_tokens: int = Field(default=4000, ge=10)
+    shutdown_timeout_seconds: int = Field(default=10, ge=1, le=600)
+
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    log_format: Literal["console", "json"] = "console"
+
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _split_commas(cls, value: object) -> object:
+        if isinstance(value, str):
+            return [origin.strip().rstrip("/") for origin in value.split(",") if origin.strip()]
+        return value
+
+    @field_validator("secret_key")
+    @classmethod
+    def _check_length(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and len(value.get_secret_value().encode()) < MIN_SECRET_BYTES:
+            raise ValueError(f"must be at least {MIN_SECRET_BYTES} bytes; `openssl rand -base64 48` makes a good one")
+        return value
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Settings:
+        missing = []
+        if self.is_production:
+            if self.secret_key is None:
+                missing.append("SECRET_KEY")
+            if self.database_url is None or self.is_sqlite:
+                missing.append("DATABASE_URL (a postgresql:// URL)")
+        if self.workers > 1:
+            if self.is_sqlite:
+                missing.append("DATABASE_URL (more than one worker needs PostgreSQL)")
+            if self.redis_url is None:
+                missing.append("REDIS_URL (more than one worker needs Redis)")
+        if missing:
+            what = "production" if self.is_production else f"TASKFLOW_WORKERS={self.workers}"
+            raise ValueError(f"{what} needs {', '.join(dict.fromkeys(missing))}")
+        return self
+
+    @property
+    def is_production(self) -> bool:
+        return self.env == "production"
+
+    @property
+    def is_sqlite(self) -> bool:
+        return self.database_url is None or self.database_url.startswith("sqlite")
+
+    @property
+    def is_embedded(self) -> bool:
+        """One process on a SQLite file that nobody configured: the server looks after the file by itself."""
+        return self.database_url is None
+
+    @property
+    def shows_graphiql(self) -> bool:
+        return self.graphiql if self.graphiql is not None else not self.is_production
+
+    @property
+    def allows_introspection(self) -> bool:
+        return self.introspection if self.introspection is not None else not self.is_production
+
+    @cached_property
+    def signing_key(self) -> str:
+        """The configured secret, or the one kept in the data folder, made there on first use."""
+        if self.secret_key is not None:
+            return self.secret_key.get_secret_value()
+        return _secret_kept_in(make_data_dir(self.data_dir) / "secret")
+
+
+def make_data_dir(folder: Path) -> Path:
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(
+            f"Cannot make the data folder {folder}: {error.strerror}. Give rights on it, or set TASKFLOW_DATA_DIR"
+        ) from error
+    if not os.access(folder, os.R_OK | os.W_OK | os.X_OK):
+        raise ConfigurationError(
+            f"No right to read and write the data folder {folder}. Give rights on it, or set TASKFLOW_DATA_DIR"
+        )
+    return folder
+
+
+def _secret_kept_in(path: Path) -> str:
+    if not path.exists():
+        # Written aside with mode 0600 and linked into place whole: of two processes that start together one
+        # link succeeds, and nobody ever reads half a secret.
+        aside = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
+        try:
+            with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+                file.write(secrets.token_urlsafe(48))
+            with suppress(FileExistsError):
+                os.link(aside, path)
+            aside.unlink()
+        except OSError as error:
+            raise ConfigurationError(
+                f"Cannot write {path}: {error.strerror}. Set SECRET_KEY, or give rights"
+            ) from error
+    try:
+        secret = path.read_text().strip()
+    except OSError as error:
+        raise ConfigurationError(f"Cannot read {path}: {error.strerror}. Set SECRET_KEY, or give rights") from error
+    if len(secret.encode()) < MIN_SECRET_BYTES:
+        raise ConfigurationError(f"The secret in {path} is damaged. Delete the file; everybody signs in again")
+    return secret
+
+
+def load_settings() -> Settings:
+    """Settings from the environment; raises ConfigurationError with one line that names every bad setting."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        problems = []
+        for problem in error.errors(include_url=False, include_input=False):
+            name = "_".join(str(part) for part in problem["loc"]).upper()
+            message = problem["msg"].removeprefix("Value error, ")
+            problems.append(f"{name}: {message}" if name else message)
+        raise ConfigurationError("Bad settings: " + "; ".join(problems)) from error

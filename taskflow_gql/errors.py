@@ -1,0 +1,108 @@
+"""Everything the server refuses, as one hierarchy. Services raise these; `api/errors.py` renders them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from taskflow_gql.models.task import TaskRow
+
+
+class TaskflowError(Exception):
+    """A problem whose message may be shown to the person who caused it.
+
+    `field` is the path inside the mutation's input, outermost first; None when the problem is about the
+    whole request.
+    """
+
+    code: ClassVar[str]
+
+    def __init__(self, message: str, *, field: Sequence[str] | str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.field = [field] if isinstance(field, str) else list(field) if field is not None else None
+
+
+class Unauthenticated(TaskflowError):
+    """Nobody, or nobody we can name. Always a top-level error, in mutations too."""
+
+    code = "UNAUTHENTICATED"
+
+
+class CursorExpired(TaskflowError):
+    code = "CURSOR_EXPIRED"
+
+
+class Refusal(TaskflowError):
+    """What a mutation answers in `payload.errors`, and a query at the top level."""
+
+
+class BadUserInput(Refusal):
+    code = "BAD_USER_INPUT"
+
+
+class NotFound(Refusal):
+    code = "NOT_FOUND"
+
+
+class Forbidden(Refusal):
+    code = "FORBIDDEN"
+
+
+class VersionConflict(Refusal):
+    """`task` is the task as it stands now, so that the client can merge and try again."""
+
+    code = "VERSION_CONFLICT"
+
+    def __init__(self, task: TaskRow, expected_version: int) -> None:
+        super().__init__(
+            f"The task is at version {task.version}, not {expected_version}: read it again and repeat the change",
+            field="expectedVersion",
+        )
+        self.task = task
+
+
+class EmailTaken(Refusal):
+    code = "EMAIL_TAKEN"
+
+    def __init__(self) -> None:
+        super().__init__("Email already registered", field="email")
+
+
+class UsernameTaken(Refusal):
+    code = "USERNAME_TAKEN"
+
+    def __init__(self) -> None:
+        super().__init__("Username already taken", field="username")
+
+
+class AssigneeNotFound(Refusal):
+    code = "ASSIGNEE_NOT_FOUND"
+
+    def __init__(self) -> None:
+        super().__init__("Assignee not found", field="assigneeId")
+
+
+class InvalidCredentials(Refusal):
+    code = "INVALID_CREDENTIALS"
+
+
+class Refusals(TaskflowError):
+    """Several problems of one input, reported together. Never empty."""
+
+    code = BadUserInput.code
+
+    def __init__(self, refusals: Sequence[Refusal]) -> None:
+        super().__init__("; ".join(refusal.message for refusal in refusals))
+        self.refusals = list(refusals)
+
+
+def refuse_if_any(refusals: Sequence[Refusal]) -> None:
+    """Raise `Refusals` unless the list is empty."""
+    if refusals:
+        raise Refusals(refusals)
+
+
+class ConfigurationError(Exception):
+    """A setting or a surrounding part is not as the server needs it; the message is one line and says what to do."""

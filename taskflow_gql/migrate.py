@@ -1,0 +1,68 @@
+"""Alembic, run from inside the package with the package's own engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+
+def _migrations_folder() -> Path:
+    """Beside the package in a checkout, inside it when installed from a wheel."""
+    package = Path(__file__).parent
+    inside = package / "migrations"
+    return inside if inside.is_dir() else package.parent / "migrations"
+
+
+def _config() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(_migrations_folder()).replace("%", "%%"))
+    config.set_main_option("path_separator", "os")
+    return config
+
+
+def head_revision() -> str | None:
+    return ScriptDirectory.from_config(_config()).get_current_head()
+
+
+async def current_revision(engine: AsyncEngine) -> str | None:
+    """None for a database that was never migrated."""
+
+    def read(connection: Connection) -> str | None:
+        return MigrationContext.configure(connection).get_current_revision()
+
+    async with engine.connect() as connection:
+        return await connection.run_sync(read)
+
+
+async def migrate(engine: AsyncEngine, revision: str = "head") -> None:
+    """Up or down to the revision. Of several processes that migrate at once one does it and the others wait."""
+    config = _config()
+
+    def run(connection: Connection) -> None:
+        if connection.dialect.name == "postgresql":
+            # Any constant will do; it only has to be the same in every process.
+            connection.exec_driver_sql("SELECT pg_advisory_lock(7416543001)")
+            connection.commit()
+        config.attributes["connection"] = connection
+        current = MigrationContext.configure(connection).get_current_revision()
+        script = ScriptDirectory.from_config(config)
+        target = script.get_revision(revision)
+        is_down = current is not None and target is not None and _is_below(script, target.revision, current)
+        if is_down or revision == "base":
+            command.downgrade(config, revision)
+        else:
+            command.upgrade(config, revision)
+        connection.commit()
+
+    async with engine.connect() as connection:
+        await connection.run_sync(run)
+
+
+def _is_below(script: ScriptDirectory, target: str, current: str) -> bool:
+    return target != current and any(step.revision == target for step in script.iterate_revisions(current, "base"))

@@ -1,0 +1,22 @@
+"""Signed-in sessions. An access token names one, so that signing out ends it everywhere."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import ForeignKey
+from sqlalchemy.orm import Mapped, mapped_column
+
+from taskflow_gql.database import Model, UtcDateTime
+
+
+class Session(Model):
+    """A row is there exactly as long as its tokens are good; revoking is deleting."""
+
+    __tablename__ = "sessions"
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    user_id: Mapped[UUID] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), index=True)
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    expires_at: Mapped[datetime] = mapped_column(UtcDateTime)

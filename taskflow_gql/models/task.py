@@ -1,0 +1,89 @@
+"""Tasks."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from typing import NamedTuple
+from uuid import UUID
+
+from sqlalchemy import CheckConstraint, Enum, ForeignKey, Index, String, Text
+from sqlalchemy.orm import Mapped, mapped_column
+
+from taskflow_gql.database import Model, UtcDateTime
+
+
+class TaskStatus(StrEnum):
+    PENDING = "PENDING"
+    IN_PROGRESS = "IN_PROGRESS"
+    COMPLETED = "COMPLETED"
+
+
+class TaskPriority(StrEnum):
+    LOW = "LOW"
+    MEDIUM = "MEDIUM"
+    HIGH = "HIGH"
+
+
+class TaskCategory(StrEnum):
+    WORK = "WORK"
+    PERSONAL = "PERSONAL"
+    HOME = "HOME"
+    OTHER = "OTHER"
+
+
+class Task(Model):
+    __tablename__ = "tasks"
+    __table_args__ = (
+        CheckConstraint("version >= 1", name="version_positive"),
+        CheckConstraint("(status = 'COMPLETED') = (completed_at IS NOT NULL)", name="completed_at_matches_status"),
+        # The default page: newest first, of everything and of one person's.
+        Index(None, "created_at", "id"),
+        Index(None, "creator_id", "created_at", "id"),
+        Index(None, "assignee_id", "created_at", "id"),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    title: Mapped[str] = mapped_column(String(255))
+    description: Mapped[str | None] = mapped_column(Text)
+    status: Mapped[TaskStatus] = mapped_column(
+        Enum(TaskStatus, name="status", native_enum=False, create_constraint=True, length=16)
+    )
+    priority: Mapped[TaskPriority] = mapped_column(
+        Enum(TaskPriority, name="priority", native_enum=False, create_constraint=True, length=16)
+    )
+    category: Mapped[TaskCategory] = mapped_column(
+        Enum(TaskCategory, name="category", native_enum=False, create_constraint=True, length=16)
+    )
+    due_date: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    completed_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    creator_id: Mapped[UUID] = mapped_column(ForeignKey("users.id"))
+    assignee_id: Mapped[UUID | None] = mapped_column(ForeignKey("users.id"))
+    version: Mapped[int] = mapped_column()
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    updated_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class TaskRow(NamedTuple):
+    """A task as read, or as an event remembers it."""
+
+    id: UUID
+    title: str
+    description: str | None
+    status: TaskStatus
+    priority: TaskPriority
+    category: TaskCategory
+    due_date: datetime | None
+    completed_at: datetime | None
+    creator_id: UUID
+    assignee_id: UUID | None
+    version: int
+    created_at: datetime
+    updated_at: datetime
+
+    @property
+    def completed(self) -> bool:
+        return self.status is TaskStatus.COMPLETED
+
+
+TASK_COLUMNS = tuple(getattr(Task, name) for name in TaskRow._fields)

@@ -1,0 +1,79 @@
+"""Who may see and change what. The only place that decides it, once in SQL and once in Python."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, or_, true
+
+from taskflow_gql.errors import Forbidden
+from taskflow_gql.models import Task, TaskEvent, User, UserRole
+
+
+@dataclass(frozen=True, slots=True)
+class Viewer:
+    """The person behind a token that was checked for this operation."""
+
+    id: UUID
+    role: UserRole
+    session_id: UUID
+    expires_at: datetime
+
+    @property
+    def is_admin(self) -> bool:
+        return self.role is UserRole.ADMIN
+
+
+class HasPeople(Protocol):
+    @property
+    def creator_id(self) -> UUID: ...
+
+    @property
+    def assignee_id(self) -> UUID | None: ...
+
+
+def visible_to(viewer: Viewer) -> ColumnElement[bool]:
+    """Condition on `tasks`."""
+    if viewer.is_admin:
+        return true()
+    return or_(Task.creator_id == viewer.id, Task.assignee_id == viewer.id)
+
+
+def events_visible_to(viewer: Viewer) -> ColumnElement[bool]:
+    """Condition on `task_events`: the task was visible before or after the change."""
+    if viewer.is_admin:
+        return true()
+    return or_(
+        TaskEvent.creator_id == viewer.id,
+        TaskEvent.assignee_id == viewer.id,
+        TaskEvent.previous_assignee_id == viewer.id,
+    )
+
+
+def users_visible_to(viewer: Viewer) -> ColumnElement[bool]:
+    """Condition on `users`, for lists. By id everybody is known: a task may name a deactivated person."""
+    return true() if viewer.is_admin else User.is_active.is_(True)
+
+
+def may_see(viewer: Viewer, task: HasPeople) -> bool:
+    return viewer.is_admin or viewer.id in (task.creator_id, task.assignee_id)
+
+
+def may_update(viewer: Viewer, task: HasPeople) -> bool:
+    return viewer.is_admin or viewer.id == task.creator_id
+
+
+def may_change_status(viewer: Viewer, task: HasPeople) -> bool:
+    return may_see(viewer, task)
+
+
+def may_delete(viewer: Viewer, task: HasPeople) -> bool:
+    return may_update(viewer, task)
+
+
+def require_admin(viewer: Viewer) -> None:
+    if not viewer.is_admin:
+        raise Forbidden("Only an admin can do this")

@@ -1,0 +1,230 @@
+"""Registering, signing in, and what people change about themselves.
+
+A password's hash takes tens of milliseconds on purpose. It is made and checked between units of work, never inside
+one, where it would hold a connection, and on SQLite the only writer, for as long. So signing in and changing a
+password are two functions each, with the hash between them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, delete, insert, or_, select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from taskflow_gql import clock
+from taskflow_gql.errors import (
+    BadUserInput,
+    EmailTaken,
+    InvalidCredentials,
+    Refusal,
+    Unauthenticated,
+    UsernameTaken,
+    refuse_if_any,
+)
+from taskflow_gql.models import USER_COLUMNS, Session, User, UserRole, UserRow
+from taskflow_gql.security import AccessToken, could_not_validate, is_expired
+from taskflow_gql.services.access import Viewer
+from taskflow_gql.services.ids import make_id
+from taskflow_gql.services.text import check_email, check_full_name, check_password, check_username, is_storable
+
+
+@dataclass(frozen=True, slots=True)
+class Registration:
+    """What a person typed, checked and stripped."""
+
+    email: str
+    username: str
+    full_name: str
+    password: str
+
+    @property
+    def email_key(self) -> str:
+        return self.email.casefold()
+
+    @property
+    def username_key(self) -> str:
+        return self.username.casefold()
+
+
+async def check_registration(
+    session: AsyncSession, *, email: str, username: str, full_name: str, password: str
+) -> Registration:
+    """Raises Refusals with everything that is wrong, names that are taken among it."""
+    problems: list[Refusal] = []
+    registration = Registration(
+        email=check_email(email, problems),
+        username=check_username(username, problems),
+        full_name=check_full_name(full_name, problems),
+        password=check_password(password, problems),
+    )
+    bad_fields = {name for problem in problems for name in problem.field or ()}
+    for taken in await _taken(session, registration):
+        if taken.field is not None and bad_fields.isdisjoint(taken.field):
+            problems.append(taken)
+    refuse_if_any(problems)
+    return registration
+
+
+async def create_user(
+    session: AsyncSession,
+    registration: Registration,
+    password_hash: str,
+    *,
+    role: UserRole = UserRole.MEMBER,
+) -> UserRow:
+    """Raises Refusals with EmailTaken and UsernameTaken when somebody else was quicker."""
+    now = clock.now()
+    values = {
+        "id": make_id(),
+        "email": registration.email,
+        "email_key": registration.email_key,
+        "username": registration.username,
+        "username_key": registration.username_key,
+        "full_name": registration.full_name,
+        "password_hash": password_hash,
+        "role": role,
+        "is_active": True,
+        "created_at": now,
+        "updated_at": now,
+    }
+    try:
+        async with session.begin_nested():
+            row = (await session.execute(insert(User).values(values).returning(*USER_COLUMNS))).one()
+    except IntegrityError as error:
+        refuse_if_any(await _taken(session, registration))
+        raise error
+    return UserRow._make(row)
+
+
+async def _taken(session: AsyncSession, registration: Registration) -> list[Refusal]:
+    if not is_storable(registration.email + registration.username):
+        return []
+    statement = select(User.email_key, User.username_key).where(
+        or_(User.email_key == registration.email_key, User.username_key == registration.username_key)
+    )
+    taken = (await session.execute(statement)).all()
+    problems: list[Refusal] = []
+    if any(row.email_key == registration.email_key for row in taken):
+        problems.append(EmailTaken())
+    if any(row.username_key == registration.username_key for row in taken):
+        problems.append(UsernameTaken())
+    return problems
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """Somebody who may be the one who signs in; `password_hash` is None where nobody can."""
+
+    user: UserRow | None
+    password_hash: str | None
+
+
+async def find_candidate(session: AsyncSession, username_or_email: str) -> Candidate:
+    key = username_or_email.strip().casefold()
+    return await _read_candidate(session, or_(User.username_key == key, User.email_key == key))
+
+
+async def find_viewer_candidate(session: AsyncSession, viewer: Viewer) -> Candidate:
+    return await _read_candidate(session, User.id == viewer.id)
+
+
+async def _read_candidate(session: AsyncSession, condition: ColumnElement[bool]) -> Candidate:
+    # A username has no @ and an address has one, so at most one row matches.
+    statement = select(User.password_hash, *USER_COLUMNS).where(condition, User.is_active)
+    row = (await session.execute(statement)).first()
+    if row is None:
+        return Candidate(None, None)
+    password_hash, *columns = row
+    return Candidate(UserRow._make(columns), password_hash)
+
+
+def require_match(candidate: Candidate, matches: bool) -> UserRow:
+    """One answer for an unknown name, a wrong password and a deactivated user."""
+    if candidate.user is None or not matches:
+        raise InvalidCredentials("Incorrect username or password")
+    return candidate.user
+
+
+async def open_session(
+    session: AsyncSession, user: UserRow, *, password_hash: str, lifetime: timedelta
+) -> tuple[UUID, datetime]:
+    """The new session's id and the time of its beginning.
+
+    The password was checked before this transaction; the row is locked and looked at again, so that a password
+    changed or a user deactivated in between does not get a session.
+    """
+    statement = select(User.id).where(User.id == user.id, User.is_active, User.password_hash == password_hash)
+    if (await session.execute(statement.with_for_update())).first() is None:
+        raise InvalidCredentials("Incorrect username or password")
+    now = clock.now()
+    await session.execute(delete(Session).where(Session.user_id == user.id, Session.expires_at <= now))
+    session_id = make_id()
+    values = {"id": session_id, "user_id": user.id, "created_at": now, "expires_at": now + lifetime}
+    await session.execute(insert(Session).values(values))
+    return session_id, now
+
+
+async def authenticate(session: AsyncSession, token: AccessToken) -> Viewer:
+    """The person behind a token whose signature is good. Raises Unauthenticated with the reason."""
+    statement = (
+        select(User.role, User.is_active, Session.id.label("session_id"))
+        .outerjoin(Session, (Session.user_id == User.id) & (Session.id == token.session_id))
+        .where(User.id == token.user_id)
+    )
+    row = (await session.execute(statement)).first()
+    if row is None or is_expired(token.expires_at):
+        raise could_not_validate()
+    if not row.is_active:
+        raise Unauthenticated("Could not validate credentials: the user is deactivated")
+    if row.session_id is None:
+        raise could_not_validate()
+    return Viewer(id=token.user_id, role=row.role, session_id=token.session_id, expires_at=token.expires_at)
+
+
+def check_new_password(new_password: str) -> str:
+    problems: list[Refusal] = []
+    check_password(new_password, problems, field="newPassword")
+    refuse_if_any(problems)
+    return new_password
+
+
+async def change_password(session: AsyncSession, viewer: Viewer, *, old_hash: str, new_hash: str) -> None:
+    """Replace the hash and end the viewer's other sessions."""
+    statement = update(User).where(User.id == viewer.id, User.password_hash == old_hash)
+    statement = statement.values(password_hash=new_hash, updated_at=clock.now())
+    if (await session.execute(statement.returning(User.id))).first() is None:
+        # Somebody changed it between our check and now, so what was checked is no longer the password.
+        raise InvalidCredentials("The current password is not correct", field="currentPassword")
+    await session.execute(delete(Session).where(Session.user_id == viewer.id, Session.id != viewer.session_id))
+
+
+async def update_profile(session: AsyncSession, viewer: Viewer, changes: dict[str, Any]) -> UserRow:
+    """`changes` holds what was given of `full_name` and `email`; None is refused."""
+    problems: list[Refusal] = []
+    values: dict[str, Any] = {}
+    if "full_name" in changes:
+        if changes["full_name"] is None:
+            problems.append(BadUserInput("Full name cannot be null", field="fullName"))
+        else:
+            values["full_name"] = check_full_name(changes["full_name"], problems)
+    if "email" in changes:
+        if changes["email"] is None:
+            problems.append(BadUserInput("Email address cannot be null", field="email"))
+        else:
+            values["email"] = check_email(changes["email"], problems)
+            values["email_key"] = values["email"].casefold()
+    refuse_if_any(problems)
+    if not values:
+        return UserRow._make((await session.execute(select(*USER_COLUMNS).where(User.id == viewer.id))).one())
+    statement = update(User).where(User.id == viewer.id).values(updated_at=clock.now(), **values)
+    try:
+        async with session.begin_nested():
+            row = (await session.execute(statement.returning(*USER_COLUMNS))).one()
+    except IntegrityError as error:
+        raise EmailTaken from error
+    return UserRow._make(row)

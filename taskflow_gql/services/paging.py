@@ -1,0 +1,187 @@
+"""Keyset paging: the order of a list, cursors that name it, and the page around a cursor.
+
+A cursor holds the sort keys of one row, not its number, so a page neither shifts while rows come and go nor costs
+more the deeper it lies.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Generic, TypeVar
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, Select, and_, literal, or_, tuple_
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import InstrumentedAttribute
+
+from taskflow_gql.errors import BadUserInput
+from taskflow_gql.services.text import is_storable
+
+DEFAULT_PAGE_SIZE = 50
+MAX_PAGE_SIZE = 100
+
+Row = TypeVar("Row")
+
+
+@dataclass(frozen=True, slots=True)
+class SortKey(Generic[Row]):
+    """One key of an order. The column must never be null."""
+
+    name: str
+    type: type
+    column: ColumnElement[Any] | InstrumentedAttribute[Any]
+    value: Callable[[Row], Any]
+    descending: bool = False
+
+    @property
+    def signature(self) -> str:
+        return f"{self.name}:{'desc' if self.descending else 'asc'}"
+
+
+@dataclass(frozen=True, slots=True)
+class Order(Generic[Row]):
+    """Sort keys, the first decides. The last key is unique, so that every row has one place."""
+
+    keys: tuple[SortKey[Row], ...]
+
+    @property
+    def signature(self) -> str:
+        return ",".join(key.signature for key in self.keys)
+
+    def cursor(self, row: Row) -> str:
+        values = [_encode(key.value(row)) for key in self.keys]
+        text = json.dumps([self.signature, *values], separators=(",", ":"), ensure_ascii=False)
+        return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
+
+    def boundary(self, cursor: str, *, argument: str) -> list[Any]:
+        """The sort keys in a cursor. Raises BadUserInput for one that is damaged or of another order."""
+        try:
+            padded = cursor.encode("ascii") + b"=" * (-len(cursor) % 4)
+            signature, *encoded = json.loads(base64.b64decode(padded, altchars=b"-_", validate=True))
+            if signature == self.signature:
+                return [_decode(value, key.type) for value, key in zip(encoded, self.keys, strict=True)]
+        # RecursionError: brackets nested a thousand deep are not a cursor either.
+        except (ValueError, TypeError, RecursionError) as error:
+            raise BadUserInput(f"{argument} is not a cursor of this server") from error
+        raise BadUserInput(f"{argument} is a cursor of another ordering: start again without it")
+
+    def clauses(self, *, backward: bool) -> list[ColumnElement[Any]]:
+        return [key.column.desc() if key.descending is not backward else key.column.asc() for key in self.keys]
+
+    def beyond(self, boundary: Sequence[Any], *, backward: bool) -> ColumnElement[bool]:
+        """The rows after the boundary, or before it, going by this order."""
+        directions = {key.descending is not backward for key in self.keys}
+        values = [literal(value, key.column.type) for key, value in zip(self.keys, boundary, strict=True)]
+        if len(directions) == 1:
+            # Row-value comparison: one range of one index, on both databases.
+            columns = tuple_(*(key.column for key in self.keys))
+            bound = tuple_(*values)
+            return columns < bound if directions.pop() else columns > bound
+        # Mixed directions: the same, written out key by key.
+        alternatives = []
+        for place, key in enumerate(self.keys):
+            equal = [other.column == value for other, value in zip(self.keys[:place], values, strict=False)]
+            falls = key.descending is not backward
+            further = key.column < values[place] if falls else key.column > values[place]
+            alternatives.append(and_(*equal, further))
+        return or_(*alternatives)
+
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+
+def _encode(value: Any) -> str | int:
+    match value:
+        case datetime():
+            # Microseconds since the epoch: exact, and shorter than text.
+            return (value - _EPOCH) // _MICROSECOND
+        case UUID():
+            return value.hex
+        case str() | int():
+            return value
+        case _:
+            raise TypeError(f"no sort key is a {type(value).__name__}")
+
+
+def _decode(value: object, kind: type) -> Any:
+    """The value of a sort key of this type; raises ValueError for what no cursor of ours holds."""
+    if kind is datetime and type(value) is int:
+        try:
+            return _EPOCH + value * _MICROSECOND
+        except OverflowError as error:
+            raise ValueError("no such time") from error
+    if kind is UUID and type(value) is str:
+        return UUID(hex=value)
+    if kind is int and type(value) is int and abs(value) < 2**63:
+        return value
+    if kind is str and type(value) is str and is_storable(value):
+        return value
+    raise ValueError(f"{value!r} is not a {kind.__name__}")
+
+
+@dataclass(frozen=True, slots=True)
+class PageRequest:
+    """The paging arguments of a connection field, checked."""
+
+    size: int
+    after: str | None
+    before: str | None
+    backward: bool
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        first: int | None = None,
+        after: str | None = None,
+        last: int | None = None,
+        before: str | None = None,
+    ) -> PageRequest:
+        """Raises BadUserInput for sizes out of 1..100 and for first together with last."""
+        if first is not None and last is not None:
+            raise BadUserInput("Give first or last, not both")
+        for name, size in (("first", first), ("last", last)):
+            if size is not None and not 1 <= size <= MAX_PAGE_SIZE:
+                raise BadUserInput(f"{name} must be from 1 to {MAX_PAGE_SIZE}, not {size}")
+        # `before` alone means the page that ends just before it, as `last` does.
+        backward = last is not None or (first is None and before is not None and after is None)
+        return cls(size=first or last or DEFAULT_PAGE_SIZE, after=after, before=before, backward=backward)
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Generic[Row]):
+    """The rows of one page, in the list's order whichever way it was read."""
+
+    rows: list[Row]
+    order: Order[Row]
+    has_next: bool
+    has_previous: bool
+
+
+async def read_page(
+    session: AsyncSession,
+    statement: Select[Any],
+    make_row: Callable[[Any], Row],
+    order: Order[Row],
+    request: PageRequest,
+) -> Page[Row]:
+    """One statement: the page and one row more, which tells whether the list goes on."""
+    if request.after is not None:
+        boundary = order.boundary(request.after, argument="after")
+        statement = statement.where(order.beyond(boundary, backward=False))
+    if request.before is not None:
+        boundary = order.boundary(request.before, argument="before")
+        statement = statement.where(order.beyond(boundary, backward=True))
+    statement = statement.order_by(*order.clauses(backward=request.backward)).limit(request.size + 1)
+    rows = [make_row(row) for row in (await session.execute(statement)).all()]
+    goes_on = len(rows) > request.size
+    del rows[request.size :]
+    if request.backward:
+        rows.reverse()
+        return Page(rows, order, has_next=request.before is not None, has_previous=goes_on)
+    return Page(rows, order, has_next=goes_on, has_previous=request.after is not None)

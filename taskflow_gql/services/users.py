@@ -1,0 +1,97 @@
+"""People as others see them, and what admins do with them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from uuid import UUID
+
+from sqlalchemy import delete, func, select, update
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from taskflow_gql import clock
+from taskflow_gql.errors import Forbidden, NotFound
+from taskflow_gql.models import USER_COLUMNS, Session, User, UserRole, UserRow
+from taskflow_gql.services.access import Viewer, require_admin, users_visible_to
+from taskflow_gql.services.ids import parse_id
+from taskflow_gql.services.paging import Order, Page, PageRequest, SortKey, read_page
+
+BY_USERNAME: Order[UserRow] = Order(
+    # Usernames are letters, digits and `_.-`, so casefold() of the name is the key that the row was stored with.
+    keys=(SortKey("username", str, User.username_key, lambda user: user.username.casefold()),)
+)
+
+
+async def get_user(session: AsyncSession, viewer: Viewer, user_id: str) -> UserRow | None:
+    return (await users_by_id(session, [parse_id(user_id)])).get(UUID(user_id))
+
+
+async def users_by_id(session: AsyncSession, user_ids: Collection[UUID]) -> dict[UUID, UserRow]:
+    """Anybody, active or not: whoever may read a task may know who made it."""
+    rows = await session.execute(select(*USER_COLUMNS).where(User.id.in_(user_ids)))
+    return {user.id: user for user in map(UserRow._make, rows)}
+
+
+async def list_users(session: AsyncSession, viewer: Viewer, request: PageRequest) -> Page[UserRow]:
+    statement = select(*USER_COLUMNS).where(users_visible_to(viewer))
+    return await read_page(session, statement, UserRow._make, BY_USERNAME, request)
+
+
+async def count_users(session: AsyncSession, viewer: Viewer) -> int:
+    statement = select(func.count()).select_from(User).where(users_visible_to(viewer))
+    return (await session.execute(statement)).scalar_one()
+
+
+async def set_user_role(session: AsyncSession, viewer: Viewer, user_id: str, role: UserRole) -> UserRow:
+    require_admin(viewer)
+    user = await _require_user_for_update(session, user_id)
+    if user.role is role:
+        return user
+    if role is not UserRole.ADMIN:
+        _refuse_last_admin(user, await _active_admins_for_update(session))
+    return await _update_user(session, user.id, role=role)
+
+
+async def deactivate_user(session: AsyncSession, viewer: Viewer, user_id: str) -> UserRow:
+    """Also ends every session of the user."""
+    require_admin(viewer)
+    user = await _require_user_for_update(session, user_id)
+    if not user.is_active:
+        return user
+    _refuse_last_admin(user, await _active_admins_for_update(session))
+    await session.execute(delete(Session).where(Session.user_id == user.id))
+    return await _update_user(session, user.id, is_active=False)
+
+
+async def reactivate_user(session: AsyncSession, viewer: Viewer, user_id: str) -> UserRow:
+    require_admin(viewer)
+    user = await _require_user_for_update(session, user_id)
+    if user.is_active:
+        return user
+    return await _update_user(session, user.id, is_active=True)
+
+
+async def _require_user_for_update(session: AsyncSession, user_id: str) -> UserRow:
+    # The admins first, in one order: two admins who demote each other at once must queue here, not deadlock, and
+    # the second must see what the first did.
+    key = parse_id(user_id, field="userId")
+    await _active_admins_for_update(session)
+    row = (await session.execute(select(*USER_COLUMNS).where(User.id == key).with_for_update())).first()
+    if row is None:
+        raise NotFound("There is no such user", field="userId")
+    return UserRow._make(row)
+
+
+async def _active_admins_for_update(session: AsyncSession) -> list[UUID]:
+    statement = select(User.id).where(User.role == UserRole.ADMIN, User.is_active).order_by(User.id).with_for_update()
+    return list((await session.execute(statement)).scalars())
+
+
+def _refuse_last_admin(user: UserRow, active_admins: list[UUID]) -> None:
+    if active_admins == [user.id]:
+        raise Forbidden("This is the last active admin: make somebody else an admin first", field="userId")
+
+
+async def _update_user(session: AsyncSession, user_id: UUID, **values: object) -> UserRow:
+    statement = update(User).where(User.id == user_id).values(updated_at=clock.now(), **values)
+    row = (await session.execute(statement.returning(*USER_COLUMNS))).one()
+    return UserRow._make(row)

@@ -1,0 +1,158 @@
+"""Real parts: the app behind a real HTTP server, on SQLite and on PostgreSQL, with Redis beside the latter."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from uuid import uuid4
+
+import asyncpg
+import pytest
+import uvicorn
+from sqlalchemy import make_url, text
+
+from taskflow_gql.app import create_app
+from taskflow_gql.config import Settings
+from taskflow_gql.database import Database, create_engine
+from taskflow_gql.migrate import migrate
+from tests.client import Api
+from tests.servers import postgres_for_tests, redis_for_tests
+
+SECRET = "only for tests, and long enough for HS256"
+
+
+def make_settings(**given: object) -> Settings:
+    """Settings from these values and nothing of the machine's environment file."""
+    return Settings(_env_file=None, secret_key=SECRET, **given)  # type: ignore[arg-type,call-arg]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def clean_environment() -> Iterator[None]:
+    """No setting of the developer's own shell reaches a test."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in Settings.model_fields:
+            patch.delenv(f"TASKFLOW_{name.upper()}", raising=False)
+            patch.delenv(name.upper(), raising=False)
+        yield
+
+
+@pytest.fixture(scope="session")
+def postgres_url() -> Iterator[str]:
+    with postgres_for_tests() as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def redis_url() -> Iterator[str]:
+    with redis_for_tests() as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+async def migrated_postgres(postgres_url: str) -> AsyncIterator[str]:
+    """URL of a database of our own on that server, with tables."""
+    name = f"taskflow_test_{uuid4().hex[:12]}"
+    maintenance = await asyncpg.connect(postgres_url)
+    await maintenance.execute(f'CREATE DATABASE "{name}"')
+    url = make_url(postgres_url).set(database=name).render_as_string(hide_password=False)
+    engine = create_engine(make_settings(database_url=url))
+    await migrate(engine)
+    await engine.dispose()
+    yield url
+    await maintenance.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+    await maintenance.close()
+
+
+@pytest.fixture(scope="session")
+async def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file with tables, to be copied."""
+    path = tmp_path_factory.mktemp("sqlite") / "template.sqlite3"
+    engine = create_engine(make_settings(database_url=f"sqlite:///{path}"))
+    await migrate(engine)
+    await engine.dispose()
+    return path
+
+
+@pytest.fixture
+async def empty_postgres(migrated_postgres: str) -> str:
+    connection = await asyncpg.connect(migrated_postgres)
+    await connection.execute("TRUNCATE users, sessions, tasks, task_events RESTART IDENTITY")
+    await connection.execute("UPDATE stream_state SET last_position = 0")
+    await connection.close()
+    return migrated_postgres
+
+
+@pytest.fixture
+def postgresql_settings(empty_postgres: str, redis_url: str, tmp_path: Path) -> Settings:
+    """For what only PostgreSQL with Redis has: several processes."""
+    return make_settings(data_dir=tmp_path, database_url=empty_postgres, redis_url=redis_url)
+
+
+@pytest.fixture
+def sqlite_settings(migrated_sqlite: Path, tmp_path: Path) -> Settings:
+    path = tmp_path / "taskflow.sqlite3"
+    shutil.copy(migrated_sqlite, path)
+    return make_settings(data_dir=tmp_path, database_url=f"sqlite:///{path}")
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def settings(request: pytest.FixtureRequest) -> Settings:
+    """Settings of a server on an empty database; every database test runs on both."""
+    chosen: Settings = request.getfixturevalue(f"{request.param}_settings")
+    return chosen
+
+
+@pytest.fixture
+async def database(settings: Settings) -> AsyncIterator[Database]:
+    """The same database as `api` works on, for what cannot be done from outside."""
+    database = Database(create_engine(settings))
+    yield database
+    await database.close()
+
+
+@pytest.fixture
+async def api(settings: Settings) -> AsyncIterator[Api]:
+    async with serving(settings) as api:
+        yield api
+
+
+class _Server(uvicorn.Server):
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leaves Ctrl+C to pytest."""
+        yield
+
+
+@asynccontextmanager
+async def serving(settings: Settings) -> AsyncIterator[Api]:
+    """The real app behind a real HTTP server, in this event loop."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    config = uvicorn.Config(
+        create_app(settings),
+        log_config=None,
+        access_log=False,
+        ws_max_size=settings.max_websocket_message_bytes,
+        ws_per_message_deflate=False,
+        timeout_graceful_shutdown=5,
+    )
+    server = _Server(config)
+    running = asyncio.create_task(server.serve(sockets=[listener]))
+    async with Api(f"http://127.0.0.1:{listener.getsockname()[1]}") as api:
+        # Connects as soon as the socket listens, and is answered when start-up is done.
+        assert (await api.http.get("/health")).status_code == 200
+        yield api
+    server.should_exit = True
+    await running
+    listener.close()
+
+
+async def make_admin(database: Database, user_id: str) -> None:
+    async with database.write() as session:
+        await session.execute(
+            text("UPDATE users SET role = 'ADMIN' WHERE id = :id"),
+            {"id": user_id.replace("-", "") if database.is_sqlite else user_id},
+        )
