@@ -1,0 +1,306 @@
+"""register, login, me, updateProfile, changePassword."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import uuid4
+
+import jwt
+import pytest
+
+from taskflow_gql.database import Database
+from tests.client import REGISTER, Api
+from tests.conftest import SECRET, make_admin
+
+LOGIN = """
+mutation($input: LoginInput!) {
+  login(input: $input) { accessToken tokenType expiresIn user { username email } errors { code message field } }
+}
+"""
+UPDATE_PROFILE = """
+mutation($input: UpdateProfileInput!) {
+  updateProfile(input: $input) { user { fullName email } errors { code message field } }
+}
+"""
+CHANGE_PASSWORD = """
+mutation($input: ChangePasswordInput!) { changePassword(input: $input) { errors { code message field } } }
+"""
+ME = "{ me { id username email role isActive } }"
+
+
+def refusal(code: str, message: str, *field: str) -> dict[str, Any]:
+    return {"code": code, "message": message, "field": list(field)}
+
+
+WRONG = {"code": "INVALID_CREDENTIALS", "message": "Incorrect username or password", "field": None}
+EMAIL_TAKEN = refusal("EMAIL_TAKEN", "Email already registered", "email")
+USERNAME_TAKEN = refusal("USERNAME_TAKEN", "Username already taken", "username")
+
+
+async def register(api: Api, **fields: Any) -> dict[str, Any]:
+    given = {"email": "ann@example.com", "username": "ann", "fullName": "Ann", "password": "correct horse"}
+    payload: dict[str, Any] = (await api.data(REGISTER, {"input": given | fields}))["register"]
+    return payload
+
+
+async def login(api: Api, name: str, password: str) -> dict[str, Any]:
+    given = {"usernameOrEmail": name, "password": password}
+    payload: dict[str, Any] = (await api.data(LOGIN, {"input": given}))["login"]
+    return payload
+
+
+async def test_register_signs_in_a_member(api: Api) -> None:
+    person = await api.register("ann")
+    assert await api.data(ME, by=person) == {
+        "me": {
+            "id": person.id,
+            "username": "ann",
+            "email": "ann@example.com",
+            "role": "MEMBER",
+            "isActive": True,
+        }
+    }
+
+
+@pytest.mark.parametrize(
+    ("fields", "errors"),
+    [
+        ({"username": "ab"}, [refusal("BAD_USER_INPUT", "Username must be at least 3 characters long", "username")]),
+        (
+            {"username": "a" * 51},
+            [refusal("BAD_USER_INPUT", "Username must be at most 50 characters long", "username")],
+        ),
+        (
+            {"username": "ann b"},
+            [refusal("BAD_USER_INPUT", "Username may only have letters, digits, _, . and -", "username")],
+        ),
+        (
+            {"password": "1234567"},
+            [refusal("BAD_USER_INPUT", "Password must be at least 8 characters long", "password")],
+        ),
+        (
+            {"password": "x" * 129},
+            [refusal("BAD_USER_INPUT", "Password must be at most 128 characters long", "password")],
+        ),
+        ({"fullName": "  "}, [refusal("BAD_USER_INPUT", "Full name must not be empty", "fullName")]),
+    ],
+)
+async def test_register_refuses_what_is_not_in_form(
+    api: Api, fields: dict[str, str], errors: list[dict[str, Any]]
+) -> None:
+    payload = await register(api, **fields)
+    assert payload == {"accessToken": None, "expiresIn": None, "tokenType": None, "user": None, "errors": errors}
+    assert (await login(api, "ann", "correct horse"))["errors"] == [WRONG]
+
+
+@pytest.mark.parametrize(
+    "email", ["", "ann", "ann@", "@example.com", "a b@example.com", "ann@example", "ann@@example.com"]
+)
+async def test_register_refuses_an_email_address_that_is_none(api: Api, email: str) -> None:
+    (error,) = (await register(api, email=email))["errors"]
+    assert (error["code"], error["field"]) == ("BAD_USER_INPUT", ["email"])
+
+
+async def test_register_reports_everything_that_is_wrong_at_once(api: Api) -> None:
+    await api.register("ann")
+    payload = await register(api, email="Ann@Example.com", username="x", password="short", fullName="")
+    assert {tuple(error["field"]): error["code"] for error in payload["errors"]} == {
+        ("username",): "BAD_USER_INPUT",
+        ("fullName",): "BAD_USER_INPUT",
+        ("password",): "BAD_USER_INPUT",
+        ("email",): "EMAIL_TAKEN",
+    }
+
+
+async def test_names_are_taken_without_regard_to_case(api: Api) -> None:
+    await api.register("ann")
+    payload = await register(api, email="ANN@example.COM", username="aNN")
+    assert payload["errors"] == [EMAIL_TAKEN, USERNAME_TAKEN]
+
+
+async def test_of_registrations_that_race_one_wins_and_the_others_hear_both_reasons(api: Api) -> None:
+    payloads = await asyncio.gather(*(register(api) for _ in range(6)))
+    assert sorted(payload["errors"] for payload in payloads if payload["user"]) == [[]]
+    for payload in payloads:
+        if payload["user"] is None:
+            assert payload["errors"] == [EMAIL_TAKEN, USERNAME_TAKEN]
+
+
+async def test_a_role_sent_at_registration_is_not_in_the_contract(api: Api) -> None:
+    given = {"email": "a@example.com", "username": "ann", "fullName": "A", "password": "12345678", "role": "ADMIN"}
+    assert await api.codes(REGISTER, {"input": given}) == ["BAD_USER_INPUT"]
+
+
+@pytest.mark.parametrize("name", ["ann", "ANN", " ann ", "ann@example.com", "Ann@EXAMPLE.com"])
+async def test_login_takes_username_or_email_in_any_case(api: Api, name: str) -> None:
+    await api.register("ann", password="correct horse")
+    payload = await login(api, name, "correct horse")
+    assert payload["user"] == {"username": "ann", "email": "ann@example.com"}
+    assert (payload["tokenType"], payload["expiresIn"], payload["errors"]) == ("Bearer", 1800, [])
+
+
+async def test_login_says_the_same_of_unknown_wrong_and_deactivated(api: Api, database: Database) -> None:
+    ann, boss = await api.register("ann"), await api.register("boss")
+    await make_admin(database, boss.id)
+    deactivate = "mutation($id: ID!) { deactivateUser(input: {userId: $id}) { errors { code } } }"
+    refused = {"accessToken": None, "tokenType": None, "expiresIn": None, "user": None, "errors": [WRONG]}
+    assert await login(api, "nobody", "correct horse") == refused
+    assert await login(api, "ann", "Correct horse") == refused
+    await api.data(deactivate, {"id": ann.id}, by=boss)
+    assert await login(api, "ann", "correct horse") == refused
+
+
+async def test_public_mutations_ignore_a_bad_token(api: Api) -> None:
+    answer = await api.post(
+        REGISTER,
+        {"input": {"email": "a@example.com", "username": "ann", "fullName": "A", "password": "12345678"}},
+        by="rubbish",
+    )
+    assert answer["data"]["register"]["errors"] == []
+    given = {"usernameOrEmail": "ann", "password": "12345678"}
+    assert (await api.post(LOGIN, {"input": given}, by="rubbish"))["data"]["login"]["errors"] == []
+
+
+async def test_me_is_null_without_a_token_and_unauthenticated_with_a_bad_one(api: Api) -> None:
+    assert await api.post(ME) == {"data": {"me": None}}
+    answer = await api.post(ME, by="rubbish")
+    assert answer["data"] == {"me": None}
+    assert answer["errors"][0]["message"] == "Could not validate credentials"
+    assert answer["errors"][0]["extensions"] == {"code": "UNAUTHENTICATED"}
+
+
+def forge(token: str, **claims: Any) -> str:
+    """The token with other claims, signed with the right key; a claim set to None is left out."""
+    payload = jwt.decode(token, options={"verify_signature": False}) | claims
+    return jwt.encode({name: value for name, value in payload.items() if value is not None}, SECRET, algorithm="HS256")
+
+
+@pytest.mark.parametrize(
+    "claims",
+    [
+        {"sub": None},
+        {"sub": "not a uuid"},
+        {"sub": str(uuid4())},
+        {"sid": None},
+        {"sid": str(uuid4())},
+        {"exp": datetime(2020, 1, 1, tzinfo=UTC)},
+        {"exp": None},
+        {"exp": 10**30},
+        {"iss": "somebody else"},
+        {"aud": "somebody else"},
+        {"typ": "refresh"},
+        {"nbf": datetime.now(UTC) + timedelta(days=1)},
+    ],
+    ids=str,
+)
+async def test_a_token_with_a_bad_claim_is_refused(api: Api, claims: dict[str, Any]) -> None:
+    ann = await api.register("ann")
+    assert await api.codes(ME, by=forge(ann.token)) == []
+    assert await api.codes(ME, by=forge(ann.token, **claims)) == ["UNAUTHENTICATED"]
+    assert await api.codes("{ tasks { nodes { id } } }", by=forge(ann.token, **claims)) == ["UNAUTHENTICATED"]
+
+
+async def test_a_token_signed_by_another_or_by_nobody_is_refused(api: Api) -> None:
+    ann = await api.register("ann")
+    claims = jwt.decode(ann.token, options={"verify_signature": False})
+    foreign = jwt.encode(claims, "another secret that is long enough too", algorithm="HS256")
+    body = base64.urlsafe_b64encode(json.dumps(claims).encode()).decode().rstrip("=")
+    unsigned = base64.urlsafe_b64encode(b'{"alg":"none","typ":"JWT"}').decode().rstrip("=") + f".{body}."
+    for token in (foreign, unsigned, ann.token[:-4], f"{ann.token}x", "a.b.c", "."):
+        assert await api.codes(ME, by=token) == ["UNAUTHENTICATED"], token
+
+
+@pytest.mark.parametrize("form", ["Bearer {}", "bearer {}", "BEARER   {}", "{}"])
+async def test_the_token_is_read_with_or_without_bearer(api: Api, form: str) -> None:
+    ann = await api.register("ann")
+    response = await api.http.post(
+        "/graphql", json={"query": "{ me { username } }"}, headers={"AUTHORIZATION": form.format(ann.token)}
+    )
+    assert response.json() == {"data": {"me": {"username": "ann"}}}
+
+
+async def test_a_deactivated_user_hears_the_reason_and_is_back_after_a_new_login(api: Api, database: Database) -> None:
+    ann, boss = await api.register("ann"), await api.register("boss")
+    await make_admin(database, boss.id)
+    await api.data(
+        "mutation($id: ID!) { deactivateUser(input: {userId: $id}) { errors { code } } }", {"id": ann.id}, by=boss
+    )
+    (error,) = (await api.post(ME, by=ann))["errors"]
+    assert error["message"] == "Could not validate credentials: the user is deactivated"
+    await api.data(
+        "mutation($id: ID!) { reactivateUser(input: {userId: $id}) { errors { code } } }", {"id": ann.id}, by=boss
+    )
+    assert await api.codes(ME, by=ann) == ["UNAUTHENTICATED"]
+    token = (await login(api, "ann", "correct horse"))["accessToken"]
+    assert await api.codes(ME, by=token) == []
+
+
+async def test_update_profile_changes_only_what_is_given(api: Api) -> None:
+    ann = await api.register("ann")
+    assert await api.data(UPDATE_PROFILE, {"input": {"fullName": " Ann B. "}}, by=ann) == {
+        "updateProfile": {"user": {"fullName": "Ann B.", "email": "ann@example.com"}, "errors": []}
+    }
+    assert await api.data(UPDATE_PROFILE, {"input": {"email": "b@example.com"}}, by=ann) == {
+        "updateProfile": {"user": {"fullName": "Ann B.", "email": "b@example.com"}, "errors": []}
+    }
+    assert await api.data(UPDATE_PROFILE, {"input": {}}, by=ann) == {
+        "updateProfile": {"user": {"fullName": "Ann B.", "email": "b@example.com"}, "errors": []}
+    }
+    assert (await login(api, "b@example.com", "correct horse"))["errors"] == []
+    assert (await login(api, "ann@example.com", "correct horse"))["errors"] == [WRONG]
+
+
+async def test_update_profile_refuses_null_bad_form_and_taken(api: Api) -> None:
+    ann = await api.register("ann")
+    await api.register("bob")
+    nulls = (await api.data(UPDATE_PROFILE, {"input": {"fullName": None, "email": None}}, by=ann))["updateProfile"]
+    assert nulls == {
+        "user": None,
+        "errors": [
+            refusal("BAD_USER_INPUT", "Full name cannot be null", "fullName"),
+            refusal("BAD_USER_INPUT", "Email address cannot be null", "email"),
+        ],
+    }
+    given = {"email": "BOB@example.com", "fullName": "New"}
+    taken = (await api.data(UPDATE_PROFILE, {"input": given}, by=ann))["updateProfile"]
+    assert taken == {"user": None, "errors": [EMAIL_TAKEN]}
+    assert await api.data("{ me { fullName email } }", by=ann) == {
+        "me": {"fullName": "Ann", "email": "ann@example.com"}
+    }
+    assert await api.codes(UPDATE_PROFILE, {"input": {}}) == ["UNAUTHENTICATED"]
+
+
+async def test_change_password_ends_the_other_sessions_and_not_this_one(api: Api) -> None:
+    ann = await api.register("ann", password="correct horse")
+    other = (await login(api, "ann", "correct horse"))["accessToken"]
+    given = {"currentPassword": "correct horse", "newPassword": "battery staple"}
+    assert await api.data(CHANGE_PASSWORD, {"input": given}, by=ann) == {"changePassword": {"errors": []}}
+    assert await api.codes(ME, by=ann) == []
+    assert await api.codes(ME, by=other) == ["UNAUTHENTICATED"]
+    assert (await login(api, "ann", "correct horse"))["errors"] == [WRONG]
+    assert (await login(api, "ann", "battery staple"))["errors"] == []
+
+
+async def test_change_password_refuses_a_wrong_one_and_a_short_one(api: Api) -> None:
+    ann = await api.register("ann", password="correct horse")
+    wrong = {"currentPassword": "incorrect", "newPassword": "battery staple"}
+    short = {"currentPassword": "correct horse", "newPassword": "short"}
+    assert (await api.data(CHANGE_PASSWORD, {"input": wrong}, by=ann))["changePassword"]["errors"] == [
+        refusal("INVALID_CREDENTIALS", "The current password is not correct", "currentPassword")
+    ]
+    assert (await api.data(CHANGE_PASSWORD, {"input": short}, by=ann))["changePassword"]["errors"] == [
+        refusal("BAD_USER_INPUT", "Password must be at least 8 characters long", "newPassword")
+    ]
+    assert await api.codes(CHANGE_PASSWORD, {"input": wrong}) == ["UNAUTHENTICATED"]
+    assert (await login(api, "ann", "correct horse"))["errors"] == []
+
+
+async def test_the_hash_is_argon2id_with_the_parameters_of_the_design(api: Api, database: Database) -> None:
+    await api.register("ann")
+    async with database.connect() as connection:
+        stored = (await connection.exec_driver_sql("SELECT password_hash FROM users")).scalar_one()
+    assert stored.startswith("$argon2id$v=19$m=19456,t=2,p=1$")
