@@ -8,21 +8,26 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import http.client
 import json
 import os
+import signal
 import socket
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
 
+import asyncpg
 import typer
 import uvicorn
 from alembic.util import CommandError
 from redis.exceptions import RedisError
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from sqlalchemy.exc import SQLAlchemyError
 from uvicorn.supervisors import Multiprocess
 
@@ -45,8 +50,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+out = Console(highlight=False, emoji=False)
+err = Console(stderr=True, highlight=False, emoji=False)
 
 NOT_SO, BAD_SETTINGS, UNREACHABLE = 1, 2, 3
 
@@ -71,7 +76,8 @@ def run(work: Coroutine[Any, Any, Result], settings: Settings) -> Result:
         return asyncio.run(work)
     except ConfigurationError as error:
         fail(str(error), BAD_SETTINGS)
-    except (SQLAlchemyError, OSError, TimeoutError) as error:
+    # asyncpg's own errors come from COPY, which SQLAlchemy does not know.
+    except (SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
         fail(f"The database at {shown_url(settings)} cannot be used: {reason(error)}", UNREACHABLE)
 
 
@@ -107,6 +113,9 @@ def serve(
     if settings.redis_url is not None:
         check_redis(settings)
     listener = listen(settings)
+    # Asked to stop, we end with exit code 0; uvicorn, when it has stopped, ends with the signal it was sent.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: sys.exit(0))
     greet(settings, listener.getsockname()[1])
     config = uvicorn.Config(
         "taskflow_gql.app:create_app",
@@ -131,13 +140,17 @@ def serve(
 
 
 def listen(settings: Settings) -> socket.socket:
-    """The port is taken here, before anything starts, so that a port in use is one line and not a stack."""
+    """The port is taken here, before anything starts, so that a port in use is one line and not a stack. Who connects
+    meanwhile waits.
+    """
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.set_inheritable(True)
     try:
         listener.bind((settings.host, settings.port))
+        # With SO_REUSEADDR the port is ours only now: two can bind it, one can listen.
+        listener.listen(2048)
     except OSError as error:
         match error.errno:
             case errno.EADDRINUSE:
@@ -185,18 +198,24 @@ def check_redis(settings: Settings) -> None:
 
 def greet(settings: Settings, port: int) -> None:
     shown = "localhost" if settings.host in ("127.0.0.1", "0.0.0.0", "::", "::1") else settings.host  # noqa: S104
-    address = f"http://{shown}:{port}"
-    out.print(f"[bold]TaskFlow GQL {__version__}[/bold]")
-    out.print(f"  API       {address}/graphql")
+    address = f"http://{_bracketed(shown)}:{port}"
+    lines = [f"  API       {address}/graphql"]
     if settings.shows_graphiql:
-        out.print(f"  GraphiQL  {address}/graphql  (open it in a browser)")
-    out.print(f"  Database  {shown_url(settings)}", markup=False)
+        lines.append(f"  GraphiQL  {address}/graphql  (open it in a browser)")
+    lines.append(f"  Database  {shown_url(settings)}")
     if settings.is_embedded:
-        out.print(f"  Mode      embedded: one process, everything kept under {settings.data_dir}/", markup=False)
+        lines.append(f"  Mode      embedded: one process, everything kept under {settings.data_dir}/")
     else:
-        out.print(f"  Mode      {settings.workers} worker(s), Redis {'on' if settings.redis_url else 'off'}")
-    out.print("  Account   `taskflow create-admin` makes an ADMIN; the mutation `register` makes a MEMBER.")
-    out.print("  Stop with Ctrl+C.")
+        lines.append(f"  Mode      {settings.workers} worker(s), Redis {'on' if settings.redis_url else 'off'}")
+    lines.append("  Account   `taskflow create-admin` makes an ADMIN; the mutation `register` makes a MEMBER.")
+    lines.append("  Stop with Ctrl+C.")
+    out.print(f"TaskFlow GQL {__version__}", style="bold")
+    for line in lines:
+        out.print(line, markup=False, soft_wrap=True)
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 @app.command("migrate")
@@ -210,7 +229,7 @@ def migrate_command(
     settings = settings_or_exit()
 
     async def work() -> tuple[str | None, str | None]:
-        engine = create_engine(settings)
+        engine = create_engine(settings, command_timeout_seconds=None)
         try:
             before = await current_revision(engine)
             if not status:
@@ -307,14 +326,16 @@ def export_schema(
     check: Annotated[bool, typer.Option("--check", help="Write nothing; exit 1 when the file differs.")] = False,
 ) -> None:
     """Write the schema as SDL, the contract that clients generate their code from."""
-    text = make_schema(Settings(_env_file=None)).as_str().rstrip() + "\n"  # type: ignore[call-arg]
-    if not check:
-        try:
-            path.write_text(text)
-        except OSError as error:
-            fail(f"Cannot write {path}: {error.strerror}", UNREACHABLE)
-        return
-    if not path.is_file() or path.read_text() != text:
+    # The defaults, whatever the environment says: the schema is the same under all settings.
+    text = (make_schema(Settings.model_construct()).as_str().rstrip() + "\n").encode()
+    try:
+        if not check:
+            path.write_bytes(text)
+            return
+        is_equal = path.is_file() and path.read_bytes() == text
+    except OSError as error:
+        fail(f"Cannot {'read' if check else 'write'} {path}: {error.strerror}", UNREACHABLE)
+    if not is_equal:
         fail(f"{path} is not the schema of this code: run `taskflow export-schema` and commit it", NOT_SO)
     out.print(f"{path} is up to date", markup=False)
 
@@ -332,7 +353,7 @@ def doctor() -> None:
         nonlocal is_well
         is_well = is_well and fine is not False
         mark = {True: "[green]ok[/green]", False: "[red]not ok[/red]", None: "[dim]–[/dim]"}[fine]
-        table.add_row(f"{mark}  {name}", words)
+        table.add_row(f"{mark}  {name}", Text(words))
 
     row("environment", None, settings.env)
     try:
@@ -382,15 +403,20 @@ def healthcheck(
 ) -> None:
     """Ask a running server whether it is ready; exit 1 when it is not. For container images."""
     settings = settings_or_exit()
-    address = url or f"http://127.0.0.1:{settings.port}/ready"
+    # A server that listens on all addresses listens on this one.
+    host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host  # noqa: S104
+    address = url or f"http://{_bracketed(host)}:{settings.port}/ready"
     if not address.startswith(("http://", "https://")):
         fail(f"{address} is no http address", BAD_SETTINGS)
+    # Not through the proxy of the environment, which knows nothing of this machine's own addresses.
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with urllib.request.urlopen(address, timeout=5) as response:  # noqa: S310  (http only, checked above)
+        with opener.open(address, timeout=5) as response:
             json.load(response)
     except urllib.error.HTTPError as error:
-        fail(f"{address} answered {error.code}: {error.read(500).decode(errors='replace')}", NOT_SO)
-    except (OSError, ValueError) as error:
+        said = " ".join(error.read(500).decode(errors="replace").split())
+        fail(f"{address} answered {error.code}: {said}", NOT_SO)
+    except (OSError, ValueError, http.client.HTTPException) as error:
         fail(f"{address} does not answer: {reason(error)}", NOT_SO)
 
 

@@ -83,13 +83,13 @@ class Settings(BaseSettings):
             if self.database_url is None or self.is_sqlite:
                 missing.append("DATABASE_URL (a postgresql:// URL)")
         if self.workers > 1:
-            if self.is_sqlite:
+            if self.is_sqlite and not self.is_production:
                 missing.append("DATABASE_URL (more than one worker needs PostgreSQL)")
             if self.redis_url is None:
                 missing.append("REDIS_URL (more than one worker needs Redis)")
         if missing:
             what = "production" if self.is_production else f"TASKFLOW_WORKERS={self.workers}"
-            raise ValueError(f"{what} needs {', '.join(dict.fromkeys(missing))}")
+            raise ValueError(f"{what} needs {', '.join(missing)}")
         return self
 
     @property
@@ -154,6 +154,8 @@ def _secret_kept_in(path: Path) -> str:
         secret = path.read_text().strip()
     except OSError as error:
         raise ConfigurationError(f"Cannot read {path}: {error.strerror}. Set SECRET_KEY, or give rights") from error
+    except UnicodeDecodeError:
+        secret = ""
     if len(secret.encode()) < MIN_SECRET_BYTES:
         raise ConfigurationError(f"The secret in {path} is damaged. Delete the file; everybody signs in again")
     return secret
@@ -166,7 +168,12 @@ def load_settings() -> Settings:
     except ValidationError as error:
         problems = []
         for problem in error.errors(include_url=False, include_input=False):
-            name = "_".join(str(part) for part in problem["loc"]).upper()
             message = problem["msg"].removeprefix("Value error, ")
+            # Of a setting with two names pydantic gives the variable's name, of the others the field's.
+            name = "".join(str(part) for part in problem["loc"][:1]).upper()
+            if name and not name.startswith("TASKFLOW_"):
+                name = f"TASKFLOW_{name}"
             problems.append(f"{name}: {message}" if name else message)
         raise ConfigurationError("Bad settings: " + "; ".join(problems)) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"Cannot read the settings in the file .env: {error}") from error

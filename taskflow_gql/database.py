@@ -4,16 +4,38 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager, nullcontext
 from datetime import UTC, datetime
 from typing import Any
+from uuid import UUID
 
-from sqlalchemy import DateTime, Dialect, MetaData, String, TypeDecorator, event, make_url
+from sqlalchemy import (
+    Boolean,
+    ColumnElement,
+    DateTime,
+    Dialect,
+    Integer,
+    MetaData,
+    Select,
+    String,
+    Subquery,
+    Text,
+    TypeDecorator,
+    event,
+    func,
+    literal,
+    make_url,
+    select,
+    true,
+)
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, create_async_engine
-from sqlalchemy.orm import DeclarativeBase
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.orm import DeclarativeBase, InstrumentedAttribute
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
 
 from taskflow_gql.config import Settings, make_data_dir
 from taskflow_gql.errors import ConfigurationError
@@ -23,6 +45,8 @@ RECORDED_EVENT = "recorded_event"
 
 # asyncpg takes TLS as an argument and knows nothing of libpq's query parameters.
 _SSL_MODES = {"disable", "allow", "prefer", "require", "verify-ca", "verify-full"}
+# What it takes from a URL as it stands; `host` may name the folder of a socket.
+_PLAIN_PARAMETERS = {"host", "port", "user", "password", "passfile", "prepared_statement_cache_size"}
 
 
 class Model(DeclarativeBase):
@@ -57,9 +81,150 @@ class UtcDateTime(TypeDecorator[datetime]):
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
+class WordList(TypeDecorator[str]):
+    """Words with one blank between them, as the index on words wants them.
+
+    PostgreSQL keeps the words as they are. FTS5 would cut and fold them once more by rules of its own, so it gets each
+    word as the hexadecimal digits of its UTF-8: what is a prefix stays a prefix, and nothing is left to cut.
+    """
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        if value is None or dialect.name != "sqlite":
+            return value
+        return " ".join(word.encode().hex() for word in value.split())
+
+
+class _WordsQuery(TypeDecorator[tuple[str, ...]]):
+    """Words as the query that finds rows in which each of them starts a word."""
+
+    impl = Text
+    cache_ok = True
+
+    def process_bind_param(self, value: tuple[str, ...] | None, dialect: Dialect) -> str | None:
+        if value is None:
+            return None
+        # Words are letters and digits only, so between quotes nothing of them can be syntax.
+        if dialect.name == "sqlite":
+            return " AND ".join(f'"{word.encode().hex()}" *' for word in value)
+        return " & ".join(f"'{word}':*" for word in value)
+
+
+class _MatchesWords(FunctionElement[bool]):
+    type = Boolean()
+    inherit_cache = True
+
+
+@compiles(_MatchesWords, "postgresql")
+def _matches_words_on_postgresql(element: Any, compiler: SQLCompiler, **options: Any) -> str:
+    _, words, query = (compiler.process(clause, **options) for clause in element.clauses)
+    # Made of an array, not of text: a text search parser would cut the words again.
+    return f"(array_to_tsvector(string_to_array({words}, ' ')) @@ CAST({query} AS tsquery))"
+
+
+@compiles(_MatchesWords, "sqlite")
+def _matches_words_on_sqlite(element: Any, compiler: SQLCompiler, **options: Any) -> str:
+    key, _, query = (compiler.process(clause, **options) for clause in element.clauses)
+    found = (
+        "SELECT task_search_ids.task_id FROM task_search"
+        " JOIN task_search_ids ON task_search_ids.id = task_search.rowid WHERE task_search MATCH"
+    )
+    return f"({key} IN ({found} {query}))"
+
+
+def matches_words(
+    task_id: ColumnElement[UUID] | InstrumentedAttribute[UUID],
+    words: ColumnElement[str] | InstrumentedAttribute[str],
+    query: tuple[str, ...],
+) -> ColumnElement[bool]:
+    """Whether each word of the query starts a word of the task, by the index on words."""
+    return _MatchesWords(task_id, words, literal(query, _WordsQuery))
+
+
+class _PositionOf(FunctionElement[int]):
+    type = Integer()
+    inherit_cache = True
+
+
+@compiles(_PositionOf, "postgresql")
+def _position_on_postgresql(element: Any, compiler: SQLCompiler, **options: Any) -> str:
+    return f"strpos({compiler.process(element.clauses, **options)})"
+
+
+@compiles(_PositionOf, "sqlite")
+def _position_on_sqlite(element: Any, compiler: SQLCompiler, **options: Any) -> str:
+    return f"instr({compiler.process(element.clauses, **options)})"
+
+
+def position_of(text: ColumnElement[str] | InstrumentedAttribute[str], part: str) -> ColumnElement[int]:
+    """Where the part begins in the text, counted from 1; 0 when it is not there. Case counts."""
+    return _PositionOf(text, literal(part))
+
+
+class AfterAllTimes(ColumnElement[datetime]):
+    """Later than every time. Literal, so that an index on an expression with it is recognised."""
+
+    type = UtcDateTime()
+    inherit_cache = True
+
+
+class BeforeAllTimes(ColumnElement[datetime]):
+    """Earlier than every time."""
+
+    type = UtcDateTime()
+    inherit_cache = True
+
+
+@compiles(AfterAllTimes, "postgresql")
+def _after_all_times_on_postgresql(_: Any, _compiler: SQLCompiler, **_options: Any) -> str:
+    return "'infinity'::timestamptz"
+
+
+@compiles(BeforeAllTimes, "postgresql")
+def _before_all_times_on_postgresql(_: Any, _compiler: SQLCompiler, **_options: Any) -> str:
+    return "'-infinity'::timestamptz"
+
+
+@compiles(AfterAllTimes, "sqlite")
+def _after_all_times_on_sqlite(_: Any, _compiler: SQLCompiler, **_options: Any) -> str:
+    # Times are text there, and no minute has a 60th second.
+    return "'9999-12-31 23:59:60'"
+
+
+@compiles(BeforeAllTimes, "sqlite")
+def _before_all_times_on_sqlite(_: Any, _compiler: SQLCompiler, **_options: Any) -> str:
+    return "''"
+
+
 def sorted_text(length: int) -> String:
     """Text that sorts by code point on both databases, whatever locale the PostgreSQL cluster was made with."""
     return String(length).with_variant(String(length, collation="C"), "postgresql")
+
+
+def top_of_each(
+    session: AsyncSession,
+    rows: Select[Any],
+    *,
+    parent: InstrumentedAttribute[UUID],
+    child: InstrumentedAttribute[Any],
+    keys: Collection[UUID],
+    order_by: Sequence[ColumnElement[Any]],
+    limit: int,
+) -> Subquery:
+    """For each key the first rows whose `child` column is that key, with `parent_id` beside their columns.
+
+    PostgreSQL looks into the index once for each key and stops at the limit. SQLite knows no LATERAL and numbers the
+    rows of every key.
+    """
+    if session.get_bind().dialect.name == "postgresql":
+        parents = select(parent.label("parent_id")).where(parent.in_(keys)).subquery("parents")
+        top = rows.where(child == parents.c.parent_id).order_by(*order_by).limit(limit).lateral("top")
+        return select(parents.c.parent_id, top).join(top, true()).subquery("page")
+    number = func.row_number().over(partition_by=child, order_by=list(order_by)).label("number")
+    numbered = rows.add_columns(child.label("parent_id"), number).where(child.in_(keys)).subquery("numbered")
+    return select(numbered).where(numbered.c.number <= limit).subquery("page")
 
 
 def database_url(settings: Settings) -> URL:
@@ -69,7 +234,10 @@ def database_url(settings: Settings) -> URL:
         return URL.create("sqlite+aiosqlite", database=str(path))
     try:
         url = make_url(settings.database_url)
-    except ArgumentError as error:
+        if url.port is not None and url.port > 65535:
+            raise ValueError(url.port)
+    # ValueError: a port that is no number.
+    except (ArgumentError, ValueError) as error:
         raise ConfigurationError(
             "DATABASE_URL is not a database URL; it looks like postgresql://user:password@host:5432/name"
         ) from error
@@ -78,45 +246,62 @@ def database_url(settings: Settings) -> URL:
         case "postgresql" | "postgres":
             return url.set(drivername="postgresql+asyncpg")
         case "sqlite":
+            if url.database in (None, "", ":memory:"):
+                raise ConfigurationError("DATABASE_URL names no file, and memory forgets; write sqlite:///file.sqlite3")
+            if url.query:
+                raise ConfigurationError("DATABASE_URL: a SQLite file takes no parameters; leave them out")
             return url.set(drivername="sqlite+aiosqlite")
         case other:
             raise ConfigurationError(f"DATABASE_URL names {other!r}; it must be postgresql:// or sqlite:///")
 
 
-def create_engine(settings: Settings) -> AsyncEngine:
+def create_engine(settings: Settings, *, command_timeout_seconds: float | None = 60) -> AsyncEngine:
+    """A server that stops answering must not keep a request, or the relay, for ever: hence the timeout of each
+    statement. Migrations go without one; an index over many rows takes its time, and so does waiting for another
+    process that migrates.
+    """
     url = database_url(settings)
     if url.get_backend_name() == "sqlite":
         return _create_sqlite_engine(url)
-    return _create_postgresql_engine(url, settings)
+    return _create_postgresql_engine(url, settings, command_timeout_seconds)
 
 
-def _create_postgresql_engine(url: URL, settings: Settings) -> AsyncEngine:
+def _create_postgresql_engine(url: URL, settings: Settings, command_timeout_seconds: float | None) -> AsyncEngine:
     query = dict(url.query)
     connect_args: dict[str, Any] = {
-        # Seen in pg_stat_activity by whoever looks for what holds a lock.
         "server_settings": {
-            "application_name": "taskflow",
+            # Seen in pg_stat_activity by whoever looks for what holds a lock.
+            "application_name": str(query.pop("application_name", "taskflow")),
             "timezone": "UTC",
             # A process that is stopped in the middle of a transaction, and so neither works nor hangs up, must not
             # keep its row locks: the relay of every other process would wait for it.
             "idle_in_transaction_session_timeout": "3s",
         },
-        "timeout": 10,
-        # A server that stops answering must not keep a request, or the relay, for ever.
-        "command_timeout": 60,
+        "timeout": _whole_number("connect_timeout", query.pop("connect_timeout", "10")),
+        "command_timeout": command_timeout_seconds,
     }
+    if "statement_cache_size" in query:
+        # 0 is what PgBouncer wants, of this and of prepared_statement_cache_size.
+        connect_args["statement_cache_size"] = _whole_number("statement_cache_size", query.pop("statement_cache_size"))
     mode = query.pop("sslmode", None)
     root_certificate = query.pop("sslrootcert", None)
     if mode is not None:
         if mode not in _SSL_MODES:
             raise ConfigurationError(f"DATABASE_URL: sslmode must be one of {', '.join(sorted(_SSL_MODES))}")
         if root_certificate is not None and mode in ("verify-ca", "verify-full"):
-            context = ssl.create_default_context(cafile=str(root_certificate))
+            try:
+                context = ssl.create_default_context(cafile=str(root_certificate))
+            except OSError as error:
+                raise ConfigurationError(
+                    f"DATABASE_URL: sslrootcert {root_certificate} cannot be used: {error.strerror}"
+                ) from error
             context.check_hostname = mode == "verify-full"
             connect_args["ssl"] = context
         else:
             connect_args["ssl"] = mode
     query.pop("channel_binding", None)
+    if unknown := sorted(query.keys() - _PLAIN_PARAMETERS):
+        raise ConfigurationError(f"DATABASE_URL: this server knows no parameter {', '.join(unknown)}; leave it out")
     return create_async_engine(
         url.set(query=query),
         pool_size=settings.database_pool_size,
@@ -124,6 +309,13 @@ def _create_postgresql_engine(url: URL, settings: Settings) -> AsyncEngine:
         pool_pre_ping=True,
         connect_args=connect_args,
     )
+
+
+def _whole_number(name: str, value: str | tuple[str, ...]) -> int:
+    try:
+        return int(str(value))
+    except ValueError as error:
+        raise ConfigurationError(f"DATABASE_URL: {name} must be a whole number") from error
 
 
 def _create_sqlite_engine(url: URL) -> AsyncEngine:
@@ -195,6 +387,8 @@ class Database:
 
 def is_unreachable(error: BaseException) -> bool:
     """Whether this says that the database is away, not that the statement was wrong."""
-    if isinstance(error, DBAPIError) and error.connection_invalidated:
-        return True
+    if isinstance(error, DBAPIError):
+        # 08: the connection failed; 53: no connection left; 57P: the server starts or stops.
+        state = str(getattr(error.orig, "sqlstate", None))
+        return error.connection_invalidated or state.startswith(("08", "53", "57P"))
     return isinstance(error, OSError | TimeoutError | asyncio.TimeoutError)

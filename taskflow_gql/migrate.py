@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from alembic.util import CommandError
 from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -41,27 +44,52 @@ async def current_revision(engine: AsyncEngine) -> str | None:
 
 
 async def migrate(engine: AsyncEngine, revision: str = "head") -> None:
-    """Up or down to the revision. Of several processes that migrate at once one does it and the others wait."""
-    config = _config()
+    """Up or down to the revision, all the steps in one transaction. Of several processes that migrate at once one does
+    it and the others wait.
+    """
+    # `writes`: on SQLite the transaction takes the write lock before it looks at what there is to do.
+    async with engine.execution_options(writes=True).connect() as connection:
+        await connection.run_sync(_migrate, revision)
 
-    def run(connection: Connection) -> None:
-        if connection.dialect.name == "postgresql":
+
+def _migrate(connection: Connection, revision: str) -> None:
+    config = _config()
+    script = ScriptDirectory.from_config(config)
+    is_sqlite = connection.dialect.name == "sqlite"
+    with foreign_keys_off(connection):
+        if not is_sqlite:
             # Any constant will do; it only has to be the same in every process.
-            connection.exec_driver_sql("SELECT pg_advisory_lock(7416543001)")
-            connection.commit()
+            connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7416543001)")
         config.attributes["connection"] = connection
         current = MigrationContext.configure(connection).get_current_revision()
-        script = ScriptDirectory.from_config(config)
         target = script.get_revision(revision)
         is_down = current is not None and target is not None and _is_below(script, target.revision, current)
         if is_down or revision == "base":
             command.downgrade(config, revision)
         else:
             command.upgrade(config, revision)
+        if is_sqlite and connection.exec_driver_sql("PRAGMA foreign_key_check").first() is not None:
+            raise CommandError("The migration leaves rows that refer to rows that are gone; nothing was changed")
         connection.commit()
 
-    async with engine.connect() as connection:
-        await connection.run_sync(run)
+
+@contextmanager
+def foreign_keys_off(connection: Connection) -> Iterator[None]:
+    """Matters on SQLite, where Alembic alters a table by copying it and dropping the old one: with foreign keys on,
+    that deletes whatever refers to its rows.
+    """
+    if connection.dialect.name != "sqlite":
+        yield
+        return
+    # A cursor of the driver, because this PRAGMA does nothing within a transaction.
+    cursor = connection.connection.cursor()
+    cursor.execute("PRAGMA foreign_keys = OFF")
+    try:
+        yield
+    finally:
+        connection.rollback()
+        cursor.execute("PRAGMA foreign_keys = ON")
+        cursor.close()
 
 
 def _is_below(script: ScriptDirectory, target: str, current: str) -> bool:

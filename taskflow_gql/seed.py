@@ -17,12 +17,14 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from taskflow_gql.errors import ConfigurationError
 from taskflow_gql.models import Task, TaskCategory, TaskPriority, TaskStatus, User, UserRole
+from taskflow_gql.services.words import name_words, text_keys
 
 _BATCH = 5_000
 # argon2id of `password` with a fixed salt, so that the same seed makes the same bytes.
 _PASSWORD_HASH = "$argon2id$v=19$m=19456,t=2,p=1$ZGVtb25zdHJhdGlvbi0xNg$WTWe34Sp2x4Vz2O53xdOGywy8OCZ0RHIgYhCtwkGf9U"
 _FIRST_DAY = datetime(2025, 1, 1, tzinfo=UTC)
-_DAYS = 700
+# Short of today, so that what somebody makes now is newer than all of it.
+_DAYS = 365
 
 # Words for titles. Enough of them that a search finds some tasks and not all.
 _VERBS = (
@@ -69,13 +71,15 @@ def make_users(seeding: Seeding) -> Iterator[dict[str, Any]]:
     for number in range(1, seeding.users + 1):
         moment = _FIRST_DAY - timedelta(days=30) + timedelta(seconds=number)
         username = f"user{number}"
+        full_name = f"{rng.choice(_GIVEN)} {rng.choice(_FAMILY)}"
         yield {
             "id": _make_id(rng, moment),
             "email": f"{username}@example.com",
             "email_key": f"{username}@example.com",
             "username": username,
             "username_key": username,
-            "full_name": f"{rng.choice(_GIVEN)} {rng.choice(_FAMILY)}",
+            "full_name": full_name,
+            "name_words": name_words(full_name),
             "password_hash": _PASSWORD_HASH,
             "role": UserRole.ADMIN if number == 1 else UserRole.MEMBER,
             "is_active": True,
@@ -92,10 +96,12 @@ def make_tasks(seeding: Seeding, user_ids: Sequence[UUID]) -> Iterator[dict[str,
         created_at = _FIRST_DAY + number * step
         status = statuses[rng.randrange(3)]
         updated_at = created_at + timedelta(minutes=rng.randrange(10_000))
+        title = f"{rng.choice(_VERBS)} the {rng.choice(_THINGS)} {rng.choice(_OCCASIONS)}"
+        description = f"{rng.choice(_THINGS).capitalize()} number {number}." if rng.random() < 0.5 else None
         yield {
             "id": _make_id(rng, created_at),
-            "title": f"{rng.choice(_VERBS)} the {rng.choice(_THINGS)} {rng.choice(_OCCASIONS)}",
-            "description": f"{rng.choice(_THINGS).capitalize()} number {number}." if rng.random() < 0.5 else None,
+            "title": title,
+            "description": description,
             "status": status,
             "priority": priorities[rng.randrange(3)],
             "category": categories[rng.randrange(4)],
@@ -106,6 +112,7 @@ def make_tasks(seeding: Seeding, user_ids: Sequence[UUID]) -> Iterator[dict[str,
             "version": 1 if status is TaskStatus.PENDING else 2,
             "created_at": created_at,
             "updated_at": updated_at,
+            **text_keys(title, description),
         }
 
 

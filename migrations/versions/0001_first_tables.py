@@ -1,4 +1,4 @@
-"""Users, sessions, tasks, and the record of changes.
+"""Users, sessions, tasks with their search, and the record of changes.
 
 Revision ID: 0001
 Revises:
@@ -12,7 +12,7 @@ import secrets
 import sqlalchemy as sa
 from alembic import op
 
-from taskflow_gql.database import UtcDateTime, sorted_text
+from taskflow_gql.database import UtcDateTime, WordList, sorted_text
 
 revision = "0001"
 down_revision = None
@@ -35,6 +35,7 @@ def upgrade() -> None:
         sa.Column("username", sa.String(50), nullable=False),
         sa.Column("username_key", sorted_text(50), nullable=False),
         sa.Column("full_name", sa.String(255), nullable=False),
+        sa.Column("name_words", sa.String(1024), nullable=False),
         sa.Column("password_hash", sa.String(255), nullable=False),
         sa.Column("role", _enum("role", "MEMBER", "ADMIN"), nullable=False),
         sa.Column("is_active", sa.Boolean(), nullable=False),
@@ -69,6 +70,9 @@ def upgrade() -> None:
         sa.Column("version", sa.Integer(), nullable=False),
         sa.Column("created_at", UtcDateTime(), nullable=False),
         sa.Column("updated_at", UtcDateTime(), nullable=False),
+        sa.Column("title_key", sorted_text(765), nullable=False),
+        sa.Column("description_key", sa.Text(), nullable=True),
+        sa.Column("search_words", WordList(), nullable=False),
         sa.PrimaryKeyConstraint("id", name="pk_tasks"),
         sa.ForeignKeyConstraint(["creator_id"], ["users.id"], name="fk_tasks_creator_id_users"),
         sa.ForeignKeyConstraint(["assignee_id"], ["users.id"], name="fk_tasks_assignee_id_users"),
@@ -78,6 +82,9 @@ def upgrade() -> None:
     op.create_index("ix_tasks_created_at_id", "tasks", ["created_at", "id"])
     op.create_index("ix_tasks_creator_id_created_at_id", "tasks", ["creator_id", "created_at", "id"])
     op.create_index("ix_tasks_assignee_id_created_at_id", "tasks", ["assignee_id", "created_at", "id"])
+    op.create_index("ix_tasks_updated_at_id", "tasks", ["updated_at", "id"])
+    op.create_index("ix_tasks_title_key_id", "tasks", ["title_key", "id"])
+    _index_expressions()
     op.create_table(
         "task_events",
         sa.Column("id", _big_id, nullable=False),
@@ -116,5 +123,47 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
+    if op.get_bind().dialect.name == "sqlite":
+        op.execute("DROP TABLE task_search")
+        op.execute("DROP TABLE task_search_ids")
     for table in ("stream_state", "task_events", "tasks", "sessions", "users"):
         op.drop_table(table)
+
+
+def _index_expressions() -> None:
+    """The indexes that Alembic cannot compare; the expressions are those of models/task.py, to the letter."""
+    is_sqlite = op.get_bind().dialect.name == "sqlite"
+    last = "'9999-12-31 23:59:60'" if is_sqlite else "'infinity'::timestamptz"
+    first = "''" if is_sqlite else "'-infinity'::timestamptz"
+    for name, expression in (
+        ("status_rank", "(CASE status WHEN 'PENDING' THEN 0 WHEN 'IN_PROGRESS' THEN 1 WHEN 'COMPLETED' THEN 2 END)"),
+        ("priority_rank", "(CASE priority WHEN 'LOW' THEN 0 WHEN 'MEDIUM' THEN 1 WHEN 'HIGH' THEN 2 END)"),
+        ("due_date_ascending", f"coalesce(due_date, {last})"),
+        ("due_date_descending", f"coalesce(due_date, {first})"),
+    ):
+        op.execute(f"CREATE INDEX ex_tasks_{name} ON tasks ({expression}, id)")
+    if not is_sqlite:
+        op.execute(
+            "CREATE INDEX ex_tasks_search ON tasks USING gin (array_to_tsvector(string_to_array(search_words, ' ')))"
+        )
+        return
+    # FTS5 wants numbers for rows. SQLite's own row numbers may change when a file is vacuumed; these do not.
+    op.execute("CREATE TABLE task_search_ids (id INTEGER PRIMARY KEY AUTOINCREMENT, task_id CHAR(32) NOT NULL UNIQUE)")
+    op.execute("CREATE VIRTUAL TABLE task_search USING fts5(words, tokenize = 'ascii')")
+    op.execute(
+        "CREATE TRIGGER task_search_after_insert AFTER INSERT ON tasks BEGIN"
+        " INSERT INTO task_search_ids (task_id) VALUES (NEW.id);"
+        " INSERT INTO task_search (rowid, words) SELECT id, NEW.search_words FROM task_search_ids"
+        " WHERE task_id = NEW.id; END"
+    )
+    op.execute(
+        "CREATE TRIGGER task_search_after_update AFTER UPDATE OF search_words ON tasks"
+        " WHEN OLD.search_words IS NOT NEW.search_words BEGIN"
+        " UPDATE task_search SET words = NEW.search_words"
+        " WHERE rowid = (SELECT id FROM task_search_ids WHERE task_id = NEW.id); END"
+    )
+    op.execute(
+        "CREATE TRIGGER task_search_after_delete AFTER DELETE ON tasks BEGIN"
+        " DELETE FROM task_search WHERE rowid = (SELECT id FROM task_search_ids WHERE task_id = OLD.id);"
+        " DELETE FROM task_search_ids WHERE task_id = OLD.id; END"
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field, replace
@@ -44,6 +45,7 @@ class Context:
     connection_params: dict[str, Any] | None = None
     loaders: Loaders = field(init=False)
     _viewer: Viewer | None = field(default=None, init=False)
+    _authenticating: asyncio.Lock = field(default_factory=asyncio.Lock, init=False)
     _signed_in: set[UUID] = field(default_factory=set, init=False)
 
     def __post_init__(self) -> None:
@@ -75,10 +77,12 @@ class Context:
         token = self.token
         if token is None:
             return None
-        if self._viewer is None:
-            claims = self.parts.tokens.read(token)
-            async with self.read() as session:
-                self._viewer = await accounts.authenticate(session, claims)
+        # Sibling fields run at the same time; the first one asks, the others wait for what it finds.
+        async with self._authenticating:
+            if self._viewer is None:
+                claims = self.parts.tokens.read(token)
+                async with self.read() as session:
+                    self._viewer = await accounts.authenticate(session, claims)
         return self._viewer
 
     @property

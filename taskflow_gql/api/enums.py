@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import Enum, StrEnum
 from typing import Any
 
 import strawberry
 
 from taskflow_gql.events import TaskField
 from taskflow_gql.models import TaskCategory, TaskPriority, TaskStatus, UserRole
+from taskflow_gql.services.task_order import TaskOrderField
 
 
 def describe_enum(enum: type[Enum], description: str, **values: str) -> None:
@@ -61,3 +62,21 @@ describe_enum(
     DUE_DATE="`dueDate`",
     ASSIGNEE="`assignee`",
 )
+describe_enum(
+    TaskOrderField,
+    "What tasks can be sorted by.",
+    CREATED_AT="`createdAt`",
+    UPDATED_AT="`updatedAt`",
+    DUE_DATE="`dueDate`; a task without one comes last in either direction.",
+    PRIORITY="`priority`: LOW < MEDIUM < HIGH",
+    STATUS="`status`: PENDING < IN_PROGRESS < COMPLETED",
+    TITLE="`title`, without regard to case, by code point",
+)
+
+
+class OrderDirection(StrEnum):
+    ASC = "ASC"
+    DESC = "DESC"
+
+
+describe_enum(OrderDirection, "Which way to sort.", ASC="The least first.", DESC="The most first.")

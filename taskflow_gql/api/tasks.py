@@ -10,12 +10,14 @@ import strawberry
 from taskflow_gql import clock
 from taskflow_gql.api.context import Info
 from taskflow_gql.api.errors import AnswersRefusals, UserError
+from taskflow_gql.api.filters import TaskFilterArgument, filter_of
 from taskflow_gql.api.node import Node
 from taskflow_gql.api.pagination import After, Before, First, Last, PageInfo, page_info
+from taskflow_gql.api.task_lists import TaskList, TaskOrderArgument, selects_people, task_query
 from taskflow_gql.api.users import User
 from taskflow_gql.models import TaskCategory, TaskPriority, TaskRow, TaskStatus, UserRow
-from taskflow_gql.services import access, tasks
-from taskflow_gql.services.paging import Page, PageRequest
+from taskflow_gql.services import access, stats, tasks
+from taskflow_gql.services.task_order import NEWEST_FIRST
 
 
 @strawberry.type(description="Something to be done, seen by its creator, its assignee and every ADMIN.")
@@ -82,25 +84,72 @@ class TaskEdge:
 
 @strawberry.type(description="A page of tasks.")
 class TaskConnection:
-    page: strawberry.Private[Page[TaskRow]]
+    """Made of a `TaskList`."""
 
     @strawberry.field(description="The tasks of this page with their cursors.")
-    def edges(self) -> list[TaskEdge]:
-        return [TaskEdge(cursor=self.page.order.cursor(task), node=task) for task in self.page.rows]
+    @staticmethod
+    def edges(tasks: strawberry.Parent[TaskList]) -> list[TaskEdge]:
+        return [TaskEdge(cursor=tasks.page.order.cursor(task), node=task) for task in tasks.page.rows]
 
     @strawberry.field(graphql_type=list[Task], description="The tasks of this page without cursors.")
-    def nodes(self) -> list[TaskRow]:
-        return self.page.rows
+    @staticmethod
+    def nodes(tasks: strawberry.Parent[TaskList]) -> list[TaskRow]:
+        return tasks.page.rows
 
     @strawberry.field(description="Where this page lies in the list.")
-    def page_info(self) -> PageInfo:
-        return page_info(self.page)
+    @staticmethod
+    def page_info(tasks: strawberry.Parent[TaskList]) -> PageInfo:
+        return page_info(tasks.page)
 
     @strawberry.field(description="How many tasks the whole list has; counted only when selected.")
-    async def total_count(self, info: Info) -> int:
-        viewer = await info.context.require_viewer()
-        async with info.context.read() as session:
-            return await tasks.count_tasks(session, viewer)
+    @staticmethod
+    async def total_count(tasks: strawberry.Parent[TaskList]) -> int:
+        return await tasks.count()
+
+
+@strawberry.type(description="How many tasks have a priority.")
+class TaskPriorityCount:
+    priority: TaskPriority = strawberry.field(description="The priority.")
+    count: int = strawberry.field(description="How many tasks have it.")
+
+
+@strawberry.type(description="How many tasks are in a category.")
+class TaskCategoryCount:
+    category: TaskCategory = strawberry.field(description="The category.")
+    count: int = strawberry.field(description="How many tasks are in it.")
+
+
+@strawberry.type(description="Counts over tasks.")
+class TaskStats:
+    counts: strawberry.Private[stats.TaskStats]
+
+    @strawberry.field(description="How many there are.")
+    def total(self) -> int:
+        return self.counts.total
+
+    @strawberry.field(description="How many are PENDING.")
+    def pending(self) -> int:
+        return self.counts.by_status[TaskStatus.PENDING]
+
+    @strawberry.field(description="How many are IN_PROGRESS.")
+    def in_progress(self) -> int:
+        return self.counts.by_status[TaskStatus.IN_PROGRESS]
+
+    @strawberry.field(description="How many are COMPLETED.")
+    def completed(self) -> int:
+        return self.counts.by_status[TaskStatus.COMPLETED]
+
+    @strawberry.field(description="How many are due in the past and not COMPLETED.")
+    def overdue(self) -> int:
+        return self.counts.overdue
+
+    @strawberry.field(description="One entry for each priority, LOW first, zeros included.")
+    def by_priority(self) -> list[TaskPriorityCount]:
+        return [TaskPriorityCount(priority=key, count=count) for key, count in self.counts.by_priority.items()]
+
+    @strawberry.field(description="One entry for each category, in the order of the enum, zeros included.")
+    def by_category(self) -> list[TaskCategoryCount]:
+        return [TaskCategoryCount(category=key, count=count) for key, count in self.counts.by_category.items()]
 
 
 @strawberry.type
@@ -116,7 +165,8 @@ class TaskQueries:
             return await tasks.get_task(session, viewer, id)
 
     @strawberry.field(
-        description="The tasks that you created or that are assigned to you (for an ADMIN all), newest first."
+        graphql_type=TaskConnection,
+        description="The tasks that you created or that are assigned to you (for an ADMIN all), newest first.",
     )
     async def tasks(
         self,
@@ -125,11 +175,27 @@ class TaskQueries:
         after: After = None,
         last: Last = None,
         before: Before = None,
-    ) -> TaskConnection:
+        filter: TaskFilterArgument = None,
+        order_by: TaskOrderArgument = None,
+    ) -> TaskList:
         viewer = await info.context.require_viewer()
-        request = PageRequest.of(first=first, after=after, last=last, before=before)
+        query = task_query(viewer, first=first, after=after, last=last, before=before, filter=filter, order=order_by)
         async with info.context.read() as session:
-            return TaskConnection(page=await tasks.list_tasks(session, viewer, request))
+            page, people = await tasks.list_tasks(session, viewer, query, with_people=selects_people(info))
+        info.context.loaders.users_by_id.prime_many(people)
+
+        async def count() -> int:
+            async with info.context.read() as session:
+                return await tasks.count_tasks(session, viewer, query.filter)
+
+        return TaskList(page, count)
+
+    @strawberry.field(description="Counts over the tasks that you may see, without reading them one by one.")
+    async def task_stats(self, info: Info, filter: TaskFilterArgument = None) -> TaskStats:
+        viewer = await info.context.require_viewer()
+        now = clock.now()
+        async with info.context.read() as session:
+            return TaskStats(counts=await stats.task_stats(session, viewer, filter_of(filter, viewer, now), now))
 
 
 @strawberry.input(description="A new task. You are its creator; it starts PENDING.")
@@ -211,7 +277,7 @@ class CreateTaskPayload:
 
     @strawberry.field(description="The new task as an edge of `tasks` in its default order; null on errors.")
     def task_edge(self) -> TaskEdge | None:
-        return self.task and TaskEdge(cursor=tasks.NEWEST_FIRST.cursor(self.task), node=self.task)
+        return self.task and TaskEdge(cursor=NEWEST_FIRST.cursor(self.task), node=self.task)
 
 
 @strawberry.type(description="What became of `updateTask`.")

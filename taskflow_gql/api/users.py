@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Any
 
 import strawberry
 
 from taskflow_gql.api.context import Info
 from taskflow_gql.api.errors import AnswersRefusals, UserError
+from taskflow_gql.api.filters import TaskFilterArgument
 from taskflow_gql.api.node import Node
 from taskflow_gql.api.pagination import After, Before, First, Last, PageInfo, page_info
+from taskflow_gql.api.task_lists import TaskList, TaskOrderArgument, task_query
 from taskflow_gql.models import UserRole, UserRow
 from taskflow_gql.services import users
+from taskflow_gql.services.access import Viewer
 from taskflow_gql.services.paging import Page, PageRequest
+from taskflow_gql.services.tasks import Relation, TaskQuery
+
+# People have tasks and tasks have people; one of the two modules has to name the other's type lazily.
+_TASK_CONNECTION: Any = Annotated["TaskConnection", strawberry.lazy("taskflow_gql.api.tasks")]  # noqa: F821
 
 
 @strawberry.type(description="A person with an account.")
@@ -36,9 +43,54 @@ class User(Node):
         is_admin = viewer is not None and viewer.is_admin
         return user.email if is_admin or info.context.is_viewer(user.id) else None
 
+    @strawberry.field(
+        graphql_type=_TASK_CONNECTION,
+        description="The tasks that this person made, of those that you may see; newest first.",
+    )
+    @staticmethod
+    async def created_tasks(
+        user: strawberry.Parent[UserRow],
+        info: Info,
+        first: First = None,
+        after: After = None,
+        last: Last = None,
+        before: Before = None,
+        filter: TaskFilterArgument = None,
+        order_by: TaskOrderArgument = None,
+    ) -> TaskList:
+        viewer = await info.context.require_viewer()
+        query = task_query(viewer, first=first, after=after, last=last, before=before, filter=filter, order=order_by)
+        return await _tasks_of(user, info, viewer, Relation.CREATED, query)
+
+    @strawberry.field(
+        graphql_type=_TASK_CONNECTION,
+        description="The tasks that this person should do, of those that you may see; newest first.",
+    )
+    @staticmethod
+    async def assigned_tasks(
+        user: strawberry.Parent[UserRow],
+        info: Info,
+        first: First = None,
+        after: After = None,
+        last: Last = None,
+        before: Before = None,
+        filter: TaskFilterArgument = None,
+        order_by: TaskOrderArgument = None,
+    ) -> TaskList:
+        viewer = await info.context.require_viewer()
+        query = task_query(viewer, first=first, after=after, last=last, before=before, filter=filter, order=order_by)
+        return await _tasks_of(user, info, viewer, Relation.ASSIGNED, query)
+
     @classmethod
     def is_type_of(cls, value: object, info: object) -> bool:
         return isinstance(value, UserRow)
+
+
+async def _tasks_of(user: UserRow, info: Info, viewer: Viewer, relation: Relation, query: TaskQuery) -> TaskList:
+    loaders = info.context.loaders
+    page = await loaders.tasks_of_users(viewer, relation, query).load(user.id)
+    counts = loaders.task_counts_of_users(viewer, relation, query.filter)
+    return TaskList(page, lambda: counts.load(user.id))
 
 
 @strawberry.type(description="A person in a list.")
@@ -50,6 +102,7 @@ class UserEdge:
 @strawberry.type(description="A page of people.")
 class UserConnection:
     page: strawberry.Private[Page[UserRow]]
+    search: strawberry.Private[str | None]
 
     @strawberry.field(description="The people of this page with their cursors.")
     def edges(self) -> list[UserEdge]:
@@ -67,7 +120,7 @@ class UserConnection:
     async def total_count(self, info: Info) -> int:
         viewer = await info.context.require_viewer()
         async with info.context.read() as session:
-            return await users.count_users(session, viewer)
+            return await users.count_users(session, viewer, search=self.search)
 
 
 @strawberry.type
@@ -99,11 +152,20 @@ class UserQueries:
         after: After = None,
         last: Last = None,
         before: Before = None,
+        search: Annotated[
+            str | None,
+            strawberry.argument(
+                description=(
+                    "Only people whose username starts with this, or a word of whose full name does, without regard to "
+                    "case. Several words have to follow each other in the name."
+                )
+            ),
+        ] = None,
     ) -> UserConnection:
         viewer = await info.context.require_viewer()
         request = PageRequest.of(first=first, after=after, last=last, before=before)
         async with info.context.read() as session:
-            return UserConnection(page=await users.list_users(session, viewer, request))
+            return UserConnection(page=await users.list_users(session, viewer, request, search=search), search=search)
 
 
 @strawberry.input(description="Whose role to set, and to what.")

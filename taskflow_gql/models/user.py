@@ -28,6 +28,8 @@ class User(Model):
     username: Mapped[str] = mapped_column(String(50))
     username_key: Mapped[str] = mapped_column(sorted_text(50), unique=True)
     full_name: Mapped[str] = mapped_column(String(255))
+    # The words of the full name in their order, each with a blank before it; see services/words.py.
+    name_words: Mapped[str] = mapped_column(String(1024))
     password_hash: Mapped[str] = mapped_column(String(255))
     role: Mapped[UserRole] = mapped_column(
         Enum(UserRole, name="role", native_enum=False, create_constraint=True, length=16)

@@ -31,6 +31,7 @@ from taskflow_gql.security import AccessToken, could_not_validate, is_expired
 from taskflow_gql.services.access import Viewer
 from taskflow_gql.services.ids import make_id
 from taskflow_gql.services.text import check_email, check_full_name, check_password, check_username, is_storable
+from taskflow_gql.services.words import name_words
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +87,7 @@ async def create_user(
         "username": registration.username,
         "username_key": registration.username_key,
         "full_name": registration.full_name,
+        "name_words": name_words(registration.full_name),
         "password_hash": password_hash,
         "role": role,
         "is_active": True,
@@ -212,6 +214,7 @@ async def update_profile(session: AsyncSession, viewer: Viewer, changes: dict[st
             problems.append(BadUserInput("Full name cannot be null", field="fullName"))
         else:
             values["full_name"] = check_full_name(changes["full_name"], problems)
+            values["name_words"] = name_words(values["full_name"])
     if "email" in changes:
         if changes["email"] is None:
             problems.append(BadUserInput("Email address cannot be null", field="email"))

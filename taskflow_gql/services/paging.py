@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Generic, TypeVar
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Select, and_, literal, or_, tuple_
+from sqlalchemy import ColumnElement, Select, Subquery, and_, literal, or_, select, tuple_, union_all
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import InstrumentedAttribute
 
+from taskflow_gql.database import top_of_each
 from taskflow_gql.errors import BadUserInput
 from taskflow_gql.services.text import is_storable
 
@@ -29,24 +30,38 @@ Row = TypeVar("Row")
 
 @dataclass(frozen=True, slots=True)
 class SortKey(Generic[Row]):
-    """One key of an order. The column must never be null."""
+    """One key of an order. The column is never null; where `value` may be, `null_as` is what the column has then."""
 
     name: str
     type: type
     column: ColumnElement[Any] | InstrumentedAttribute[Any]
     value: Callable[[Row], Any]
     descending: bool = False
+    null_as: ColumnElement[Any] | None = None
+
+    def bound(self, value: Any) -> ColumnElement[Any]:
+        """The value of a cursor, to compare the column with."""
+        if value is None and self.null_as is not None:
+            return self.null_as
+        return literal(value, self.column.type)
 
     @property
     def signature(self) -> str:
         return f"{self.name}:{'desc' if self.descending else 'asc'}"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Order(Generic[Row]):
     """Sort keys, the first decides. The last key is unique, so that every row has one place."""
 
     keys: tuple[SortKey[Row], ...]
+
+    # Orders are equal when they sort alike: loaders are found by the order among other things.
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Order) and self.signature == other.signature
+
+    def __hash__(self) -> int:
+        return hash(self.signature)
 
     @property
     def signature(self) -> str:
@@ -63,7 +78,7 @@ class Order(Generic[Row]):
             padded = cursor.encode("ascii") + b"=" * (-len(cursor) % 4)
             signature, *encoded = json.loads(base64.b64decode(padded, altchars=b"-_", validate=True))
             if signature == self.signature:
-                return [_decode(value, key.type) for value, key in zip(encoded, self.keys, strict=True)]
+                return [_decode(value, key) for value, key in zip(encoded, self.keys, strict=True)]
         # RecursionError: brackets nested a thousand deep are not a cursor either.
         except (ValueError, TypeError, RecursionError) as error:
             raise BadUserInput(f"{argument} is not a cursor of this server") from error
@@ -75,7 +90,7 @@ class Order(Generic[Row]):
     def beyond(self, boundary: Sequence[Any], *, backward: bool) -> ColumnElement[bool]:
         """The rows after the boundary, or before it, going by this order."""
         directions = {key.descending is not backward for key in self.keys}
-        values = [literal(value, key.column.type) for key, value in zip(self.keys, boundary, strict=True)]
+        values = [key.bound(value) for key, value in zip(self.keys, boundary, strict=True)]
         if len(directions) == 1:
             # Row-value comparison: one range of one index, on both databases.
             columns = tuple_(*(key.column for key in self.keys))
@@ -95,21 +110,24 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
 
-def _encode(value: Any) -> str | int:
+def _encode(value: Any) -> str | int | None:
     match value:
         case datetime():
             # Microseconds since the epoch: exact, and shorter than text.
             return (value - _EPOCH) // _MICROSECOND
         case UUID():
             return value.hex
-        case str() | int():
+        case str() | int() | None:
             return value
         case _:
             raise TypeError(f"no sort key is a {type(value).__name__}")
 
 
-def _decode(value: object, kind: type) -> Any:
-    """The value of a sort key of this type; raises ValueError for what no cursor of ours holds."""
+def _decode(value: object, key: SortKey[Any]) -> Any:
+    """The value of this sort key; raises ValueError for what no cursor of ours holds."""
+    kind = key.type
+    if value is None and key.null_as is not None:
+        return None
     if kind is datetime and type(value) is int:
         try:
             return _EPOCH + value * _MICROSECOND
@@ -163,24 +181,85 @@ class Page(Generic[Row]):
     has_previous: bool
 
 
-async def read_page(
-    session: AsyncSession,
-    statement: Select[Any],
-    make_row: Callable[[Any], Row],
-    order: Order[Row],
+def page_of(
+    columns: Sequence[InstrumentedAttribute[Any]],
+    scopes: Sequence[ColumnElement[bool]],
+    order: Order[Any],
     request: PageRequest,
-) -> Page[Row]:
-    """One statement: the page and one row more, which tells whether the list goes on."""
+) -> Subquery:
+    """The page's rows and one row more, which tells whether the list goes on; ordered by `sort_columns`.
+
+    `scopes` are conditions of which each row meets at most one. Each is read by itself, from an index that fits it,
+    no further than the page is long: an OR of the two would have all rows read and sorted.
+    """
+    limit = request.size + 1
+    parts = [
+        select(*columns, *_labelled(order))
+        .where(scope, *bounds(order, request))
+        .order_by(*order.clauses(backward=request.backward))
+        .limit(limit)
+        for scope in scopes
+    ]
+    if len(parts) == 1:
+        return parts[0].subquery("page")
+    both = union_all(*(select(part.subquery()) for part in parts)).subquery("scopes")
+    return select(both).order_by(*sort_columns(both, order, request)).limit(limit).subquery("page")
+
+
+def page_of_each(
+    session: AsyncSession,
+    columns: Sequence[InstrumentedAttribute[Any]],
+    parent: InstrumentedAttribute[UUID],
+    child: InstrumentedAttribute[Any],
+    parent_ids: Collection[UUID],
+    where: ColumnElement[bool],
+    order: Order[Any],
+    request: PageRequest,
+) -> Select[Any]:
+    """The same page for each of several parents, in one statement: rows of (parent id, columns)."""
+    rows = select(*columns, *_labelled(order)).where(where, *bounds(order, request))
+    page = top_of_each(
+        session,
+        rows,
+        parent=parent,
+        child=child,
+        keys=parent_ids,
+        order_by=order.clauses(backward=request.backward),
+        limit=request.size + 1,
+    )
+    names = [column.key for column in columns]
+    statement = select(page.c.parent_id, *(page.c[name] for name in names))
+    return statement.order_by(page.c.parent_id, *sort_columns(page, order, request))
+
+
+def bounds(order: Order[Any], request: PageRequest) -> list[ColumnElement[bool]]:
+    """The conditions that `after` and `before` make. Raises BadUserInput for bad cursors."""
+    conditions = []
     if request.after is not None:
         boundary = order.boundary(request.after, argument="after")
-        statement = statement.where(order.beyond(boundary, backward=False))
+        conditions.append(order.beyond(boundary, backward=False))
     if request.before is not None:
         boundary = order.boundary(request.before, argument="before")
-        statement = statement.where(order.beyond(boundary, backward=True))
-    statement = statement.order_by(*order.clauses(backward=request.backward)).limit(request.size + 1)
-    rows = [make_row(row) for row in (await session.execute(statement)).all()]
+        conditions.append(order.beyond(boundary, backward=True))
+    return conditions
+
+
+def _labelled(order: Order[Any]) -> list[ColumnElement[Any]]:
+    return [key.column.label(f"sort_{place}") for place, key in enumerate(order.keys)]
+
+
+def sort_columns(page: Subquery, order: Order[Any], request: PageRequest) -> list[ColumnElement[Any]]:
+    """The order of the rows of a page as it was read: towards the end, or towards the start."""
+    return [
+        page.c[f"sort_{place}"].desc() if key.descending is not request.backward else page.c[f"sort_{place}"].asc()
+        for place, key in enumerate(order.keys)
+    ]
+
+
+def make_page(rows: list[Row], order: Order[Row], request: PageRequest) -> Page[Row]:
+    """The page from its rows and the one row more, in the order in which they were read."""
     goes_on = len(rows) > request.size
-    del rows[request.size :]
+    rows = rows[: request.size]
     if request.backward:
         rows.reverse()
         return Page(rows, order, has_next=request.before is not None, has_previous=goes_on)

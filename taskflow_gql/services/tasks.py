@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import dataclass
 from datetime import datetime
+from enum import StrEnum
 from typing import Any, TypedDict
 from uuid import UUID
 
-from sqlalchemy import delete, func, insert, select, update
+from sqlalchemy import and_, delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import aliased
 
 from taskflow_gql import clock
 from taskflow_gql.errors import (
@@ -20,19 +23,22 @@ from taskflow_gql.errors import (
     VersionConflict,
     refuse_if_any,
 )
-from taskflow_gql.models import TASK_COLUMNS, Task, TaskCategory, TaskPriority, TaskRow, TaskStatus, User
-from taskflow_gql.services.access import Viewer, may_change_status, may_delete, may_update, visible_to
-from taskflow_gql.services.changes import record_task_event
-from taskflow_gql.services.ids import make_id, parse_id
-from taskflow_gql.services.paging import Order, Page, PageRequest, SortKey, read_page
-from taskflow_gql.services.text import check_description, check_title
-
-NEWEST_FIRST: Order[TaskRow] = Order(
-    keys=(
-        SortKey("created_at", datetime, Task.created_at, lambda task: task.created_at, descending=True),
-        SortKey("id", UUID, Task.id, lambda task: task.id, descending=True),
-    )
+from taskflow_gql.models import TASK_COLUMNS, Task, TaskCategory, TaskPriority, TaskRow, TaskStatus, User, UserRow
+from taskflow_gql.services.access import (
+    Viewer,
+    may_change_status,
+    may_delete,
+    may_update,
+    visible_scopes,
+    visible_to,
 )
+from taskflow_gql.services.changes import record_task_event
+from taskflow_gql.services.filters import EVERYTHING, Filter, condition
+from taskflow_gql.services.ids import make_id, parse_id
+from taskflow_gql.services.paging import Order, Page, PageRequest, make_page, page_of, page_of_each, sort_columns
+from taskflow_gql.services.task_order import NEWEST_FIRST
+from taskflow_gql.services.text import check_description, check_title
+from taskflow_gql.services.words import text_keys
 
 
 class TaskChanges(TypedDict, total=False):
@@ -61,14 +67,93 @@ async def tasks_by_id(session: AsyncSession, viewer: Viewer, task_ids: Collectio
     return {task.id: task for task in map(TaskRow._make, rows)}
 
 
-async def list_tasks(session: AsyncSession, viewer: Viewer, request: PageRequest) -> Page[TaskRow]:
-    statement = select(*TASK_COLUMNS).where(visible_to(viewer))
-    return await read_page(session, statement, TaskRow._make, NEWEST_FIRST, request)
+@dataclass(frozen=True, slots=True)
+class TaskQuery:
+    """Which tasks, in which order, and which page of them."""
+
+    request: PageRequest
+    filter: Filter = EVERYTHING
+    order: Order[TaskRow] = NEWEST_FIRST
 
 
-async def count_tasks(session: AsyncSession, viewer: Viewer) -> int:
-    statement = select(func.count()).select_from(Task).where(visible_to(viewer))
+class Relation(StrEnum):
+    """How a task belongs to a person."""
+
+    CREATED = "created"
+    ASSIGNED = "assigned"
+
+
+_COLUMN_OF_RELATION = {Relation.CREATED: Task.creator_id, Relation.ASSIGNED: Task.assignee_id}
+
+
+async def list_tasks(
+    session: AsyncSession, viewer: Viewer, query: TaskQuery, *, with_people: bool = False
+) -> tuple[Page[TaskRow], dict[UUID, UserRow]]:
+    """A page, and with `with_people` the creators and assignees of its tasks: one statement either way."""
+    scopes = [and_(scope, condition(query.filter)) for scope in visible_scopes(viewer)]
+    page = page_of(TASK_COLUMNS, scopes, query.order, query.request)
+    statement = select(*(page.c[column.key] for column in TASK_COLUMNS))
+    if with_people:
+        creator, assignee = aliased(User), aliased(User)
+        statement = (
+            statement.add_columns(*(getattr(creator, name) for name in UserRow._fields))
+            .add_columns(*(getattr(assignee, name) for name in UserRow._fields))
+            .join(creator, creator.id == page.c.creator_id)
+            .outerjoin(assignee, assignee.id == page.c.assignee_id)
+        )
+    rows = (await session.execute(statement.order_by(*sort_columns(page, query.order, query.request)))).all()
+    tasks = [TaskRow._make(row[:_TASK_WIDTH]) for row in rows]
+    people = {
+        row[start]: UserRow._make(row[start : start + _USER_WIDTH])
+        for row in (rows if with_people else ())
+        for start in (_TASK_WIDTH, _TASK_WIDTH + _USER_WIDTH)
+        if row[start] is not None
+    }
+    return make_page(tasks, query.order, query.request), people
+
+
+_TASK_WIDTH, _USER_WIDTH = len(TaskRow._fields), len(UserRow._fields)
+
+
+async def list_tasks_of_users(
+    session: AsyncSession, viewer: Viewer, relation: Relation, user_ids: Collection[UUID], query: TaskQuery
+) -> dict[UUID, Page[TaskRow]]:
+    """The same page for each person, of those of their tasks that the viewer may see: one statement for all."""
+    statement = page_of_each(
+        session,
+        TASK_COLUMNS,
+        User.id,
+        _COLUMN_OF_RELATION[relation],
+        user_ids,
+        and_(visible_to(viewer), condition(query.filter)),
+        query.order,
+        query.request,
+    )
+    rows_by_user: dict[UUID, list[TaskRow]] = {user_id: [] for user_id in user_ids}
+    for user_id, *columns in await session.execute(statement):
+        rows_by_user[user_id].append(TaskRow._make(columns))
+    return {user_id: make_page(rows, query.order, query.request) for user_id, rows in rows_by_user.items()}
+
+
+async def count_tasks(session: AsyncSession, viewer: Viewer, filter_: Filter) -> int:
+    statement = select(func.count()).select_from(Task).where(visible_to(viewer), condition(filter_))
     return (await session.execute(statement)).scalar_one()
+
+
+async def count_tasks_of_users(
+    session: AsyncSession, viewer: Viewer, relation: Relation, user_ids: Collection[UUID], filter_: Filter
+) -> dict[UUID, int]:
+    column = _COLUMN_OF_RELATION[relation]
+    statement = (
+        select(column, func.count())
+        .where(column.in_(user_ids), visible_to(viewer), condition(filter_))
+        .group_by(column)
+    )
+    counts = dict.fromkeys(user_ids, 0)
+    for user_id, count in await session.execute(statement):
+        if user_id is not None:
+            counts[user_id] = count
+    return counts
 
 
 async def create_task(
@@ -104,7 +189,7 @@ async def create_task(
         created_at=now,
         updated_at=now,
     )
-    await session.execute(insert(Task).values(task._asdict()))
+    await session.execute(insert(Task).values(**task._asdict(), **text_keys(task.title, task.description)))
     await record_task_event(session, viewer, before=None, after=task)
     return task
 
@@ -218,6 +303,8 @@ async def _change_task(session: AsyncSession, viewer: Viewer, task: TaskRow, val
         values["completed_at"] = now if values["status"] is TaskStatus.COMPLETED else None
     changed = task._replace(**values, version=task.version + 1, updated_at=now)
     written = {**values, "version": changed.version, "updated_at": now}
+    if "title" in values or "description" in values:
+        written |= text_keys(changed.title, changed.description)
     await session.execute(update(Task).where(Task.id == task.id).values(written))
     await record_task_event(session, viewer, before=task, after=changed)
     return changed

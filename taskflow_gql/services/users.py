@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Collection
 from uuid import UUID
 
-from sqlalchemy import delete, func, select, update
+from sqlalchemy import ColumnElement, and_, delete, false, func, or_, select, true, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from taskflow_gql import clock
+from taskflow_gql.database import position_of
 from taskflow_gql.errors import Forbidden, NotFound
 from taskflow_gql.models import USER_COLUMNS, Session, User, UserRole, UserRow
 from taskflow_gql.services.access import Viewer, require_admin, users_visible_to
 from taskflow_gql.services.ids import parse_id
-from taskflow_gql.services.paging import Order, Page, PageRequest, SortKey, read_page
+from taskflow_gql.services.paging import Order, Page, PageRequest, SortKey, make_page, page_of, sort_columns
+from taskflow_gql.services.words import name_words, words_of
 
 BY_USERNAME: Order[UserRow] = Order(
     # Usernames are letters, digits and `_.-`, so casefold() of the name is the key that the row was stored with.
@@ -31,14 +33,28 @@ async def users_by_id(session: AsyncSession, user_ids: Collection[UUID]) -> dict
     return {user.id: user for user in map(UserRow._make, rows)}
 
 
-async def list_users(session: AsyncSession, viewer: Viewer, request: PageRequest) -> Page[UserRow]:
-    statement = select(*USER_COLUMNS).where(users_visible_to(viewer))
-    return await read_page(session, statement, UserRow._make, BY_USERNAME, request)
+async def list_users(
+    session: AsyncSession, viewer: Viewer, request: PageRequest, *, search: str | None = None
+) -> Page[UserRow]:
+    where = and_(users_visible_to(viewer), _found_by(search))
+    page = page_of(USER_COLUMNS, [where], BY_USERNAME, request)
+    columns = [page.c[column.key] for column in USER_COLUMNS]
+    rows = await session.execute(select(*columns).order_by(*sort_columns(page, BY_USERNAME, request)))
+    return make_page([UserRow._make(row) for row in rows], BY_USERNAME, request)
 
 
-async def count_users(session: AsyncSession, viewer: Viewer) -> int:
-    statement = select(func.count()).select_from(User).where(users_visible_to(viewer))
+async def count_users(session: AsyncSession, viewer: Viewer, *, search: str | None = None) -> int:
+    statement = select(func.count()).select_from(User).where(users_visible_to(viewer), _found_by(search))
     return (await session.execute(statement)).scalar_one()
+
+
+def _found_by(search: str | None) -> ColumnElement[bool]:
+    """The search is the start of the username, or of a word of the full name and the words behind it."""
+    start = (search or "").strip().casefold()
+    if not start:
+        return true()
+    in_name = position_of(User.name_words, name_words(start)) > 0 if words_of(start) else false()
+    return or_(func.substr(User.username_key, 1, len(start)) == start, in_name)
 
 
 async def set_user_role(session: AsyncSession, viewer: Viewer, user_id: str, role: UserRole) -> UserRow:

@@ -1,0 +1,91 @@
+"""What the lists of tasks have in common: their arguments, checked, and whether they show the people of their tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Annotated
+
+import strawberry
+from graphql import FieldNode, FragmentSpreadNode, InlineFragmentNode, SelectionSetNode
+
+from taskflow_gql import clock
+from taskflow_gql.api.context import Info
+from taskflow_gql.api.enums import OrderDirection
+from taskflow_gql.api.filters import TaskFilter, filter_of
+from taskflow_gql.models import TaskRow
+from taskflow_gql.services.access import Viewer
+from taskflow_gql.services.paging import Page, PageRequest
+from taskflow_gql.services.task_order import NEWEST_FIRST, TaskOrderField, order_by
+from taskflow_gql.services.tasks import TaskQuery
+
+
+@dataclass(frozen=True, slots=True)
+class TaskList:
+    """A page of tasks, and how to count the whole list, which is done only when asked for."""
+
+    page: Page[TaskRow]
+    count: Callable[[], Awaitable[int]]
+
+
+@strawberry.input(description="One key of an order.")
+class TaskOrder:
+    field: TaskOrderField = strawberry.field(description="What to sort by.")
+    direction: OrderDirection = strawberry.field(default=OrderDirection.ASC, description="Which way.")
+
+
+TaskOrderArgument = Annotated[
+    list[TaskOrder] | None,
+    strawberry.argument(
+        description=(
+            "The first key decides, the next where it is equal, at last the id. A key that was named before is left "
+            "out; none at all means newest first."
+        )
+    ),
+]
+
+
+def task_query(
+    viewer: Viewer,
+    *,
+    first: int | None,
+    after: str | None,
+    last: int | None,
+    before: str | None,
+    filter: TaskFilter | None,
+    order: list[TaskOrder] | None,
+) -> TaskQuery:
+    """Raises BadUserInput for what cannot be taken of the arguments."""
+    keys = [(key.field, key.direction is OrderDirection.DESC) for key in order or []]
+    return TaskQuery(
+        request=PageRequest.of(first=first, after=after, last=last, before=before),
+        filter=filter_of(filter, viewer, clock.now()),
+        order=order_by(keys) if keys else NEWEST_FIRST,
+    )
+
+
+def selects_people(info: Info) -> bool:
+    """Whether creators or assignees are asked for within this field, so that the page had better bring them along."""
+    return any(_selects_people(info, node.selection_set) for node in info._raw_info.field_nodes)
+
+
+def _selects_people(info: Info, selections: SelectionSetNode | None, *, depth: int = 0) -> bool:
+    # Task objects stand at most three levels below their list: edges, node, creator.
+    if selections is None or depth > 2:
+        return False
+    for selection in selections.selections:
+        match selection:
+            case FieldNode():
+                if selection.name.value in ("creator", "assignee"):
+                    return True
+                found = _selects_people(info, selection.selection_set, depth=depth + 1)
+            case InlineFragmentNode():
+                found = _selects_people(info, selection.selection_set, depth=depth)
+            case FragmentSpreadNode():
+                fragment = info._raw_info.fragments[selection.name.value]
+                found = _selects_people(info, fragment.selection_set, depth=depth)
+            case _:
+                found = False
+        if found:
+            return True
+    return False

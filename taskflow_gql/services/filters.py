@@ -1,0 +1,173 @@
+"""One filter language, two back ends: a condition in SQL and a predicate over a task's values.
+
+A filter is a tree of `AllOf`, `AnyOf`, `Not` and comparisons. Both back ends decide alike for every task; a property
+test holds them together. A comparison with a null value is false, and so its negation is true, in SQL too.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, TypeAlias
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, and_, false, func, not_, or_, true
+
+from taskflow_gql.database import matches_words, position_of
+from taskflow_gql.models import Task, TaskRow, TaskStatus
+from taskflow_gql.services.words import search_words, words_of
+
+Value: TypeAlias = str | int | datetime | UUID | StrEnum
+
+
+class Operator(StrEnum):
+    EQ = "eq"
+    NE = "ne"
+    GT = "gt"
+    GTE = "gte"
+    LT = "lt"
+    LTE = "lte"
+    IN = "in"
+    NOT_IN = "not_in"
+    CONTAINS = "contains"
+    STARTS_WITH = "starts_with"
+    IS_NULL = "is_null"
+
+
+@dataclass(frozen=True, slots=True)
+class Compare:
+    """One comparison of a field of TaskRow. Text is compared by its casefold(); `value` has it folded already."""
+
+    field: str
+    operator: Operator
+    value: Value | tuple[Value, ...] | bool
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """Every word starts a word of title or description. No words: every task."""
+
+    words: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Overdue:
+    """Due before `now` and not completed."""
+
+    now: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class AllOf:
+    parts: tuple[Filter, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class AnyOf:
+    parts: tuple[Filter, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Not:
+    part: Filter
+
+
+Filter: TypeAlias = Compare | Search | Overdue | AllOf | AnyOf | Not
+
+EVERYTHING = AllOf(())
+
+_NULLABLE = {"description", "due_date", "completed_at", "assignee_id"}
+# Text is compared case-insensitively, through a column that holds its casefold().
+_KEY_COLUMN: dict[str, Any] = {"title": Task.title_key, "description": Task.description_key}
+_COMPARISONS: dict[Operator, Callable[[Any, Any], Any]] = {
+    Operator.EQ: operator.eq,
+    Operator.NE: operator.ne,
+    Operator.GT: operator.gt,
+    Operator.GTE: operator.ge,
+    Operator.LT: operator.lt,
+    Operator.LTE: operator.le,
+}
+
+
+def search_for(text: str) -> Search:
+    return Search(tuple(sorted(set(words_of(text)))))
+
+
+def condition(filter_: Filter) -> ColumnElement[bool]:
+    """The filter as a condition on `tasks`; true or false for every row, never null."""
+    match filter_:
+        case AllOf(parts):
+            return and_(true(), *map(condition, parts))
+        case AnyOf(parts):
+            return or_(false(), *map(condition, parts))
+        case Not(part):
+            return not_(condition(part))
+        case Search(words):
+            return matches_words(Task.id, Task.search_words, words) if words else true()
+        case Overdue(now):
+            is_due = and_(Task.due_date.is_not(None), Task.due_date < now)
+            return and_(is_due, Task.status != TaskStatus.COMPLETED)
+        case Compare(field, op, value):
+            return _compare_column(field, op, value)
+
+
+def _compare_column(field: str, op: Operator, value: Any) -> ColumnElement[bool]:
+    column: Any = _KEY_COLUMN.get(field, getattr(Task, field))
+    compared: ColumnElement[bool]
+    match op:
+        case Operator.IS_NULL:
+            is_null: ColumnElement[bool] = column.is_(None)
+            return is_null if value else not_(is_null)
+        case Operator.IN:
+            compared = column.in_(value)
+        case Operator.NOT_IN:
+            compared = column.not_in(value)
+        # Not LIKE: SQLite's has a limit on the pattern's length and a mind of its own about case.
+        case Operator.CONTAINS:
+            compared = position_of(column, value) > 0
+        case Operator.STARTS_WITH:
+            compared = func.substr(column, 1, len(value)) == value
+        case _:
+            compared = _COMPARISONS[op](column, value)
+    return and_(column.is_not(None), compared) if field in _NULLABLE else compared
+
+
+def matches(filter_: Filter, task: TaskRow) -> bool:
+    """Whether the task is one of those that the filter's condition finds."""
+    match filter_:
+        case AllOf(parts):
+            return all(matches(part, task) for part in parts)
+        case AnyOf(parts):
+            return any(matches(part, task) for part in parts)
+        case Not(part):
+            return not matches(part, task)
+        case Search(words):
+            found = search_words(task.title, task.description).split()
+            return all(any(word.startswith(start) for word in found) for start in words)
+        case Overdue(now):
+            is_due = task.due_date is not None and task.due_date < now
+            return is_due and task.status is not TaskStatus.COMPLETED
+        case Compare(field, op, value):
+            return _compare_value(getattr(task, field), op, value)
+
+
+def _compare_value(found: Any, op: Operator, value: Any) -> bool:
+    if op is Operator.IS_NULL:
+        return (found is None) is value
+    if found is None:
+        return False
+    if isinstance(found, str) and not isinstance(found, StrEnum):
+        found = found.casefold()
+    match op:
+        case Operator.IN:
+            return found in value
+        case Operator.NOT_IN:
+            return found not in value
+        case Operator.CONTAINS:
+            return value in found
+        case Operator.STARTS_WITH:
+            return bool(found.startswith(value))
+    return bool(_COMPARISONS[op](found, value))
