@@ -50,7 +50,8 @@ def _rank(column: str, values: type[StrEnum]) -> ColumnElement[int]:
     return literal_column(f"(CASE tasks.{column} {whens} END)", Integer)
 
 
-# What tasks are sorted by where the column itself will not do.
+# What tasks are sorted by where the column itself will not do. Filters compare the ranks too: then the PENDING tasks,
+# sorted by status, are one range of the index on the rank.
 STATUS_RANK = _rank("status", TaskStatus)
 PRIORITY_RANK = _rank("priority", TaskPriority)
 

@@ -14,10 +14,11 @@ from enum import StrEnum
 from typing import Any, TypeAlias
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, and_, false, func, not_, or_, true
+from sqlalchemy import ColumnElement, and_, false, func, not_, or_, select, true
 
 from taskflow_gql.database import matches_words, position_of
-from taskflow_gql.models import Task, TaskRow, TaskStatus
+from taskflow_gql.models import Task, TaskPriority, TaskRow, TaskStatus
+from taskflow_gql.models.task import PRIORITY_RANK, STATUS_RANK
 from taskflow_gql.services.words import search_words, words_of
 
 Value: TypeAlias = str | int | datetime | UUID | StrEnum
@@ -80,8 +81,14 @@ Filter: TypeAlias = Compare | Search | Overdue | AllOf | AnyOf | Not
 EVERYTHING = AllOf(())
 
 _NULLABLE = {"description", "due_date", "completed_at", "assignee_id"}
-# Text is compared case-insensitively, through a column that holds its casefold().
-_KEY_COLUMN: dict[str, Any] = {"title": Task.title_key, "description": Task.description_key}
+# Text is compared case-insensitively, through a column that holds its casefold(); enums through their ranks.
+_KEY_COLUMN: dict[str, Any] = {
+    "title": Task.title_key,
+    "description": Task.description_key,
+    "status": STATUS_RANK,
+    "priority": PRIORITY_RANK,
+}
+_RANKED: dict[str, type[StrEnum]] = {"status": TaskStatus, "priority": TaskPriority}
 _COMPARISONS: dict[Operator, Callable[[Any, Any], Any]] = {
     Operator.EQ: operator.eq,
     Operator.NE: operator.ne,
@@ -114,8 +121,41 @@ def condition(filter_: Filter) -> ColumnElement[bool]:
             return _compare_column(field, op, value)
 
 
+# Of a search with more results than this the newest are found sooner by walking the list than by sorting all results.
+_MANY_RESULTS = 5000
+
+
+def search_scopes(filter_: Filter) -> list[ColumnElement[bool]]:
+    """`condition` cut in two, of which each task meets at most one, if the filter is a search or a search and more.
+
+    No planner knows how many words begin with some letters. Taken for frequent, a rare word is looked for through the
+    whole list; taken for rare, all results of a frequent one are sorted. So the index is asked first, up to a limit, and
+    only the half that fits what it found is run: the other half's condition is false before it reads a row.
+    """
+    searches = [part for part in _conjuncts(filter_) if isinstance(part, Search) and part.words]
+    if not searches:
+        return [condition(filter_)]
+    rest = AllOf(tuple(part for part in _conjuncts(filter_) if part not in searches))
+    found = condition(AllOf(tuple(searches)))
+    results = select(Task.id).where(found).limit(_MANY_RESULTS + 1).cte("results")
+    is_rare = select(func.count()).select_from(results).scalar_subquery() <= _MANY_RESULTS
+    return [
+        and_(is_rare, Task.id.in_(select(results.c.id)), condition(rest)),
+        and_(not_(is_rare), found, condition(rest)),
+    ]
+
+
+def _conjuncts(filter_: Filter) -> tuple[Filter, ...]:
+    if isinstance(filter_, AllOf):
+        return tuple(inner for part in filter_.parts for inner in _conjuncts(part))
+    return (filter_,)
+
+
 def _compare_column(field: str, op: Operator, value: Any) -> ColumnElement[bool]:
     column: Any = _KEY_COLUMN.get(field, getattr(Task, field))
+    if field in _RANKED:
+        places = {each: place for place, each in enumerate(_RANKED[field])}
+        value = tuple(map(places.__getitem__, value)) if isinstance(value, tuple) else places[value]
     compared: ColumnElement[bool]
     match op:
         case Operator.IS_NULL:

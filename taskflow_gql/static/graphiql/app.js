@@ -62,20 +62,27 @@ const HEADERS = `{
 }`;
 
 const FORBIDDEN = 4403;
+const REFUSED = "The server refused the token in the Headers pane. Login gets a new one.";
 
 const httpUrl = new URL(location.pathname, location.href);
 const socketUrl = new URL(httpUrl);
 socketUrl.protocol = httpUrl.protocol.replace("http", "ws");
 
-// A fetcher for each operation, because one client would keep its first connection, and with it the headers of its
-// first subscription. A client connects only when a subscription starts, and disconnects when that ends.
-function fetcher(request, options) {
-  const wsClient = graphqlWs.createClient({
+// A client for each subscription, because a shared one would keep its first connection, and with it the headers of
+// the first subscription. It disconnects when the subscription ends.
+function subscribe(headers, request, sink) {
+  const client = graphqlWs.createClient({
     url: socketUrl.href,
-    connectionParams: options?.headers,
+    connectionParams: headers,
     // By default a bad token is tried again for half a minute, with nothing on the screen.
     shouldRetry: (event) => event instanceof CloseEvent && event.code !== FORBIDDEN,
   });
+  const error = (reason) => sink.error(reason.code === FORBIDDEN ? { message: REFUSED } : reason);
+  return client.subscribe(request, { ...sink, error });
+}
+
+function fetcher(request, options) {
+  const wsClient = { subscribe: (...args) => subscribe(options?.headers, ...args) };
   return GraphiQL.createFetcher({ url: httpUrl.href, wsClient })(request, options);
 }
 

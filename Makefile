@@ -1,0 +1,60 @@
+# Another Python than `python3`: make serve PYTHON=python3.13
+PYTHON ?= python3
+# Arguments for the verb's command: make serve ARGS='--port 9000', make test ARGS='-k login'
+ARGS =
+
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+# An upgrade of the system can take away the Python that .venv was made with; then .venv is made anew.
+$(shell [ -x .venv/bin/python ] || rm -rf .venv)
+
+.DELETE_ON_ERROR:
+.PHONY: help serve test browser-test lint schema clean
+
+help: ## say what there is (`make` alone does this too)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile
+
+serve: .venv/.installed ## start the server on http://127.0.0.1:8000
+	.venv/bin/taskflow serve $(ARGS)
+
+test: .venv/.installed-test ## run the tests, on SQLite and on a PostgreSQL and a Redis that they start themselves
+	.venv/bin/pytest $(ARGS)
+
+browser-test: .venv/.installed-test ## run the tests that need a browser (Chromium and ChromeDriver)
+	@command -v chromium >/dev/null && command -v chromedriver >/dev/null \
+	  || { echo 'Chromium or ChromeDriver is missing. On Debian: apt-get install chromium chromium-driver' >&2; exit 1; }
+	.venv/bin/pytest -m browser $(ARGS)
+
+lint: .venv/.installed-lint ## check style and types
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/mypy
+
+schema: .venv/.installed ## write schema.graphql anew
+	.venv/bin/taskflow export-schema $(ARGS)
+
+clean: ## remove .venv and caches; the data under .taskflow stays
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamps let a second run start at once: pip runs again only when pyproject.toml has changed.
+.venv/.installed: .venv/pyvenv.cfg pyproject.toml
+	.venv/bin/pip install --quiet --editable .
+	@touch $@
+
+.venv/.installed-test: .venv/pyvenv.cfg pyproject.toml
+	.venv/bin/pip install --quiet --editable '.[test]'
+	@touch $@
+
+# The types of the tests are checked too, so what they import is needed here.
+.venv/.installed-lint: .venv/pyvenv.cfg pyproject.toml
+	.venv/bin/pip install --quiet --editable '.[test,lint]'
+	@touch $@
+
+.venv/pyvenv.cfg:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo 'Python 3.11 or newer is needed. Name one: make $(MAKECMDGOALS) PYTHON=python3.13' >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
+	  || { echo '$(PYTHON) cannot make virtual environments. On Debian: apt-get install python3-venv' >&2; exit 1; }
+	@echo 'Installing into .venv; this takes up to a minute, the first time only.'
+	$(PYTHON) -m venv .venv
