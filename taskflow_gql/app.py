@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import signal
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from datetime import timedelta
+from types import FrameType
 
 from redis.exceptions import RedisError
 from sqlalchemy import text
@@ -30,7 +33,9 @@ from taskflow_gql.database import Database, create_engine
 from taskflow_gql.fanout import Fanout
 from taskflow_gql.log import configure_logging
 from taskflow_gql.relay import Relay
+from taskflow_gql.retention import Retention
 from taskflow_gql.security import PasswordHasher, TokenSigner
+from taskflow_gql.watch import SessionWatch
 
 log = logging.getLogger(__name__)
 
@@ -45,10 +50,19 @@ def create_app(settings: Settings | None = None) -> Starlette:
     database = Database(create_engine(settings))
     relay = Relay(database, bus)
     database.on_event = relay.ring
+    fanout = Fanout(
+        database,
+        bus,
+        queue_size=settings.subscription_queue_size,
+        max_per_user=settings.max_subscriptions_per_user,
+    )
+    watch = SessionWatch(database, fanout)
+    retention = Retention(database, settings.event_retention_days)
     parts = Parts(
         settings=settings,
         database=database,
-        fanout=Fanout(database, bus),
+        relay=relay,
+        fanout=fanout,
         passwords=PasswordHasher(),
         tokens=TokenSigner(settings.signing_key, timedelta(minutes=settings.access_token_expire_minutes)),
     )
@@ -57,13 +71,17 @@ def create_app(settings: Settings | None = None) -> Starlette:
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
         await bus.start()
-        await parts.fanout.start()
-        relay.start()
+        await fanout.start()
+        for part in (relay, watch, retention):
+            part.start()
         try:
-            yield
+            with draining_on_signals(fanout):
+                yield
         finally:
+            await retention.close()
+            await watch.close()
             await relay.close()
-            await parts.fanout.close()
+            await fanout.close()
             await bus.close()
             parts.passwords.close()
             await database.close()
@@ -96,6 +114,32 @@ def create_app(settings: Settings | None = None) -> Starlette:
     )
     app.state.parts = parts
     return app
+
+
+@contextmanager
+def draining_on_signals(fanout: Fanout) -> Iterator[None]:
+    """Completes the open streams when the server is asked to stop. uvicorn waits for responses to end, and that of a
+    stream would not; its own handlers, which are there already, are called as well.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    loop = asyncio.get_running_loop()
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def drain(number: int, frame: FrameType | None) -> None:
+        loop.call_soon_threadsafe(fanout.drain)
+        handler = before[signal.Signals(number)]
+        if callable(handler):
+            handler(number, frame)
+
+    for number in before:
+        signal.signal(number, drain)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 # What Apollo and urql add to their requests, and what asks for CSRF prevention.

@@ -152,6 +152,7 @@ def listen(settings: Settings) -> socket.socket:
         # With SO_REUSEADDR the port is ours only now: two can bind it, one can listen.
         listener.listen(2048)
     except OSError as error:
+        listener.close()
         match error.errno:
             case errno.EADDRINUSE:
                 hint = "it is in use. Stop what listens there, or choose another with --port"

@@ -50,6 +50,14 @@ class Settings(BaseSettings):
     introspection: bool | None = None
 
     max_body_bytes: int = Field(default=1024 * 1024, ge=1024)
+    event_retention_days: int = Field(default=30, ge=1, le=36_500)
+    # How many events wait for one subscriber before it is left to read the table.
+    subscription_queue_size: int = Field(default=200, ge=1, le=100_000)
+    max_subscriptions_per_connection: int = Field(default=100, ge=1)
+    max_subscriptions_per_user: int = Field(default=1000, ge=1)
+    max_sockets_per_address: int = Field(default=1000, ge=1)
+    # A stream over HTTP whose client takes nothing for so long is cut off. (Of a WebSocket, unanswered pings tell.)
+    stream_send_timeout_seconds: int = Field(default=30, ge=1)
     max_websocket_message_bytes: int = Field(default=64 * 1024, ge=1024)
     max_query_depth: int = Field(default=15, ge=1, le=100)
     max_query_cost: int = Field(default=1_000_000, ge=1)

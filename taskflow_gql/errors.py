@@ -34,6 +34,13 @@ class CursorExpired(TaskflowError):
     code = "CURSOR_EXPIRED"
 
 
+class TooManySubscriptions(TaskflowError):
+    code = "RATE_LIMITED"
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"You have {limit} subscriptions open, which is the limit: close some first")
+
+
 class Refusal(TaskflowError):
     """What a mutation answers in `payload.errors`, and a query at the top level."""
 

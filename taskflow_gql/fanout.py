@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict, deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
 from uuid import UUID
 
@@ -13,9 +13,10 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from taskflow_gql.bus import Bus
 from taskflow_gql.database import Database
-from taskflow_gql.events import TaskChanged, encode_cursor
+from taskflow_gql.errors import BadUserInput, TaskflowError, TooManySubscriptions
+from taskflow_gql.events import TaskChanged, decode_cursor, encode_cursor
 from taskflow_gql.services.access import Viewer
-from taskflow_gql.services.changes import audience, events_after, read_stream_end, read_stream_state
+from taskflow_gql.services.changes import audience, events_after, read_stream_end, read_stream_state, require_kept
 
 log = logging.getLogger(__name__)
 
@@ -34,11 +35,19 @@ class Subscriber:
         self._queue: deque[TaskChanged] = deque()
         self._queue_size = queue_size
         self._must_read_table = False
+        self._has_ended = False
+        self._end_reason: TaskflowError | None = None
         self._wake = asyncio.Event()
 
     def begin(self, position: int, skip: frozenset[int]) -> None:
+        """Everything after the position, but for the events with these ids."""
         self.position = position
         self._skip = skip
+
+    def replay(self, position: int) -> None:
+        """Everything after the position, beginning with what the table has."""
+        self.position = position
+        self._must_read_table = True
 
     def offer(self, event: TaskChanged) -> None:
         """Never blocks. What does not fit into the queue is read from the table later."""
@@ -51,13 +60,23 @@ class Subscriber:
             self._queue.append(event)
         self._wake.set()
 
+    def end(self, reason: TaskflowError | None = None) -> None:
+        """Nothing more is delivered: the stream ends with the reason, or without one as if it were complete."""
+        self._has_ended = True
+        self._end_reason = reason
+        self._wake.set()
+
     async def next_batch(self, database: Database) -> list[TaskChanged]:
-        """Waits for events after `position` that the viewer may see before or after the change; in order."""
+        """Waits for events after `position` that the viewer may see before or after the change; in order.
+
+        Empty when the stream is complete. Raises what it was ended with.
+        """
         while True:
             if self._must_read_table:
                 # Cleared first: what is offered while we read is queued again, and dropped below if it was read.
                 self._must_read_table = False
                 async with database.read() as session:
+                    await require_kept(session, self.position)
                     events = await events_after(session, self.position, viewer=self.viewer, limit=_BATCH)
                 if len(events) == _BATCH:
                     self._queue.clear()
@@ -65,6 +84,10 @@ class Subscriber:
             else:
                 events = list(self._queue)
                 self._queue.clear()
+            if self._has_ended:
+                if self._end_reason is not None:
+                    raise self._end_reason
+                return []
             events = [event for event in events if event.position > self.position]
             if events:
                 self.position = events[-1].position
@@ -79,20 +102,24 @@ class Subscriber:
 class Fanout:
     """Reads each placed event once and hands it to the subscribers whom it may concern."""
 
-    def __init__(self, database: Database, bus: Bus, *, queue_size: int = 200) -> None:
+    def __init__(self, database: Database, bus: Bus, *, queue_size: int = 200, max_per_user: int = 1000) -> None:
         self._database = database
         self._queue_size = queue_size
+        self._max_per_user = max_per_user
         self._stream_id = ""
         self._position = 0
         self._news = asyncio.Event()
         self._by_user: defaultdict[UUID, set[Subscriber]] = defaultdict(set)
+        # Those of `_by_user` whom every event concerns.
         self._admins: set[Subscriber] = set()
+        self._is_draining = False
         self._task: asyncio.Task[None] | None = None
         bus.listen(self._news.set)
 
     async def start(self) -> None:
         async with self._database.read() as session:
-            self._stream_id, self._position = await read_stream_state(session)
+            state = await read_stream_state(session)
+        self._stream_id, self._position = state.stream_id, state.last_position
         self._task = asyncio.create_task(self._run(), name="fanout")
 
     async def close(self) -> None:
@@ -101,31 +128,72 @@ class Fanout:
             with suppress(asyncio.CancelledError):
                 await self._task
 
+    def drain(self) -> None:
+        """The server stops: complete every stream, and let no new one begin."""
+        self._is_draining = True
+        for subscriber in self.subscribers():
+            subscriber.end()
+
+    def subscribers(self) -> list[Subscriber]:
+        return [subscriber for group in self._by_user.values() for subscriber in group]
+
+    def set_viewer(self, subscriber: Subscriber, viewer: Viewer) -> None:
+        """The same person with another role."""
+        subscriber.viewer = viewer
+        if viewer.is_admin:
+            self._admins.add(subscriber)
+        else:
+            self._admins.discard(subscriber)
+
+    async def position_of(self, cursor: str) -> int:
+        """Where a client's cursor points. Raises BadUserInput for one that is not of this stream, or of its future, and
+        CursorExpired for one whose events are no longer kept.
+        """
+        position = self.decode(cursor)
+        async with self._database.read() as session:
+            state = await require_kept(session, position)
+        if position > state.last_position:
+            raise BadUserInput("after is a cursor from the future: read again from a query")
+        return position
+
+    def decode(self, cursor: str) -> int:
+        """The position of a cursor of this stream, whether or not there is anything. Raises BadUserInput for others."""
+        return decode_cursor(cursor, self._stream_id)
+
+    def cursor(self, position: int) -> str:
+        return encode_cursor(self._stream_id, position)
+
     @asynccontextmanager
-    async def subscribe(self, viewer: Viewer) -> AsyncIterator[Subscriber]:
-        """Everything committed from now on, in order."""
+    async def subscribe(self, viewer: Viewer, *, after: int | None = None) -> AsyncIterator[Subscriber]:
+        """Everything after a position, or everything committed from now on, in order."""
         subscriber = Subscriber(viewer, self._queue_size)
-        group = self._admins if viewer.is_admin else self._by_user[viewer.id]
+        group = self._by_user[viewer.id]
+        if len(group) >= self._max_per_user:
+            raise TooManySubscriptions(self._max_per_user)
         # Registered before the end of the stream is read, so that nothing falls between the two.
         group.add(subscriber)
+        self.set_viewer(subscriber, viewer)
+        if self._is_draining:
+            subscriber.end()
         try:
-            async with self._database.read() as session:
-                subscriber.begin(*await read_stream_end(session))
+            if after is None:
+                async with self._database.read() as session:
+                    subscriber.begin(*await read_stream_end(session))
+            else:
+                subscriber.replay(after)
             yield subscriber
         finally:
+            self._admins.discard(subscriber)
             group.discard(subscriber)
-            if not group and not viewer.is_admin:
+            if not group:
                 self._by_user.pop(viewer.id, None)
 
-    async def changes(self, viewer: Viewer) -> AsyncIterator[TaskChanged]:
-        """What `subscribe` delivers, one by one."""
-        async with self.subscribe(viewer) as subscriber:
-            while True:
-                for event in await subscriber.next_batch(self._database):
-                    yield event
-
-    def cursor(self, event: TaskChanged) -> str:
-        return encode_cursor(self._stream_id, event.position)
+    async def changes(self, viewer: Viewer, *, after: int | None = None) -> AsyncIterator[tuple[Viewer, TaskChanged]]:
+        """What `subscribe` delivers, one by one, each with the viewer as known at its delivery."""
+        async with self.subscribe(viewer, after=after) as subscriber:
+            while events := await subscriber.next_batch(self._database):
+                for event in events:
+                    yield subscriber.viewer, event
 
     async def _run(self) -> None:
         while True:
@@ -151,8 +219,11 @@ class Fanout:
             count = len(events)
 
     def _deliver(self, event: TaskChanged) -> None:
-        for subscriber in self._admins:
+        for subscriber in self._concerned(event):
             subscriber.offer(event)
+
+    def _concerned(self, event: TaskChanged) -> Iterable[Subscriber]:
+        concerned = set(self._admins)
         for user_id in audience(event):
-            for subscriber in self._by_user.get(user_id, ()):
-                subscriber.offer(event)
+            concerned |= self._by_user.get(user_id, set())
+        return concerned

@@ -47,6 +47,13 @@ class Relay:
         with suppress(SQLAlchemyError, OSError, TimeoutError):
             await self._place_all()
 
+    async def catch_up(self) -> None:
+        """Returns when everything that is committed now has its position: who reads the record after a change of their
+        own finds it there.
+        """
+        if await self._is_anything_left_behind():
+            await self._place_all()
+
     async def _run(self) -> None:
         while True:
             try:

@@ -116,10 +116,11 @@ def upgrade() -> None:
         sa.Column("id", sa.Integer(), nullable=False),
         sa.Column("stream_id", sa.String(16), nullable=False),
         sa.Column("last_position", sa.BigInteger(), nullable=False),
+        sa.Column("expired_position", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("id", name="pk_stream_state"),
         sa.CheckConstraint("id = 1", name="one_row"),
     )
-    op.bulk_insert(state, [{"id": 1, "stream_id": secrets.token_hex(8), "last_position": 0}])
+    op.bulk_insert(state, [{"id": 1, "stream_id": secrets.token_hex(8), "last_position": 0, "expired_position": 0}])
 
 
 def downgrade() -> None:

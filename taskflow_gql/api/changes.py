@@ -1,39 +1,23 @@
-"""The live stream of changes to tasks."""
+"""Changes to tasks: live, since a cursor, and of one task."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from datetime import datetime
-from enum import StrEnum
+from typing import Annotated
 
 import strawberry
 
+from taskflow_gql.api.change_lists import Change, ChangeList, change_for, changes_since
 from taskflow_gql.api.context import Info
-from taskflow_gql.api.enums import describe_enum
+from taskflow_gql.api.enums import TaskChangeKind
+from taskflow_gql.api.filters import TaskFilter, TaskFilterArgument, filter_of
+from taskflow_gql.api.pagination import First, PageInfo
 from taskflow_gql.api.tasks import Task
 from taskflow_gql.api.users import User
 from taskflow_gql.events import TaskChanged, TaskField
-from taskflow_gql.models import EventKind, TaskCategory, TaskPriority, TaskRow, TaskStatus, UserRow
-from taskflow_gql.services.access import Viewer, may_see
-
-
-class TaskChangeKind(StrEnum):
-    CREATED = "CREATED"
-    UPDATED = "UPDATED"
-    DELETED = "DELETED"
-    ENTERED = "ENTERED"
-    LEFT = "LEFT"
-
-
-describe_enum(
-    TaskChangeKind,
-    "What happened, as it looks to you.",
-    CREATED="The task is new.",
-    UPDATED="The task changed; you could see it before and you can see it now.",
-    DELETED="The task is gone for good.",
-    ENTERED="The change brought the task into your view: it was assigned to you.",
-    LEFT="The change took the task out of your view: you may no longer see it. Drop it from caches.",
-)
+from taskflow_gql.models import TaskCategory, TaskPriority, TaskRow, TaskStatus, UserRow
+from taskflow_gql.services.access import Viewer
 
 
 @strawberry.type(description="A task's fields as they stood before a change.")
@@ -86,33 +70,113 @@ class TaskChange:
         return self.event.occurred_at
 
 
-def kind_for(viewer: Viewer, event: TaskChanged) -> TaskChangeKind | None:
-    """What the event is to this person; None when it is none of their business."""
-    saw = event.before is not None and may_see(viewer, event.before)
-    sees = event.after is not None and may_see(viewer, event.after)
-    match event.kind, saw, sees:
-        case _, False, False:
-            return None
-        case EventKind.UPDATED, False, True:
-            return TaskChangeKind.ENTERED
-        case EventKind.UPDATED, True, False:
-            return TaskChangeKind.LEFT
-    return TaskChangeKind(event.kind)
+@strawberry.type(description="A change in a list.")
+class TaskChangeEdge:
+    cursor: str = strawberry.field(description="The change's place in the stream; the same as `node.cursor`.")
+    node: TaskChange = strawberry.field(description="The change.")
 
 
-@strawberry.type(description="What changes while you watch, over `graphql-transport-ws` at this same address.")
-class Subscription:
-    @strawberry.subscription(
+@strawberry.type(description="A page of changes, oldest first.")
+class TaskChangeConnection:
+    """Made of a `ChangeList`."""
+
+    @strawberry.field(description="The changes of this page with their cursors.")
+    @staticmethod
+    def edges(changes: strawberry.Parent[ChangeList], info: Info) -> list[TaskChangeEdge]:
+        nodes = [task_change(info, change) for change in changes.changes]
+        return [TaskChangeEdge(cursor=node.cursor, node=node) for node in nodes]
+
+    @strawberry.field(description="The changes of this page.")
+    @staticmethod
+    def nodes(changes: strawberry.Parent[ChangeList], info: Info) -> list[TaskChange]:
+        return [task_change(info, change) for change in changes.changes]
+
+    @strawberry.field(
         description=(
-            "Every change, from now on, to a task that you may see before or after it. Per task in order, "
-            "nothing twice."
+            "Where this page lies. `endCursor` is where to go on from, also when the page is empty: everything "
+            "up to it has been looked at."
         )
     )
-    async def task_changed(self, info: Info) -> AsyncIterator[TaskChange]:
+    @staticmethod
+    def page_info(changes: strawberry.Parent[ChangeList], info: Info) -> PageInfo:
+        cursor = info.context.parts.fanout.cursor
+        return PageInfo(
+            has_next_page=changes.has_next,
+            has_previous_page=changes.has_previous,
+            start_cursor=cursor(changes.changes[0].event.position) if changes.changes else None,
+            end_cursor=cursor(changes.end),
+        )
+
+
+def task_change(info: Info, change: Change) -> TaskChange:
+    cursor = info.context.parts.fanout.cursor(change.event.position)
+    return TaskChange(event=change.event, cursor=cursor, kind=change.kind)
+
+
+@strawberry.type
+class ChangeQueries:
+    @strawberry.field(
+        graphql_type=TaskChangeConnection,
+        description=(
+            "What has happened since a cursor, oldest first: the pull side of `taskChanged`, for catching up after "
+            "being offline. Go on with `after: pageInfo.endCursor` while `hasNextPage`; a page may be short or empty "
+            "and still go on. CURSOR_EXPIRED when the changes since are no longer kept: read again from a query."
+        ),
+    )
+    async def task_changes(
+        self,
+        info: Info,
+        after: Annotated[
+            str, strawberry.argument(description="A `changesCursor`, the `cursor` of a change, or an `endCursor`.")
+        ],
+        first: First = None,
+        filter: TaskFilterArgument = None,
+    ) -> ChangeList:
         viewer = await info.context.require_viewer()
-        async for event in info.context.parts.fanout.changes(viewer):
-            kind = kind_for(viewer, event)
-            if kind is not None:
-                # What the loaders know is from the last event.
-                info.context.renew_loaders()
-                yield TaskChange(event=event, cursor=info.context.parts.fanout.cursor(event), kind=kind)
+        return await changes_since(info, viewer, after, first=first, filter_=filter)
+
+
+@strawberry.type(
+    description=(
+        "What changes while you watch: over `graphql-transport-ws`, as server-sent events (`Accept: "
+        "text/event-stream`) or as a multipart response, all at this same address."
+    )
+)
+class Subscription:
+    # A coroutine that returns the stream: what is wrong with the arguments is said before it begins.
+    @strawberry.subscription(
+        description=(
+            "Changes to tasks that you may see and that the filter finds, before or after the change; per task in "
+            "order, none left out, none twice. Without `after`: from now on. With it: first everything since, then "
+            "live, with no gap between the two. CURSOR_EXPIRED when the changes since are no longer kept: read again "
+            "from a query. The stream ends when your credentials do."
+        )
+    )
+    async def task_changed(
+        self,
+        info: Info,
+        filter: TaskFilterArgument = None,
+        after: Annotated[
+            str | None,
+            strawberry.argument(
+                description="A `changesCursor`, the `cursor` of the last change you have seen, or an `endCursor`."
+            ),
+        ] = None,
+    ) -> AsyncIterator[TaskChange]:
+        viewer = await info.context.require_viewer()
+        # Refused now if it is bad; made anew for each event.
+        filter_of(filter, viewer, info.context.begun_at)
+        cursor = after or info.context.last_event_id
+        position = None if cursor is None else await info.context.parts.fanout.position_of(cursor)
+        return _stream(info, viewer, filter, position)
+
+
+async def _stream(
+    info: Info, viewer: Viewer, filter_: TaskFilter | None, position: int | None
+) -> AsyncIterator[TaskChange]:
+    async for viewer_now, event in info.context.parts.fanout.changes(viewer, after=position):
+        change = change_for(viewer_now, event, filter_)
+        if change is not None:
+            made = task_change(info, change)
+            info.context.begin_event(viewer_now, made.cursor)
+            yield made

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -13,12 +14,14 @@ import strawberry
 from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.requests import HTTPConnection
 
+from taskflow_gql import clock
 from taskflow_gql.api.loaders import Loaders
 from taskflow_gql.config import Settings
 from taskflow_gql.database import Database
 from taskflow_gql.errors import Unauthenticated
 from taskflow_gql.fanout import Fanout
 from taskflow_gql.models import UserRow
+from taskflow_gql.relay import Relay
 from taskflow_gql.security import PasswordHasher, TokenSigner
 from taskflow_gql.services import accounts
 from taskflow_gql.services.access import Viewer
@@ -30,6 +33,7 @@ class Parts:
 
     settings: Settings
     database: Database
+    relay: Relay
     fanout: Fanout
     passwords: PasswordHasher
     tokens: TokenSigner
@@ -44,20 +48,24 @@ class Context:
     # The payload of connection_init; Strawberry puts it here before `on_ws_connect`.
     connection_params: dict[str, Any] | None = None
     loaders: Loaders = field(init=False)
+    begun_at: datetime = field(default_factory=clock.now, init=False)
     _viewer: Viewer | None = field(default=None, init=False)
     _authenticating: asyncio.Lock = field(default_factory=asyncio.Lock, init=False)
     _signed_in: set[UUID] = field(default_factory=set, init=False)
 
     def __post_init__(self) -> None:
-        self.loaders = Loaders(self.parts.database)
+        self.loaders = Loaders(self.parts.database, self.parts.fanout)
 
     def for_operation(self) -> Context:
         """A fresh context: nothing that one operation has loaded, or whom it found behind the token, serves another."""
         return replace(self)
 
-    def renew_loaders(self) -> None:
-        """Forget what was loaded, before the next event of a subscription is resolved."""
-        self.loaders = Loaders(self.parts.database)
+    def begin_event(self, viewer: Viewer, cursor: str) -> None:
+        """Before the next event of a subscription is resolved: forget what was loaded for the last one."""
+        self.loaders = Loaders(self.parts.database, self.parts.fanout)
+        self._viewer = viewer
+        # For the `id:` of server-sent events.
+        self.connection.state.event_cursor = cursor
 
     @property
     def read(self) -> Callable[[], AbstractAsyncContextManager[AsyncSession]]:
@@ -66,6 +74,11 @@ class Context:
     @property
     def write(self) -> Callable[[], AbstractAsyncContextManager[AsyncSession]]:
         return self.parts.database.write
+
+    @property
+    def last_event_id(self) -> str | None:
+        """The cursor with which a browser's EventSource comes back to an SSE stream."""
+        return self.connection.headers.get("last-event-id") or None
 
     @property
     def token(self) -> str | None:

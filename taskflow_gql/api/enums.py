@@ -80,3 +80,22 @@ class OrderDirection(StrEnum):
 
 
 describe_enum(OrderDirection, "Which way to sort.", ASC="The least first.", DESC="The most first.")
+
+
+class TaskChangeKind(StrEnum):
+    CREATED = "CREATED"
+    UPDATED = "UPDATED"
+    DELETED = "DELETED"
+    ENTERED = "ENTERED"
+    LEFT = "LEFT"
+
+
+describe_enum(
+    TaskChangeKind,
+    "What happened, as it looks to you.",
+    CREATED="The task is new.",
+    UPDATED="The task changed; you could see it before and you can see it now.",
+    DELETED="The task is gone for good.",
+    ENTERED="The change brought the task into your view: you may see it now, or the filter finds it now.",
+    LEFT="The change took the task out of your view: you may no longer see it, or the filter no longer finds it.",
+)

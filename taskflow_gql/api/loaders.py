@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from uuid import UUID
 
 from strawberry.dataloader import DataLoader
 
 from taskflow_gql.database import Database
+from taskflow_gql.events import TaskChanged
+from taskflow_gql.fanout import Fanout
 from taskflow_gql.models import TaskRow, UserRow
-from taskflow_gql.services import tasks, users
+from taskflow_gql.relay import Relay
+from taskflow_gql.services import changes, tasks, users
 from taskflow_gql.services.access import Viewer
 from taskflow_gql.services.filters import Filter
 from taskflow_gql.services.paging import Page
@@ -17,8 +21,12 @@ from taskflow_gql.services.tasks import Relation, TaskQuery
 
 
 class Loaders:
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, fanout: Fanout) -> None:
         self._database = database
+        self._fanout = fanout
+        self._caught_up: asyncio.Future[None] | None = None
+        self._changes_cursor: asyncio.Future[str] | None = None
+        self._history: dict[tuple[int, int], DataLoader[UUID, list[TaskChanged]]] = {}
         self.users_by_id: DataLoader[UUID, UserRow | None] = DataLoader(self._load_users)
         # One loader for each way of asking: the same field under two aliases may have two sets of arguments.
         self._tasks_of_users: dict[tuple[Relation, TaskQuery], DataLoader[UUID, Page[TaskRow]]] = {}
@@ -39,6 +47,33 @@ class Loaders:
             return [counts[user_id] for user_id in user_ids]
 
         return self._task_counts_of_users.setdefault((relation, filter_), DataLoader(load))
+
+    def history(self, viewer: Viewer, position: int, limit: int) -> DataLoader[UUID, list[TaskChanged]]:
+        async def load(task_ids: Sequence[UUID]) -> list[list[TaskChanged]]:
+            async with self._database.read() as session:
+                events = await changes.history_of_tasks(session, viewer, task_ids, position, limit=limit)
+            return [events[task_id] for task_id in task_ids]
+
+        return self._history.setdefault((position, limit), DataLoader(load))
+
+    async def catch_up(self, relay: Relay) -> None:
+        """`Relay.catch_up`, once for all fields of the operation."""
+        if self._caught_up is None:
+            self._caught_up = asyncio.ensure_future(relay.catch_up())
+        await self._caught_up
+
+    async def changes_cursor(self) -> str:
+        """Where the stream stood when this was first asked for in this operation; the same for all lists of it, because
+        a cursor from before a list was read is as good for it.
+        """
+        if self._changes_cursor is None:
+            self._changes_cursor = asyncio.ensure_future(self._read_changes_cursor())
+        return await self._changes_cursor
+
+    async def _read_changes_cursor(self) -> str:
+        async with self._database.read() as session:
+            state = await changes.read_stream_state(session)
+        return self._fanout.cursor(state.last_position)
 
     async def _load_users(self, user_ids: Sequence[UUID]) -> list[UserRow | None]:
         async with self._database.read() as session:

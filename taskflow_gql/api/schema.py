@@ -11,7 +11,7 @@ from strawberry.extensions import AddValidationRules, SchemaExtension
 from strawberry.schema.config import StrawberryConfig
 
 from taskflow_gql.api.accounts import AccountMutations
-from taskflow_gql.api.changes import Subscription
+from taskflow_gql.api.changes import ChangeQueries, Subscription
 from taskflow_gql.api.context import Context
 from taskflow_gql.api.errors import RenderErrors
 from taskflow_gql.api.limits import LimitOperations
@@ -23,7 +23,7 @@ from taskflow_gql.config import Settings
 
 
 @strawberry.type(description="What you can read.")
-class Query(NodeQueries, UserQueries, TaskQueries):
+class Query(NodeQueries, UserQueries, TaskQueries, ChangeQueries):
     pass
 
 

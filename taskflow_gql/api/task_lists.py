@@ -1,4 +1,4 @@
-"""What the lists of tasks have in common: their arguments, checked, and whether they show the people of their tasks."""
+"""What the lists of tasks have in common: their arguments, checked, and what is asked for within them."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ class TaskList:
 
     page: Page[TaskRow]
     count: Callable[[], Awaitable[int]]
+    # Read before the page was, when it is selected.
+    changes_cursor: str | None
 
 
 @strawberry.input(description="One key of an order.")
@@ -64,26 +66,24 @@ def task_query(
     )
 
 
-def selects_people(info: Info) -> bool:
-    """Whether creators or assignees are asked for within this field, so that the page had better bring them along."""
-    return any(_selects_people(info, node.selection_set) for node in info._raw_info.field_nodes)
+def selects(info: Info, *names: str) -> bool:
+    """Whether one of these fields is asked for within the list: what it needs is then read with the page, or before."""
+    return any(_selects(info, node.selection_set, names, depth=0) for node in info._raw_info.field_nodes)
 
 
-def _selects_people(info: Info, selections: SelectionSetNode | None, *, depth: int = 0) -> bool:
-    # Task objects stand at most three levels below their list: edges, node, creator.
+def _selects(info: Info, selections: SelectionSetNode | None, names: tuple[str, ...], *, depth: int) -> bool:
+    # The fields of a task stand at most three levels below their list: edges, node, creator.
     if selections is None or depth > 2:
         return False
     for selection in selections.selections:
         match selection:
             case FieldNode():
-                if selection.name.value in ("creator", "assignee"):
-                    return True
-                found = _selects_people(info, selection.selection_set, depth=depth + 1)
+                found = selection.name.value in names or _selects(info, selection.selection_set, names, depth=depth + 1)
             case InlineFragmentNode():
-                found = _selects_people(info, selection.selection_set, depth=depth)
+                found = _selects(info, selection.selection_set, names, depth=depth)
             case FragmentSpreadNode():
                 fragment = info._raw_info.fragments[selection.name.value]
-                found = _selects_people(info, fragment.selection_set, depth=depth)
+                found = _selects(info, fragment.selection_set, names, depth=depth)
             case _:
                 found = False
         if found:

@@ -8,12 +8,13 @@ from typing import Annotated
 import strawberry
 
 from taskflow_gql import clock
+from taskflow_gql.api.change_lists import TASK_CHANGE_CONNECTION, ChangeList, history_of_task
 from taskflow_gql.api.context import Info
 from taskflow_gql.api.errors import AnswersRefusals, UserError
 from taskflow_gql.api.filters import TaskFilterArgument, filter_of
 from taskflow_gql.api.node import Node
 from taskflow_gql.api.pagination import After, Before, First, Last, PageInfo, page_info
-from taskflow_gql.api.task_lists import TaskList, TaskOrderArgument, selects_people, task_query
+from taskflow_gql.api.task_lists import TaskList, TaskOrderArgument, selects, task_query
 from taskflow_gql.api.users import User
 from taskflow_gql.models import TaskCategory, TaskPriority, TaskRow, TaskStatus, UserRow
 from taskflow_gql.services import access, stats, tasks
@@ -52,6 +53,22 @@ class Task(Node):
         if task.assignee_id is None:
             return None
         return await info.context.loaders.users_by_id.load(task.assignee_id)
+
+    @strawberry.field(
+        graphql_type=TASK_CHANGE_CONNECTION,
+        description="What happened to this task while you could see it, oldest first.",
+    )
+    @staticmethod
+    async def history(
+        task: strawberry.Parent[TaskRow],
+        info: Info,
+        first: First = None,
+        after: Annotated[
+            str | None, strawberry.argument(description="Only what came after this `cursor` of a change.")
+        ] = None,
+    ) -> ChangeList:
+        viewer = await info.context.require_viewer()
+        return await history_of_task(info, viewer, task, first=first, after=after)
 
     @strawberry.field(description="Whether `updateTask` would let you: its creator, or an ADMIN.")
     @staticmethod
@@ -100,6 +117,18 @@ class TaskConnection:
     @staticmethod
     def page_info(tasks: strawberry.Parent[TaskList]) -> PageInfo:
         return page_info(tasks.page)
+
+    @strawberry.field(
+        description=(
+            "Where the change stream stood just before this page was read. Subscribe to `taskChanged` with "
+            "`after: changesCursor`, and nothing between the two is missed."
+        )
+    )
+    @staticmethod
+    def changes_cursor(tasks: strawberry.Parent[TaskList]) -> str:
+        # Selected, as we see, and so read before the page.
+        assert tasks.changes_cursor is not None
+        return tasks.changes_cursor
 
     @strawberry.field(description="How many tasks the whole list has; counted only when selected.")
     @staticmethod
@@ -180,15 +209,17 @@ class TaskQueries:
     ) -> TaskList:
         viewer = await info.context.require_viewer()
         query = task_query(viewer, first=first, after=after, last=last, before=before, filter=filter, order=order_by)
+        cursor = await info.context.loaders.changes_cursor() if selects(info, "changesCursor") else None
+        with_people = selects(info, "creator", "assignee")
         async with info.context.read() as session:
-            page, people = await tasks.list_tasks(session, viewer, query, with_people=selects_people(info))
+            page, people = await tasks.list_tasks(session, viewer, query, with_people=with_people)
         info.context.loaders.users_by_id.prime_many(people)
 
         async def count() -> int:
             async with info.context.read() as session:
                 return await tasks.count_tasks(session, viewer, query.filter)
 
-        return TaskList(page, count)
+        return TaskList(page, count, cursor)
 
     @strawberry.field(description="Counts over the tasks that you may see, without reading them one by one.")
     async def task_stats(self, info: Info, filter: TaskFilterArgument = None) -> TaskStats:

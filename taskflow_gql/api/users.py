@@ -12,7 +12,7 @@ from taskflow_gql.api.errors import AnswersRefusals, UserError
 from taskflow_gql.api.filters import TaskFilterArgument
 from taskflow_gql.api.node import Node
 from taskflow_gql.api.pagination import After, Before, First, Last, PageInfo, page_info
-from taskflow_gql.api.task_lists import TaskList, TaskOrderArgument, task_query
+from taskflow_gql.api.task_lists import TaskList, TaskOrderArgument, selects, task_query
 from taskflow_gql.models import UserRole, UserRow
 from taskflow_gql.services import users
 from taskflow_gql.services.access import Viewer
@@ -88,9 +88,10 @@ class User(Node):
 
 async def _tasks_of(user: UserRow, info: Info, viewer: Viewer, relation: Relation, query: TaskQuery) -> TaskList:
     loaders = info.context.loaders
+    cursor = await loaders.changes_cursor() if selects(info, "changesCursor") else None
     page = await loaders.tasks_of_users(viewer, relation, query).load(user.id)
     counts = loaders.task_counts_of_users(viewer, relation, query.filter)
-    return TaskList(page, lambda: counts.load(user.id))
+    return TaskList(page, lambda: counts.load(user.id), cursor)
 
 
 @strawberry.type(description="A person in a list.")

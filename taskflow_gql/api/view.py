@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,21 @@ from starlette.requests import HTTPConnection, Request
 from starlette.responses import FileResponse, Response
 from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket
-from strawberry.asgi import GraphQL
+from strawberry.asgi import ASGIWebSocketAdapter, GraphQL
 from strawberry.exceptions import ConnectionRejectionError, MissingQueryError
 from strawberry.http import GraphQLHTTPResponse, GraphQLRequestData
+from strawberry.http.streaming import AsyncTextStream, HTTPStreamTransport, merge_stream_with_heartbeat
 from strawberry.schema import BaseSchema
 from strawberry.schema.exceptions import CannotGetOperationTypeError, InvalidOperationTypeError
-from strawberry.subscriptions import GRAPHQL_TRANSPORT_WS_PROTOCOL
-from strawberry.subscriptions.protocols.graphql_transport_ws.handlers import BaseGraphQLTransportWSHandler
+from strawberry.subscriptions import (
+    GRAPHQL_SSE_PROTOCOL,
+    GRAPHQL_TRANSPORT_WS_PROTOCOL,
+    MULTIPART_SUBSCRIPTION_PROTOCOL,
+)
+from strawberry.subscriptions.protocols.graphql_transport_ws.handlers import (
+    BaseGraphQLTransportWSHandler,
+    _OperationStreamClosed,
+)
 from strawberry.types import ExecutionResult
 from strawberry.types.execution import PreExecutionError
 from strawberry.types.graphql import OperationType
@@ -32,12 +40,19 @@ from strawberry.types.unset import UnsetType
 
 from taskflow_gql.api.context import Context, Parts
 from taskflow_gql.api.errors import BAD_USER_INPUT, render_error
+from taskflow_gql.api.streaming import (
+    GRAPHQL_RESPONSE,
+    JSON,
+    Connections,
+    EndlessResponse,
+    MultipartSubscription,
+    ServerSentEvents,
+    best_media_type,
+)
 from taskflow_gql.errors import Unauthenticated
 
 log = logging.getLogger(__name__)
 
-GRAPHQL_RESPONSE = "application/graphql-response+json"
-JSON = "application/json"
 _CONNECTION_INIT_TIMEOUT = timedelta(seconds=10)
 _GRAPHIQL_PAGE = Path(__file__).parent.parent / "static" / "graphiql" / "index.html"
 _GRAPHIQL_HEADERS = {
@@ -62,6 +77,12 @@ class RequestError(Exception):
         self.allow = allow
 
 
+class WebSocketAdapter(ASGIWebSocketAdapter):
+    async def close(self, code: int, reason: str) -> None:
+        # Strawberry's reasons quote what the client sent, and a close frame has room for 123 bytes of UTF-8.
+        await super().close(code, reason.encode(errors="replace")[:123].decode(errors="ignore"))
+
+
 class TransportWSHandler(BaseGraphQLTransportWSHandler[Context, None]):
     """Strawberry's, holding out against messages that are JSON but not of the protocol."""
 
@@ -72,8 +93,30 @@ class TransportWSHandler(BaseGraphQLTransportWSHandler[Context, None]):
             await self.handle_invalid_message("The id of an operation must be a string that is not empty")
         elif message["type"] == "subscribe" and (problem := _problem_of_payload(message.get("payload"))):
             await self.handle_invalid_message(problem)
+        elif message["type"] == "connection_init" and message.get("payload") is None:
+            # The protocol takes null for none.
+            await super().handle_message({"type": "connection_init"})
         else:
             await super().handle_message(message)  # type: ignore[arg-type]
+
+    async def _send_result_stream(self, operation: Any, result_source: Any) -> None:
+        await super()._send_result_stream(operation, self._until_credentials_end(result_source))
+
+    async def _until_credentials_end(self, results: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:
+        """A stream that ends with its credentials closes the socket with 4403, on which clients fetch a new token and
+        come back. Errors of single fields have a path and go their way.
+        """
+        async for result in results:
+            first_error = (result.errors or [None])[0]
+            if (
+                not isinstance(result, PreExecutionError)
+                and first_error is not None
+                and first_error.path is None
+                and isinstance(first_error.original_error, Unauthenticated)
+            ):
+                await self.websocket.close(code=4403, reason="Forbidden")
+                raise _OperationStreamClosed
+            yield result
 
 
 def _is_id(value: object) -> bool:
@@ -90,8 +133,20 @@ def _problem_of_payload(payload: object) -> str | None:
     return None
 
 
+# What the media types above cannot carry.
+_HOW_TO_SUBSCRIBE = (
+    "Subscriptions need a WebSocket (graphql-transport-ws), or a request with `Accept: text/event-stream` or "
+    "`Accept: multipart/mixed;subscriptionSpec=1.0`"
+)
+
+
 class GraphQLView(GraphQL[Context, None]):
+    stream_transport_classes_by_protocol: Mapping[str, type[HTTPStreamTransport]] = {
+        GRAPHQL_SSE_PROTOCOL: ServerSentEvents,
+        MULTIPART_SUBSCRIPTION_PROTOCOL: MultipartSubscription,
+    }
     graphql_transport_ws_handler_class = TransportWSHandler
+    websocket_adapter_class = WebSocketAdapter
 
     def __init__(self, schema: BaseSchema, parts: Parts) -> None:
         settings = parts.settings
@@ -99,17 +154,22 @@ class GraphQLView(GraphQL[Context, None]):
             schema,
             graphql_ide="graphiql" if settings.shows_graphiql else None,
             # Named explicitly: the legacy `graphql-ws` protocol is on by default.
-            subscription_protocols=[GRAPHQL_TRANSPORT_WS_PROTOCOL],
+            subscription_protocols=[
+                GRAPHQL_TRANSPORT_WS_PROTOCOL,
+                GRAPHQL_SSE_PROTOCOL,
+                MULTIPART_SUBSCRIPTION_PROTOCOL,
+            ],
             connection_init_wait_timeout=_CONNECTION_INIT_TIMEOUT,
-            max_subscriptions_per_connection=100,
+            max_subscriptions_per_connection=settings.max_subscriptions_per_connection,
             # The browser's Origin is checked for sockets, where CORS does not apply.
             allowed_origins=settings.cors_origins,
         )
         self._parts = parts
+        self._connections = Connections(settings.max_sockets_per_address)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await super().__call__(scope, receive, send)
+        if scope["type"] == "websocket":
+            await self._serve_socket(scope, receive, send)
             return
         request = Request(scope, receive)
         try:
@@ -121,6 +181,18 @@ class GraphQLView(GraphQL[Context, None]):
         except HTTPException as error:
             response = _error_response(request, error.status_code, error.reason)
         await response(scope, receive, send)
+
+    async def _serve_socket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._connections.counted(scope) as has_room:
+            if has_room:
+                await super().__call__(scope, receive, send)
+            else:
+                # 429 instead of the handshake; without the extension for that, servers make it 403.
+                socket = WebSocket(scope, receive, send)
+                if "websocket.http.response" in scope.get("extensions", {}):
+                    await socket.send_denial_response(Response("Too many connections from your address\n", 429))
+                else:
+                    await socket.close()
 
     async def get_context(self, request: HTTPConnection, response: Response | WebSocket) -> Context:
         return Context(parts=self._parts, connection=request)
@@ -153,10 +225,14 @@ class GraphQLView(GraphQL[Context, None]):
     def decode_json(self, data: str | bytes) -> object:
         try:
             return json.loads(data)
+        except json.JSONDecodeError:
+            raise
         except RecursionError as error:
             raise json.JSONDecodeError("nested too deeply", "", 0) from error
         except UnicodeDecodeError as error:
             raise json.JSONDecodeError("not UTF-8", "", 0) from error
+        except ValueError as error:
+            raise json.JSONDecodeError("a number of too many digits", "", 0) from error
 
     async def parse_http_body(self, request: AsyncHTTPRequestAdapter) -> GraphQLRequestData | list[GraphQLRequestData]:
         if request.method == "GET":
@@ -170,7 +246,13 @@ class GraphQLView(GraphQL[Context, None]):
             data = self.parse_json(await request.get_body())
         if isinstance(data, list):
             raise RequestError(400, "Batches are not taken: send one operation a request")
-        return _request_data(data)
+        request_data = _request_data(data)
+        match best_media_type(request.headers).partition("/")[0]:
+            case "text":
+                request_data.protocol = "sse"
+            case "multipart":
+                request_data.protocol = "multipart-subscription"
+        return request_data
 
     async def execute_single(
         self,
@@ -195,12 +277,51 @@ class GraphQLView(GraphQL[Context, None]):
             )
         except InvalidOperationTypeError as error:
             if error.operation_type is OperationType.SUBSCRIPTION:
-                raise RequestError(400, "Subscriptions need a WebSocket (graphql-transport-ws)") from error
+                raise RequestError(400, _HOW_TO_SUBSCRIBE) from error
             raise RequestError(405, "Mutations need POST", allow="POST") from error
         except CannotGetOperationTypeError as error:
             raise RequestError(400, error.as_http_error_reason()) from error
         except MissingQueryError as error:
             raise RequestError(400, "The request has no query") from error
+
+    async def execute_operation(self, request: Request, *arguments: Any, **options: Any) -> Any:
+        with self._connections.counted(request.scope) as has_room:
+            if not has_room and best_media_type(request.headers) not in (JSON, GRAPHQL_RESPONSE):
+                raise RequestError(429, "Too many streams from your address")
+        return await super().execute_operation(request, *arguments, **options)
+
+    # -- streams over HTTP
+
+    def _stream_result(self, request: Request, result: Any, transport: HTTPStreamTransport) -> AsyncTextStream:
+        async def stream() -> AsyncGenerator[str, None]:
+            async for value in result:
+                response = await self.process_result(request, value)
+                chunk = transport.encode_next(response, self.encode_json_string)
+                cursor = getattr(request.state, "event_cursor", None)
+                # Browsers send it back as Last-Event-ID when they reconnect.
+                yield f"id: {cursor}\n{chunk}" if cursor and transport.protocol == "sse" else chunk
+            yield transport.encode_complete()
+
+        return merge_stream_with_heartbeat(
+            stream,
+            lambda: transport.heartbeat_message(self.encode_json_string),
+            interval=transport.heartbeat_interval,
+            send_initial_heartbeat=transport.send_initial_heartbeat,
+        )
+
+    async def create_streaming_response(
+        self,
+        request: Request | WebSocket,
+        stream: Callable[[], AsyncIterator[str]],
+        sub_response: Response,
+        headers: Mapping[str, str],
+    ) -> Response:
+        return EndlessResponse(
+            stream(),
+            headers=dict(headers),
+            send_timeout_seconds=self._parts.settings.stream_send_timeout_seconds,
+            connections=self._connections,
+        )
 
     # -- HTTP responses
 
@@ -257,22 +378,8 @@ def _request_data(data: object) -> GraphQLRequestData:
 
 
 def _media_type(request: HTTPConnection) -> str:
-    """Which of our two media types the client likes better: the higher q, then the earlier; JSON for no word."""
-    best, best_quality = JSON, 0.0
-    for part in request.headers.get("accept", "").split(","):
-        name, *parameters = (piece.strip().lower() for piece in part.split(";"))
-        quality = next((_quality(piece) for piece in parameters if piece.startswith("q=")), 1.0)
-        media_type = GRAPHQL_RESPONSE if name == GRAPHQL_RESPONSE else JSON
-        if name in (GRAPHQL_RESPONSE, JSON, "application/*", "*/*") and quality > best_quality:
-            best, best_quality = media_type, quality
-    return best
-
-
-def _quality(parameter: str) -> float:
-    try:
-        return float(parameter.removeprefix("q="))
-    except ValueError:
-        return 0.0
+    """Of our two media types for one answer, the one to use."""
+    return GRAPHQL_RESPONSE if best_media_type(request.headers) == GRAPHQL_RESPONSE else JSON
 
 
 def _error_response(request: Request, status: int, message: str) -> Response:

@@ -72,3 +72,5 @@ class StreamState(Model):
     # Random, made with the database: a cursor of another server is told apart from a cursor of ours.
     stream_id: Mapped[str] = mapped_column(String(16))
     last_position: Mapped[int] = mapped_column(BigInteger)
+    # Up to here events have been deleted; a cursor before it cannot be resumed from.
+    expired_position: Mapped[int] = mapped_column(BigInteger)

@@ -7,6 +7,7 @@ password are two functions each, with the hash between them.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -186,6 +187,16 @@ async def authenticate(session: AsyncSession, token: AccessToken) -> Viewer:
     if row.session_id is None:
         raise could_not_validate()
     return Viewer(id=token.user_id, role=row.role, session_id=token.session_id, expires_at=token.expires_at)
+
+
+async def roles_by_session(session: AsyncSession, session_ids: Collection[UUID]) -> dict[UUID, UserRole]:
+    """The roles of the people of those sessions that still stand and whose people are active."""
+    statement = (
+        select(Session.id, User.role)
+        .join(User, User.id == Session.user_id)
+        .where(Session.id.in_(session_ids), User.is_active)
+    )
+    return {row.id: row.role for row in await session.execute(statement)}
 
 
 def check_new_password(new_password: str) -> str:

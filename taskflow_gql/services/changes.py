@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Collection
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from uuid import UUID
 
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from taskflow_gql import clock
-from taskflow_gql.database import RECORDED_EVENT
+from taskflow_gql.database import RECORDED_EVENT, top_of_each
+from taskflow_gql.errors import CursorExpired
 from taskflow_gql.events import EVENT_COLUMNS, TaskChanged, changed_fields, event_of_row, json_of_task
-from taskflow_gql.models import EventKind, StreamState, TaskEvent, TaskRow
+from taskflow_gql.models import EventKind, StreamState, Task, TaskEvent, TaskRow
 from taskflow_gql.services.access import Viewer, events_visible_to
 
 if TYPE_CHECKING:
     from sqlalchemy import CursorResult
+
+
+class StreamStateRow(NamedTuple):
+    """The stream's id, which cursors carry; the last position given; the last position deleted."""
+
+    stream_id: str
+    last_position: int
+    expired_position: int
 
 
 async def record_task_event(
@@ -47,10 +58,41 @@ async def record_task_event(
     session.info[RECORDED_EVENT] = True
 
 
-async def read_stream_state(session: AsyncSession) -> tuple[str, int]:
-    """The stream's id, which cursors carry, and the last position given."""
-    row = (await session.execute(select(StreamState.stream_id, StreamState.last_position))).one()
-    return row.stream_id, row.last_position
+async def read_stream_state(session: AsyncSession) -> StreamStateRow:
+    columns = (StreamState.stream_id, StreamState.last_position, StreamState.expired_position)
+    return StreamStateRow._make((await session.execute(select(*columns))).one())
+
+
+async def require_kept(session: AsyncSession, position: int) -> StreamStateRow:
+    """Raises CursorExpired unless every event after the position is still there."""
+    state = await read_stream_state(session)
+    if position < state.expired_position:
+        raise CursorExpired("The changes since this cursor are no longer kept: read again from a query")
+    return state
+
+
+async def expire_events(session: AsyncSession, older_than: datetime, *, limit: int) -> int:
+    """Delete the oldest events, as far as they are older; how many that was.
+
+    Only from the start of the stream: what is kept has no holes.
+    """
+    state = select(StreamState.expired_position).where(StreamState.id == 1).with_for_update()
+    expired_position = (await session.execute(state)).scalar_one()
+    oldest = (
+        select(TaskEvent.position, TaskEvent.occurred_at)
+        .where(TaskEvent.position > expired_position)
+        .order_by(TaskEvent.position)
+        .limit(limit)
+    )
+    expired = 0
+    for position, occurred_at in await session.execute(oldest):
+        if position is None or occurred_at >= older_than:
+            break
+        expired, expired_position = expired + 1, position
+    if expired:
+        await session.execute(delete(TaskEvent).where(TaskEvent.position <= expired_position))
+        await session.execute(update(StreamState).values(expired_position=expired_position))
+    return expired
 
 
 async def read_stream_end(session: AsyncSession) -> tuple[int, frozenset[int]]:
@@ -118,3 +160,24 @@ def audience(event: TaskChanged) -> set[UUID]:
             if task.assignee_id is not None:
                 people.add(task.assignee_id)
     return people
+
+
+async def history_of_tasks(
+    session: AsyncSession, viewer: Viewer, task_ids: Collection[UUID], position: int, *, limit: int
+) -> dict[UUID, list[TaskChanged]]:
+    """For each task its first placed events after the position that the viewer may see: one statement for all."""
+    rows = select(*EVENT_COLUMNS).where(TaskEvent.position > position, events_visible_to(viewer))
+    page = top_of_each(
+        session,
+        rows,
+        parent=Task.id,
+        child=TaskEvent.task_id,
+        keys=task_ids,
+        order_by=[TaskEvent.position.asc()],
+        limit=limit,
+    )
+    columns = [page.c[column.key] for column in EVENT_COLUMNS]
+    events_by_task: dict[UUID, list[TaskChanged]] = {task_id: [] for task_id in task_ids}
+    for task_id, *values in await session.execute(select(page.c.parent_id, *columns).order_by(page.c.position)):
+        events_by_task[task_id].append(event_of_row(values))
+    return events_by_task

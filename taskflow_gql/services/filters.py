@@ -129,8 +129,8 @@ def search_scopes(filter_: Filter) -> list[ColumnElement[bool]]:
     """`condition` cut in two, of which each task meets at most one, if the filter is a search or a search and more.
 
     No planner knows how many words begin with some letters. Taken for frequent, a rare word is looked for through the
-    whole list; taken for rare, all results of a frequent one are sorted. So the index is asked first, up to a limit, and
-    only the half that fits what it found is run: the other half's condition is false before it reads a row.
+    whole list; taken for rare, all results of a frequent one are sorted. So the index is asked first, up to a limit,
+    and only the half that fits what it found is run: the other half's condition is false before it reads a row.
     """
     searches = [part for part in _conjuncts(filter_) if isinstance(part, Search) and part.words]
     if not searches:

@@ -1,0 +1,98 @@
+"""Subscriptions over plain HTTP, as server-sent events and as multipart responses; and how many may be open.
+
+Server-sent events: https://github.com/enisdenjo/graphql-sse/blob/master/PROTOCOL.md (distinct connections).
+Multipart: Apollo's subscription protocol over HTTP, version 1.0.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from starlette.responses import StreamingResponse
+from starlette.types import Message, Receive, Scope, Send
+from strawberry.http.streaming import MultipartSubscriptionTransport, SSETransport
+
+JSON = "application/json"
+GRAPHQL_RESPONSE = "application/graphql-response+json"
+EVENT_STREAM = "text/event-stream"
+
+
+class ServerSentEvents(SSETransport):
+    """Strawberry's, with lines that end in LF alone: urql cannot read the others."""
+
+    def encode_event(self, event: str, data: str | None = None) -> str:
+        return super().encode_event(event, data).replace("\r\n", "\n")
+
+    def encode_comment(self, comment: str) -> str:
+        return super().encode_comment(comment).replace("\r\n", "\n")
+
+
+class MultipartSubscription(MultipartSubscriptionTransport):
+    """Strawberry's. Named here so that both stand together."""
+
+
+def best_media_type(headers: Mapping[str, str]) -> str:
+    """What the client likes best of what we can answer with: the higher q, then the earlier; JSON for no word.
+
+    Some clients list `text/event-stream` with every request. That is no wish for a stream while JSON comes first.
+    """
+    best, best_quality = JSON, 0.0
+    for part in headers.get("accept", "").split(","):
+        name, *parameters = (piece.strip().lower() for piece in part.split(";"))
+        quality = next((_quality(piece) for piece in parameters if piece.startswith("q=")), 1.0)
+        if name in ("application/*", "*/*"):
+            name = JSON
+        is_subscription = any(piece.startswith("subscriptionspec=") for piece in parameters)
+        is_known = name in (JSON, GRAPHQL_RESPONSE, EVENT_STREAM) or (name == "multipart/mixed" and is_subscription)
+        if is_known and quality > best_quality:
+            best, best_quality = name, quality
+    return best
+
+
+def _quality(parameter: str) -> float:
+    try:
+        return float(parameter.removeprefix("q="))
+    except ValueError:
+        return 0.0
+
+
+class Connections:
+    """Counts the open sockets and streams of each network address."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self._open: Counter[str] = Counter()
+
+    @contextmanager
+    def counted(self, scope: Scope) -> Iterator[bool]:
+        """Whether there is room for one more, which is counted as long as the block runs."""
+        client = scope.get("client")
+        address = client[0] if client else ""
+        self._open[address] += 1
+        try:
+            yield self._open[address] <= self.limit
+        finally:
+            self._open[address] -= 1
+            if not self._open[address]:
+                del self._open[address]
+
+
+class EndlessResponse(StreamingResponse):
+    """A stream that is cut off when the client takes nothing any more; otherwise it would wait for ever."""
+
+    def __init__(self, *arguments: Any, send_timeout_seconds: float, connections: Connections, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._send_timeout_seconds = send_timeout_seconds
+        self._connections = connections
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_in_time(message: Message) -> None:
+            async with asyncio.timeout(self._send_timeout_seconds):
+                await send(message)
+
+        with self._connections.counted(scope):
+            await super().__call__(scope, receive, send_in_time)
