@@ -8,10 +8,12 @@ from typing import Annotated
 
 import strawberry
 
+from taskflow_gql.api.batching import Batched
 from taskflow_gql.api.change_lists import Change, ChangeList, change_for, changes_since
 from taskflow_gql.api.context import Info
 from taskflow_gql.api.enums import TaskChangeKind
 from taskflow_gql.api.filters import TaskFilter, TaskFilterArgument, filter_of
+from taskflow_gql.api.loaders import users_by_id
 from taskflow_gql.api.pagination import First, PageInfo
 from taskflow_gql.api.tasks import Task
 from taskflow_gql.api.users import User
@@ -59,11 +61,12 @@ class TaskChange:
     def previous(self) -> TaskRow | None:
         return None if self.kind is TaskChangeKind.ENTERED else self.event.before
 
-    @strawberry.field(graphql_type=User | None, description="Who did it.")
-    async def actor(self, info: Info) -> UserRow | None:
-        if self.event.actor_id is None:
-            return None
-        return await info.context.loaders.users_by_id.load(self.event.actor_id)
+    actor: UserRow | None = strawberry.field(
+        graphql_type=User | None,
+        description="Who did it.",
+        default=None,
+        extensions=[Batched(users_by_id, key=lambda change: change.event.actor_id)],
+    )
 
     @strawberry.field(description="When it happened.")
     def occurred_at(self) -> datetime:

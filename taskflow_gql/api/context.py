@@ -76,6 +76,11 @@ class Context:
         return self.parts.database.write
 
     @property
+    def batch_loaders(self) -> dict[Any, Any]:
+        """The loaders of batched fields, where another executor than the compiling one runs them."""
+        return self.loaders.of_batches
+
+    @property
     def last_event_id(self) -> str | None:
         """The cursor with which a browser's EventSource comes back to an SSE stream."""
         return self.connection.headers.get("last-event-id") or None

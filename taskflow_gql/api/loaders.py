@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from strawberry.dataloader import DataLoader
@@ -19,6 +20,9 @@ from taskflow_gql.services.filters import Filter
 from taskflow_gql.services.paging import Page
 from taskflow_gql.services.tasks import Relation, TaskQuery
 
+if TYPE_CHECKING:
+    from taskflow_gql.api.context import Context
+
 
 class Loaders:
     def __init__(self, database: Database, fanout: Fanout) -> None:
@@ -27,7 +31,10 @@ class Loaders:
         self._caught_up: asyncio.Future[None] | None = None
         self._changes_cursor: asyncio.Future[str] | None = None
         self._history: dict[tuple[int, int], DataLoader[UUID, list[TaskChanged]]] = {}
-        self.users_by_id: DataLoader[UUID, UserRow | None] = DataLoader(self._load_users)
+        # People who came along with the tasks of a list.
+        self.people: dict[UUID, UserRow] = {}
+        # The loaders of batched fields, where they are not run by the compiling executor.
+        self.of_batches: dict[Any, Any] = {}
         # One loader for each way of asking: the same field under two aliases may have two sets of arguments.
         self._tasks_of_users: dict[tuple[Relation, TaskQuery], DataLoader[UUID, Page[TaskRow]]] = {}
         self._task_counts_of_users: dict[tuple[Relation, Filter], DataLoader[UUID, int]] = {}
@@ -75,7 +82,12 @@ class Loaders:
             state = await changes.read_stream_state(session)
         return self._fanout.cursor(state.last_position)
 
-    async def _load_users(self, user_ids: Sequence[UUID]) -> list[UserRow | None]:
-        async with self._database.read() as session:
-            found = await users.users_by_id(session, user_ids)
-        return [found.get(user_id) for user_id in user_ids]
+
+async def users_by_id(context: Context, user_ids: Sequence[UUID]) -> dict[UUID, UserRow]:
+    """For batched fields: the people of all objects of a level at once."""
+    people = context.loaders.people
+    missing = [user_id for user_id in user_ids if user_id not in people]
+    if missing:
+        async with context.read() as session:
+            people.update(await users.users_by_id(session, missing))
+    return people

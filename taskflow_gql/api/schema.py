@@ -11,8 +11,10 @@ from strawberry.extensions import AddValidationRules, SchemaExtension
 from strawberry.schema.config import StrawberryConfig
 
 from taskflow_gql.api.accounts import AccountMutations
+from taskflow_gql.api.batching import BatchingExecutor
 from taskflow_gql.api.changes import ChangeQueries, Subscription
 from taskflow_gql.api.context import Context
+from taskflow_gql.api.documents import Documents, ReuseDocuments
 from taskflow_gql.api.errors import RenderErrors
 from taskflow_gql.api.limits import LimitOperations
 from taskflow_gql.api.nodes import NodeQueries
@@ -49,10 +51,12 @@ class OperationContext(SchemaExtension):
 
 
 def make_schema(settings: Settings) -> strawberry.Schema:
+    documents = Documents()
     extensions: list[type[SchemaExtension] | object] = [
         RenderErrors,
         OperationContext,
         lambda: LimitOperations(settings),
+        lambda: ReuseDocuments(documents),
     ]
     if not settings.allows_introspection:
         extensions.append(lambda: AddValidationRules([NoSchemaIntrospectionCustomRule]))
@@ -61,6 +65,7 @@ def make_schema(settings: Settings) -> strawberry.Schema:
         mutation=Mutation,
         subscription=Subscription,
         types=[Task, User],
+        execution_context_class=BatchingExecutor,
         extensions=extensions,  # type: ignore[arg-type]
         config=StrawberryConfig(scalar_map={datetime: DATE_TIME}),
     )

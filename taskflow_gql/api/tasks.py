@@ -8,10 +8,12 @@ from typing import Annotated
 import strawberry
 
 from taskflow_gql import clock
+from taskflow_gql.api.batching import Batched
 from taskflow_gql.api.change_lists import TASK_CHANGE_CONNECTION, ChangeList, history_of_task
 from taskflow_gql.api.context import Info
 from taskflow_gql.api.errors import AnswersRefusals, UserError
 from taskflow_gql.api.filters import TaskFilterArgument, filter_of
+from taskflow_gql.api.loaders import users_by_id
 from taskflow_gql.api.node import Node
 from taskflow_gql.api.pagination import After, Before, First, Last, PageInfo, page_info
 from taskflow_gql.api.task_lists import TaskList, TaskOrderArgument, selects, task_query
@@ -42,17 +44,16 @@ class Task(Node):
     def overdue(task: strawberry.Parent[TaskRow]) -> bool:
         return not task.completed and task.due_date is not None and task.due_date < clock.now()
 
-    @strawberry.field(graphql_type=User, description="Who made it; never changes.")
-    @staticmethod
-    async def creator(task: strawberry.Parent[TaskRow], info: Info) -> UserRow | None:
-        return await info.context.loaders.users_by_id.load(task.creator_id)
-
-    @strawberry.field(graphql_type=User | None, description="Who should do it; null when nobody is assigned.")
-    @staticmethod
-    async def assignee(task: strawberry.Parent[TaskRow], info: Info) -> UserRow | None:
-        if task.assignee_id is None:
-            return None
-        return await info.context.loaders.users_by_id.load(task.assignee_id)
+    creator: UserRow = strawberry.field(
+        graphql_type=User,
+        description="Who made it; never changes.",
+        extensions=[Batched(users_by_id, key="creator_id")],
+    )
+    assignee: UserRow | None = strawberry.field(
+        graphql_type=User | None,
+        description="Who should do it; null when nobody is assigned.",
+        extensions=[Batched(users_by_id, key="assignee_id")],
+    )
 
     @strawberry.field(
         graphql_type=TASK_CHANGE_CONNECTION,
@@ -213,7 +214,7 @@ class TaskQueries:
         with_people = selects(info, "creator", "assignee")
         async with info.context.read() as session:
             page, people = await tasks.list_tasks(session, viewer, query, with_people=with_people)
-        info.context.loaders.users_by_id.prime_many(people)
+        info.context.loaders.people.update(people)
 
         async def count() -> int:
             async with info.context.read() as session:

@@ -10,6 +10,7 @@ import strawberry
 from taskflow_gql.api.context import Info
 from taskflow_gql.api.errors import AnswersRefusals, UserError
 from taskflow_gql.api.filters import TaskFilterArgument
+from taskflow_gql.api.loaders import users_by_id
 from taskflow_gql.api.node import Node
 from taskflow_gql.api.pagination import After, Before, First, Last, PageInfo, page_info
 from taskflow_gql.api.task_lists import TaskList, TaskOrderArgument, selects, task_query
@@ -135,7 +136,7 @@ class UserQueries:
     )
     async def me(self, info: Info) -> UserRow | None:
         viewer = await info.context.viewer()
-        return None if viewer is None else await info.context.loaders.users_by_id.load(viewer.id)
+        return None if viewer is None else (await users_by_id(info.context, [viewer.id])).get(viewer.id)
 
     @strawberry.field(graphql_type=User | None, description="A person by id; null when there is none.")
     async def user(

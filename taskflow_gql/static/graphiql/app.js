@@ -77,8 +77,20 @@ function subscribe(headers, request, sink) {
     // By default a bad token is tried again for half a minute, with nothing on the screen.
     shouldRetry: (event) => event instanceof CloseEvent && event.code !== FORBIDDEN,
   });
-  const error = (reason) => sink.error(reason.code === FORBIDDEN ? { message: REFUSED } : reason);
-  return client.subscribe(request, { ...sink, error });
+  return client.subscribe(request, {
+    ...sink,
+    // As an answer: after sink.error GraphiQL leaves a promise behind that nobody catches.
+    error: (reason) => {
+      sink.next({ errors: errorsOf(reason) });
+      sink.complete();
+    },
+  });
+}
+
+function errorsOf(reason) {
+  if (Array.isArray(reason)) return reason;
+  if (reason.code === FORBIDDEN) return [{ message: REFUSED }];
+  return [{ message: reason.code ? `The connection closed: ${reason.code} ${reason.reason}`.trim() : String(reason) }];
 }
 
 function fetcher(request, options) {

@@ -1,0 +1,129 @@
+"""The compiling executor under Strawberry, and how a Strawberry field declares that it is loaded in batches.
+
+    schema = strawberry.Schema(Query, execution_context_class=BatchingExecutor)
+
+    @strawberry.type
+    class Task:
+        creator: User = strawberry.field(extensions=[Batched(users_by_id, key="creator_id")])
+
+        @strawberry.field(extensions=[Batched(tags_by_task_id, key="id", many=True)])
+        def tags(self, first: int = 10) -> list[Tag]: ...  # only the signature counts
+
+`BatchingExecutor` calls `users_by_id(context, ids)` once for all tasks of a level. Under any other executor the same
+fields go through a loader, kept in `context["loaders"]` or `context.batch_loaders`, a dict of each operation.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from graphql import GraphQLField, GraphQLObjectType, GraphQLSchema
+from strawberry.execution import optimized_is_awaitable
+from strawberry.extensions import FieldExtension
+from strawberry.schema.schema import StrawberryGraphQLCoreExecutionContext
+from strawberry.schema.schema_converter import GraphQLCoreConverter
+from strawberry.types import Info
+from strawberry.types.arguments import convert_arguments
+from strawberry.types.base import StrawberryObjectDefinition
+from strawberry.types.field import StrawberryField
+
+from taskflow_gql.execution import Batch, CompilingExecutor, batch_resolver
+
+DEFINITION = GraphQLCoreConverter.DEFINITION_BACKREF
+
+
+class Batched(FieldExtension):
+    """Takes the place of the field's resolver, which is never called."""
+
+    def __init__(self, load: Callable[..., Any], *, key: str | Callable[[Any], Any], many: bool = False) -> None:
+        self.batch = Batch(load, key, many)
+        self._resolve = batch_resolver(self.batch, _loaders_of)
+        # The same batch for the compiled operations of a schema, when the field has arguments.
+        self.converting: WeakKeyDictionary[GraphQLSchema, Batch] = WeakKeyDictionary()
+
+    def resolve(self, next_: Callable[..., Any], source: Any, info: Info[Any, Any], **kwargs: Any) -> Any:
+        return self._resolve(source, info._raw_info, **kwargs)
+
+
+def _loaders_of(context: Any) -> dict[Any, Any]:
+    loaders = context.setdefault("loaders", {}) if isinstance(context, dict) else context.batch_loaders
+    assert isinstance(loaders, dict)
+    return loaders
+
+
+class BatchingExecutor(CompilingExecutor, StrawberryGraphQLCoreExecutionContext):
+    """The compiling executor, told what Strawberry's resolvers do."""
+
+    awaitable_predicates = (*CompilingExecutor.awaitable_predicates, optimized_is_awaitable)
+
+    @classmethod
+    def batch_of(cls, schema: GraphQLSchema, field: GraphQLField) -> Batch | None:
+        definition = field.extensions.get(DEFINITION)
+        # With further extensions (permissions, say) the field has to go through its resolver.
+        if not isinstance(definition, StrawberryField) or len(definition.extensions) != 1:
+            return None
+        extension = definition.extensions[0]
+        if not isinstance(extension, Batched):
+            return None
+        if not definition.arguments:
+            return extension.batch
+        if schema not in extension.converting:
+            extension.converting[schema] = _with_converted_arguments(extension.batch, definition, schema)
+        return extension.converting[schema]
+
+    @classmethod
+    def attribute_of(cls, field: GraphQLField) -> str | None:
+        definition = field.extensions.get(DEFINITION)
+        if (
+            isinstance(definition, StrawberryField)
+            # The name of the resolver that reads an attribute; with exception handlers it is another.
+            and getattr(field.resolve, "__name__", None) == "_get_basic_result"
+            and definition.default_resolver is getattr
+            and type(definition).get_result is StrawberryField.get_result
+        ):
+            return definition.python_name
+        return None
+
+    @classmethod
+    def function_of(cls, schema: GraphQLSchema, field: GraphQLField) -> Callable[[Any], Any] | None:
+        """The method itself, where it wants neither arguments nor info: most of Strawberry's call is about those."""
+        definition = field.extensions.get(DEFINITION)
+        if (
+            not isinstance(definition, StrawberryField)
+            or getattr(field.resolve, "__name__", None) not in {"_resolver", "_async_resolver"}
+            or type(definition).get_result is not StrawberryField.get_result
+            or definition.extensions
+            or definition.arguments
+            or schema.extensions[DEFINITION].exception_handlers
+        ):
+            return None
+        resolver = definition.base_resolver
+        if resolver is None or not callable(resolver.wrapped_func) or resolver.info_parameter:
+            return None
+        function = resolver.wrapped_func
+        # One parameter, which is the source: `self`, or `strawberry.Parent` of a static method.
+        takes = [resolver.self_parameter, resolver.parent_parameter, resolver.root_parameter]
+        return function if takes.count(None) == 2 and resolver.root_parameter is None else None
+
+    @classmethod
+    def ignores_info(cls, type_: GraphQLObjectType) -> bool:
+        # The function is Strawberry's own unless the type defines one.
+        definition = type_.extensions.get(DEFINITION)
+        return isinstance(definition, StrawberryObjectDefinition) and definition.is_type_of is None
+
+
+def _with_converted_arguments(batch: Batch, definition: StrawberryField, schema: GraphQLSchema) -> Batch:
+    """The same batch, for arguments as graphql-core has them: camel case, input objects as dicts."""
+    converter = schema.extensions[DEFINITION].schema_converter
+
+    async def load(context: Any, keys: list[Any], **arguments: Any) -> Mapping[Any, Any]:
+        converted = convert_arguments(
+            arguments,
+            definition.arguments,
+            scalar_registry=converter.scalar_registry,
+            config=converter.config,
+        )
+        return await batch.load(context, keys, **converted)
+
+    load.__qualname__ = getattr(batch.load, "__qualname__", load.__qualname__)
+    return Batch(load, batch.key, batch.many)

@@ -1,0 +1,8 @@
+"""An executor for graphql-core that compiles operations. See README.md."""
+
+from .batch import BATCH, Batch, batch_resolver
+from .executor import CompilingExecutor
+from .explain import explain
+from .sources import trust
+
+__all__ = ["BATCH", "Batch", "CompilingExecutor", "batch_resolver", "explain", "trust"]

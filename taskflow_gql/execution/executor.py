@@ -1,0 +1,153 @@
+"""The executor: finds or makes the plan of an operation, runs it, and leaves the rest to graphql-core."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any, ClassVar
+
+from graphql import (
+    ExecutionResult,
+    ExperimentalIncrementalExecutionResults,
+    GraphQLError,
+    GraphQLField,
+    GraphQLObjectType,
+    GraphQLSchema,
+    OperationType,
+    default_field_resolver,
+)
+from graphql.execution.collect_fields import FieldDetailsList, GroupedFieldSet, collect_fields, collect_subfields
+from graphql.execution.execute import assume_not_awaitable
+from graphql.execution.incremental import IncrementalExecutor
+from graphql.execution.values import VariableValues
+from graphql.pyutils import AwaitableOrValue, Undefined, is_awaitable
+
+from .batch import BATCH, Batch
+from .cache import MOST_PLANS_OF_DOCUMENT, Document, plans_of
+from .plan import Fill, Plan
+from .run import Run
+from .sources import is_mapping
+
+Response = ExecutionResult | ExperimentalIncrementalExecutionResults
+
+
+class CompilingExecutor(IncrementalExecutor):
+    """An executor that compiles operations it sees again.
+
+    Pass it as `executor_class` to graphql-core's `execute` and `subscribe`. What makes an operation unfit for a plan
+    is listed in `_may_plan`; graphql-core then executes it as ever.
+
+    The class methods below are for adapters to libraries that build schemas on graphql-core.
+    """
+
+    # At which sight of a document it is planned.
+    seen_before_planned: ClassVar[int] = 2
+
+    # Predicates that hold no surprise: they take for awaitable what Python takes for awaitable, or nothing.
+    awaitable_predicates: ClassVar[tuple[Callable[[Any], bool], ...]] = (is_awaitable, assume_not_awaitable)
+
+    @classmethod
+    def batch_of(cls, schema: GraphQLSchema, field: GraphQLField) -> Batch | None:
+        """How the field's values are loaded for many objects at once, if they are."""
+        batch = field.extensions.get(BATCH)
+        return batch if isinstance(batch, Batch) else None
+
+    @classmethod
+    def attribute_of(cls, field: GraphQLField) -> str | None:
+        """The attribute of the source that the field's resolver returns, if that is all it does."""
+        return None
+
+    @classmethod
+    def function_of(cls, schema: GraphQLSchema, field: GraphQLField) -> Callable[[Any], Any] | None:
+        """A function of the source that does all that the field's resolver does, if there is one."""
+        return None
+
+    @classmethod
+    def ignores_info(cls, type_: GraphQLObjectType) -> bool:
+        """Whether the type's `is_type_of` has no use for its info, and may be given None."""
+        return False
+
+    def execute_operation(self, serially: bool | None = None) -> AwaitableOrValue[Response]:
+        fills = self._fills(serially)
+        if fills is None:
+            return super().execute_operation(serially)
+        try:
+            answer = Run(self).fill(fills)
+        except GraphQLError as error:
+            return self._respond_without_data(error)
+        if isinstance(answer, dict):
+            return self.build_response(answer)
+        return self._await_response(answer)
+
+    async def _await_response(self, answer: Awaitable[dict[str, Any]]) -> Response:
+        try:
+            data = await answer
+        except GraphQLError as error:
+            return self._respond_without_data(error)
+        return self.build_response(data)
+
+    def _respond_without_data(self, error: GraphQLError) -> Response:
+        self.collected_errors.add(error, None)
+        return self.build_response(None)
+
+    def _fills(self, serially: bool | None) -> list[Fill] | None:
+        """The functions that fill in the answer to the operation, or None if graphql-core is to execute it."""
+        try:
+            plan = self._plan() if self._may_plan() else None
+        except RecursionError:  # a document nested as deep as that gets its error from graphql-core
+            return None
+        if plan is None:
+            return None
+        if serially is None:
+            serially = self.operation.operation is OperationType.MUTATION
+        of_mapping = is_mapping(type(self.root_value))
+        fills = [selection.function(of_mapping) for selection in (plan.serial if serially else [plan.root])]
+        return None if None in fills else fills  # type: ignore[return-value]
+
+    def _may_plan(self) -> bool:
+        middleware = self.middleware_manager
+        return (
+            self.abort_signal is None
+            and (middleware is None or not middleware.middlewares)
+            and self.field_resolver is default_field_resolver
+            and self.error_propagation
+            and any(self.is_awaitable is known for known in self.awaitable_predicates)
+        )
+
+    def _plan(self) -> Plan | None:
+        location = self.operation.loc
+        # Without its text a document is known by its identity; the cache keeps the node, so the id stays taken.
+        key = (location.source.body, location.start) if location else (id(self.operation), -1)
+        plans = plans_of(self.schema, type(self), self.seen_before_planned)
+        document = plans.get(key, self.operation, self.fragment_definitions)
+        if document is None:
+            return None
+        values = tuple(self.variable_values.coerced.get(name, Undefined) for name in document.conditions)
+        if not all(type(value) is bool for value in values):
+            return None
+        variant = (self.hide_suggestions, *values)
+        if variant not in document.plans and len(document.plans) < MOST_PLANS_OF_DOCUMENT:
+            document.plans[variant] = self.make_plan(document)
+        return document.plans.get(variant)
+
+    def make_plan(self, document: Document) -> Plan | None:
+        """A plan for the variables of this request. None: graphql-core will say what is wrong."""
+        schema, fragments, operation = self.schema, self.fragments, self.operation
+        hide_suggestions = self.hide_suggestions
+        root_type = schema.get_root_type(operation.operation)
+        if root_type is None:
+            return None
+        # The plan outlives the request, so it keeps no variables but those its shape depends on.
+        sources, coerced = self.variable_values
+        variables = VariableValues(
+            {name: sources[name] for name in document.conditions},
+            {name: coerced[name] for name in document.conditions},
+        )
+
+        def subfields(type_: GraphQLObjectType, details: FieldDetailsList) -> GroupedFieldSet:
+            return collect_subfields(
+                schema, fragments, variables, operation, type_, details, hide_suggestions
+            ).grouped_field_set
+
+        try:
+            root = collect_fields(schema, fragments, variables, root_type, operation, hide_suggestions)
+        except GraphQLError:
+            return None
+        return Plan(schema, type(self), root_type, root.grouped_field_set, subfields, document.admit)

@@ -1,0 +1,92 @@
+"""Shows what the executor makes of an operation: the plan as a tree, then the generated functions."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from graphql import (
+    DocumentNode,
+    GraphQLSchema,
+    OperationType,
+    get_named_type,
+    is_abstract_type,
+    is_object_type,
+    parse,
+)
+
+from .cache import Document
+from .codegen import source_of
+from .executor import CompilingExecutor
+from .plan import Field, Selection
+
+
+def explain(
+    schema: GraphQLSchema,
+    document: DocumentNode | str,
+    *,
+    operation_name: str | None = None,
+    variables: dict[str, Any] | None = None,
+    executor_class: type[CompilingExecutor] = CompilingExecutor,
+) -> str:
+    """The plan of a valid operation, and its source for objects with attributes. Raises the first GraphQLError.
+
+    The variables matter where @skip and @include look at them.
+    """
+    if isinstance(document, str):
+        document = parse(document)
+    executor = executor_class.build(schema, document, None, None, variables, operation_name)
+    if isinstance(executor, list):
+        raise executor[0]
+    assert isinstance(executor, CompilingExecutor)
+    examined = Document(executor.operation, executor.fragment_definitions, make_room=lambda: None)
+    plan = executor.make_plan(examined) if examined.can_be_planned else None
+    if plan is None:
+        return "Not planned: graphql-core executes this operation."
+
+    operation = executor.operation
+    is_serial = operation.operation is OperationType.MUTATION
+    name = operation.name.value if operation.name else ""
+    lines = [f"{operation.operation.value} {name}".rstrip() + (", one field after the other" if is_serial else "")]
+    sources: list[str] = []
+    _explain(plan.root, "  ", lines, sources)
+    return "\n".join([*lines, "", *sources])
+
+
+def _explain(selection: Selection, indent: str, lines: list[str], sources: list[str]) -> None:
+    sources.append(f"# <plan {selection.path}>\n{source_of(selection, of_mapping=False)}\n")
+    for field in selection.fields:
+        lines.append(f"{indent}{field.name}: {field.definition.type}  {_reading(field)}")
+        named_type = get_named_type(field.definition.type)
+        for inner in _selections_of(field):
+            if inner.type is named_type:
+                _explain(inner, f"{indent}  ", lines, sources)
+            else:
+                lines.append(f"{indent}  on {inner.type}")
+                _explain(inner, f"{indent}    ", lines, sources)
+
+
+def _reading(field: Field) -> str:
+    if field.is_typename:
+        return "is known"
+    if field.batch is not None:
+        load = getattr(field.batch.load, "__qualname__", repr(field.batch.load))
+        key = field.batch.key if isinstance(field.batch.key, str) else field.batch.key.__qualname__
+        return f"loaded for all objects by {load}, key {key}"
+    if field.attribute is not None:
+        return f"read from .{field.attribute}"
+    if field.function is not None:
+        return f"by {getattr(field.function, '__qualname__', repr(field.function))}, called directly"
+    if field.is_read_by_default:
+        return f"read from .{field.field_name}"
+    return f"resolved by {getattr(field.resolve, '__qualname__', repr(field.resolve))}"
+
+
+def _selections_of(field: Field) -> Iterator[Selection]:
+    level = field.level
+    while level.items is not None:
+        level = level.items
+    named_type = level.nullable_type
+    if is_abstract_type(named_type):
+        for type_ in field.plan.schema.get_possible_types(named_type):
+            yield level.selection_of(type_)
+    elif is_object_type(named_type):
+        yield level.selection_of(named_type)

@@ -1,0 +1,200 @@
+"""What an operation asks for, worked out once.
+
+A `Plan` is a tree that mirrors the answer. `Selection` is what is selected of one object type at one place, `Field`
+one entry of it, `Level` one position a value can have: the field itself, or the items of its list. A selection is
+planned when its first object comes, so nothing is spent on what never comes.
+
+Which fields are selected is decided by graphql-core's own `collect_fields`, with the variables of the request. A plan
+therefore holds for one set of values of the variables that @skip and @include look at, and for no other.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from graphql import (
+    GraphQLField,
+    GraphQLObjectType,
+    GraphQLOutputType,
+    GraphQLSchema,
+    TypeNameMetaFieldDef,
+    default_field_resolver,
+    get_named_type,
+    is_abstract_type,
+    is_leaf_type,
+    is_list_type,
+    is_non_null_type,
+)
+from graphql.execution.collect_fields import FieldDetailsList, GroupedFieldSet
+
+from .codegen import generate
+from .completion import completer
+from .sources import Kind, is_mapping, kind_of
+
+if TYPE_CHECKING:
+    from .executor import CompilingExecutor
+    from .run import Info, Position, Run
+
+Fill = Callable[["Run", dict[str, Any], Any, "Position"], None]
+Complete = Callable[["Run", Any, "Position", "Info | None"], Any]
+CollectSubfields = Callable[[GraphQLObjectType, FieldDetailsList], GroupedFieldSet]
+
+# Classes of source objects remembered per selection; the bound is for programs that make classes as they go.
+_MOST_CLASSES = 64
+
+
+class Level:
+    """A position in the answer and its type. `parent` is the position around it, None at the root."""
+
+    def __init__(self, field: "Field", type_: GraphQLOutputType, parent: "Level | None") -> None:
+        self.field = field
+        self.type = type_
+        self.parent = parent
+        self.nullable = not is_non_null_type(type_)
+        self.nullable_type: Any = type_.of_type if is_non_null_type(type_) else type_
+        self.items = Level(field, self.nullable_type.of_type, self) if is_list_type(self.nullable_type) else None
+        self.selections: dict[str, Selection] = {}
+        # Functions by the class of the source, for objects whose type needs no check; empty for other types.
+        self.fills: dict[type, Fill] = {}
+        self.complete: Complete = completer(self)
+
+    def null(self) -> None:
+        if not self.nullable:
+            field = self.field
+            raise TypeError(f"Cannot return null for non-nullable field {field.parent_type}.{field.field_name}.")
+
+    def selection_of(self, type_: GraphQLObjectType) -> "Selection":
+        """What is selected of objects of this type that come at this level."""
+        selection = self.selections.get(type_.name)
+        if selection is None:
+            path = self.field.path
+            if is_abstract_type(self.nullable_type):
+                path = f"{path}<{type_}>"
+            selection = self.selections[type_.name] = Selection(self.field.plan, type_, self, path)
+        return selection
+
+
+class Field:
+    """One entry of a selection, under its response name."""
+
+    def __init__(self, selection: "Selection", name: str, details: FieldDetailsList, definition: GraphQLField) -> None:
+        self.plan = selection.plan
+        self.name = name
+        self.details = details
+        self.definition = definition
+        self.nodes = [detail.node for detail in details]
+        self.field_name = self.nodes[0].name.value
+        self.parent_type = selection.type
+        self.path = f"{selection.path}.{name}"
+        self.has_arguments = bool(definition.args or self.nodes[0].arguments)
+        self.is_typename = definition is TypeNameMetaFieldDef
+        # How the value is read: loaded in a batch, or from an attribute, or by a function of the source, or by the
+        # resolver, or as graphql-core reads by default.
+        executor_class, schema = self.plan.executor_class, self.plan.schema
+        self.batch = executor_class.batch_of(schema, definition)
+        self.attribute: str | None = None
+        self.function: Callable[[Any], Any] | None = None
+        self.resolve: Callable[..., Any] | None = None
+        self.is_read_by_default = False
+        if self.batch is None:
+            if not self.has_arguments:
+                self.attribute = executor_class.attribute_of(definition)
+                self.function = executor_class.function_of(schema, definition)
+                self.is_read_by_default = definition.resolve is None and self.attribute is None
+            if self.attribute is None and self.function is None and not self.is_read_by_default:
+                self.resolve = definition.resolve or default_field_resolver
+
+        named_type = get_named_type(definition.type)
+        self.needs_info = is_abstract_type(named_type) or (
+            isinstance(named_type, GraphQLObjectType)
+            and named_type.is_type_of is not None
+            and not executor_class.ignores_info(named_type)
+        )
+        self.level = Level(self, definition.type, selection.level)
+        self.is_leaf = is_leaf_type(self.level.nullable_type)
+
+
+class Selection:
+    """The fields selected of one object type at one place, and the functions that fill in its answer."""
+
+    def __init__(
+        self,
+        plan: "Plan",
+        type_: GraphQLObjectType,
+        level: Level | None,
+        path: str,
+        groups: GroupedFieldSet | None = None,
+    ) -> None:
+        self.plan = plan
+        self.type = type_
+        self.level = level
+        self.path = path
+        # By the class of the source; read for every object, so it holds only classes that are plain.
+        self.fills: dict[type, Fill] = {}
+        self._generated: dict[bool, Fill] = {}
+        self._groups = groups
+        self._fields: list[Field] | None = None
+
+    @property
+    def groups(self) -> GroupedFieldSet:
+        if self._groups is None:
+            assert self.level is not None
+            self._groups = self.plan.collect_subfields(self.type, self.level.field.details)
+        return self._groups
+
+    @property
+    def fields(self) -> list[Field]:
+        if self._fields is None:
+            get_field = self.plan.schema.get_field
+            definitions = {
+                name: get_field(self.type, details[0].node.name.value) for name, details in self.groups.items()
+            }
+            # A field that does not exist is left out, as graphql-core does: validation should have refused it.
+            self._fields = [
+                Field(self, name, self.groups[name], definition)
+                for name, definition in definitions.items()
+                if definition is not None
+            ]
+        return self._fields
+
+    def fill_for(self, cls: type) -> Fill | None:
+        """The function for objects of this class. None: the plan is at its bound, graphql-core has to do it."""
+        fill = self.function(is_mapping(cls))
+        if fill is not None and kind_of(cls) is Kind.PLAIN:
+            if len(self.fills) >= _MOST_CLASSES:
+                self.fills.clear()
+            self.fills[cls] = fill
+        return fill
+
+    def function(self, of_mapping: bool) -> Fill | None:
+        fill = self._generated.get(of_mapping)
+        if fill is None:
+            if not self.plan.admit(len(self.groups)):
+                return None
+            fill = self._generated[of_mapping] = generate(self, of_mapping)
+        return fill
+
+
+class Plan:
+    """The plan of one operation for one set of @skip and @include values.
+
+    `admit(count)` tells whether so many more fields may be planned.
+    """
+
+    def __init__(
+        self,
+        schema: GraphQLSchema,
+        executor_class: "type[CompilingExecutor]",
+        root_type: GraphQLObjectType,
+        groups: GroupedFieldSet,
+        collect_subfields: CollectSubfields,
+        admit: Callable[[int], bool],
+    ) -> None:
+        self.schema = schema
+        self.executor_class = executor_class
+        self.collect_subfields = collect_subfields
+        self.admit = admit
+        self.root = Selection(self, root_type, None, root_type.name, groups)
+        # The fields of a mutation run one after the other, so each is a selection of its own.
+        self.serial = [
+            Selection(self, root_type, None, root_type.name, {name: details}) for name, details in groups.items()
+        ]

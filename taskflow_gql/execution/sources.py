@@ -1,0 +1,70 @@
+"""What may be assumed of a value from its class alone.
+
+graphql-core asks of every value whether it is an exception, awaitable, callable or a mapping. Nearly always the
+class tells, so the question is put once per class and the answer remembered.
+"""
+
+import sys
+from collections.abc import Generator, Mapping
+from enum import Enum
+from types import FunctionType
+
+from graphql.pyutils import Undefined
+
+
+class Kind(Enum):
+    """How much the class of a value says about it."""
+
+    PLAIN = "neither exception nor awaitable nor callable"
+    ASK = "the same, but an instance may pretend to have any attribute: ask whether it is awaitable"
+    ODD = "none of that is certain: leave the value to graphql-core"
+
+
+# Enough for any application; the bound is for one that makes classes as it goes.
+_MOST_CLASSES = 4096
+_kinds: dict[type, Kind] = {}
+
+# The classes known to be plain. The generated code tests `type(value) in PLAIN`.
+PLAIN: set[type] = set()
+
+
+def kind_of(cls: type) -> Kind:
+    kind = _kinds.get(cls)
+    if kind is None:
+        if len(_kinds) >= _MOST_CLASSES:
+            _kinds.clear()
+            PLAIN.clear()
+        kind = _kinds[cls] = _examine(cls)
+        if kind is Kind.PLAIN:
+            PLAIN.add(cls)
+    return kind
+
+
+def trust(cls: type) -> None:
+    """Say that instances of this class are plain, although it has a `__getattr__` (a row of a database library)."""
+    _kinds[cls] = Kind.PLAIN
+    PLAIN.add(cls)
+
+
+def is_mapping(cls: type) -> bool:
+    return issubclass(cls, Mapping)
+
+
+def _examine(cls: type) -> Kind:
+    if cls in {type(None), type(Undefined)} or issubclass(cls, BaseException | Generator | type):
+        return Kind.ODD
+    kind = Kind.PLAIN
+    for base in cls.__mro__[:-1]:
+        names = vars(base)
+        if not names.keys().isdisjoint({"__await__", "__call__", "__class__"}):
+            return Kind.ODD
+        if isinstance(names.get("__getattribute__"), FunctionType):
+            return Kind.ODD
+        if "__getattr__" in names or ("__getattribute__" in names and not _is_standard(base)):
+            kind = Kind.ASK
+    return kind
+
+
+def _is_standard(cls: type) -> bool:
+    # The built-in classes name object's own lookup as theirs; a foreign extension class may really have another.
+    return cls.__module__.partition(".")[0] in sys.stdlib_module_names

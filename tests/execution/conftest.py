@@ -1,0 +1,12 @@
+import os
+
+from hypothesis import HealthCheck, settings
+
+# EXECUTION_EXAMPLES=20000 for a long run.
+settings.register_profile(
+    "execution",
+    deadline=None,
+    max_examples=int(os.environ.get("EXECUTION_EXAMPLES", "400")),
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("execution")

@@ -1,0 +1,177 @@
+"""One load for all objects of a level."""
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from graphql import ExecutionResult, GraphQLSchema, build_schema, execute, parse
+
+from taskflow_gql.execution import BATCH, Batch, CompilingExecutor, batch_resolver
+
+SDL = """
+type Query { tasks: [Task!]! users: [User!]! }
+type Task { id: ID! creator: User! assignee: User parent: Task }
+type User { id: ID! name: String! tasks(first: Int = 2): [Task!]! boss: User }
+"""
+
+
+class PlansAtOnce(CompilingExecutor):
+    seen_before_planned = 1
+
+
+class Database:
+    """Tasks and users, and a record of what was loaded."""
+
+    def __init__(self) -> None:
+        self.loads: list[Any] = []
+        self.running = 0
+        self.most_running = 0
+        self.error: Exception | None = None
+        self.missing: set[str] = set()
+
+    async def load(self, name: str, keys: list[str], **arguments: Any) -> None:
+        self.loads.append((name, keys, *arguments.items()))
+        self.running += 1
+        self.most_running = max(self.most_running, self.running)
+        await asyncio.sleep(0)
+        self.running -= 1
+        if self.error:
+            raise self.error
+
+
+async def users_by_id(database: Database, ids: list[str]) -> Mapping[str, Any]:
+    await database.load("users_by_id", ids)
+    return {id_: {"id": id_, "name": f"user {id_}", "boss_id": "boss"} for id_ in ids if id_ not in database.missing}
+
+
+async def tasks_by_id(database: Database, ids: list[str]) -> Mapping[str, Any]:
+    await database.load("tasks_by_id", ids)
+    return {id_: task(id_, "a") for id_ in ids}
+
+
+async def tasks_by_user_id(database: Database, ids: list[str], first: int) -> Mapping[str, Any]:
+    await database.load("tasks_by_user_id", ids, first=first)
+    return {id_: [task(f"{id_}{number}", id_) for number in range(first)] for id_ in ids if id_ != "c"}
+
+
+def task(id_: str, creator_id: str, assignee_id: str | None = None) -> dict[str, Any]:
+    return {"id": id_, "creator_id": creator_id, "assignee_id": assignee_id, "parent_id": "9"}
+
+
+BATCHES = {
+    ("Task", "creator"): Batch(users_by_id, "creator_id"),
+    ("Task", "assignee"): Batch(users_by_id, lambda task: task["assignee_id"]),
+    ("Task", "parent"): Batch(tasks_by_id, "parent_id"),
+    ("User", "tasks"): Batch(tasks_by_user_id, "id", many=True),
+    ("User", "boss"): Batch(users_by_id, "boss_id"),
+}
+
+
+def make_schema() -> GraphQLSchema:
+    schema = build_schema(SDL)
+    for (type_name, field_name), batch in BATCHES.items():
+        field = schema.type_map[type_name].fields[field_name]  # type: ignore[attr-defined]
+        field.extensions[BATCH] = batch
+        field.resolve = batch_resolver(batch, vars)
+    return schema
+
+
+SCHEMA = make_schema()
+ROOT = {
+    "tasks": [task("1", "a", "b"), task("2", "b"), task("3", "a", "c")],
+    "users": [{"id": id_, "name": id_, "boss_id": None} for id_ in "abc"],
+}
+
+
+async def run(query: str, *, error: Exception | None = None, missing: str = "") -> tuple[ExecutionResult, Database]:
+    """The result, which is the same as graphql-core's, and what was loaded for it."""
+    results = []
+    for executor_class in (None, PlansAtOnce):
+        database = Database()
+        database.error, database.missing = error, set(missing)
+        result = execute(SCHEMA, parse(query), ROOT, database, executor_class=executor_class)
+        results.append(result if isinstance(result, ExecutionResult) else await result)
+    assert results[0] == results[1]
+    return results[1], database
+
+
+async def test_fields_that_load_the_same_do_it_together() -> None:
+    result, database = await run("{ tasks { creator { name } assignee { name } } }")
+    assert result.data is not None
+    assert result.data["tasks"][0] == {"creator": {"name": "user a"}, "assignee": {"name": "user b"}}
+    assert result.data["tasks"][1]["assignee"] is None
+    assert database.loads == [("users_by_id", ["a", "b", "c"])]
+
+
+async def test_fields_that_load_different_things_do_it_concurrently() -> None:
+    _, database = await run("{ tasks { creator { id } parent { id } } }")
+    assert database.loads == [("users_by_id", ["a", "b"]), ("tasks_by_id", ["9"])]
+    assert database.most_running == 2
+
+
+async def test_each_level_is_one_load() -> None:
+    result, database = await run("{ users { tasks(first: 3) { creator { boss { name } } } } }")
+    assert result.errors is None
+    assert database.loads == [
+        ("tasks_by_user_id", ["a", "b", "c"], ("first", 3)),
+        ("users_by_id", ["a", "b"]),
+        ("users_by_id", ["boss"]),
+    ]
+
+
+async def test_arguments_tell_loads_apart() -> None:
+    result, database = await run("{ users { tasks { id } one: tasks(first: 1) { id } two: tasks(first: 2) { id } } }")
+    assert result.data is not None
+    assert result.data["users"][2] == {"tasks": [], "one": [], "two": []}
+    assert database.loads == [
+        ("tasks_by_user_id", ["a", "b", "c"], ("first", 2)),
+        ("tasks_by_user_id", ["a", "b", "c"], ("first", 1)),
+    ]
+
+
+async def test_nothing_is_loaded_for_nothing() -> None:
+    result, database = await run("{ users { boss { name } } }")
+    assert result.data == {"users": [{"boss": None}] * 3}
+    assert database.loads == []
+
+
+async def test_missing_values_are_null() -> None:
+    result, _ = await run("{ tasks { assignee { name } } }", missing="b")
+    assert result.data == {"tasks": [{"assignee": None}, {"assignee": None}, {"assignee": {"name": "user c"}}]}
+    assert result.errors is None
+
+
+async def test_a_missing_value_that_may_not_be_null_makes_the_parent_null() -> None:
+    result, _ = await run("{ tasks { creator { name } } }", missing="b")
+    assert result.data is None
+    assert result.errors is not None
+    assert [error.path for error in result.errors] == [["tasks", 1, "creator"]]
+
+
+async def test_an_error_of_the_batch_is_an_error_of_each_field() -> None:
+    error = ValueError("no connection")
+    result, _ = await run("{ tasks { assignee { name } } }", error=error)
+    assert result.data == {"tasks": [{"assignee": None}] * 3}
+    assert result.errors is not None
+    assert [(e.path, e.original_error) for e in result.errors] == [
+        (["tasks", index, "assignee"], error) for index in (0, 2)
+    ]
+
+
+@pytest.mark.parametrize("executor_class", [None, PlansAtOnce])
+async def test_values_are_loaded_again_after_a_mutation(executor_class: type[CompilingExecutor] | None) -> None:
+    schema = build_schema("type Query { x: Int } type Mutation { rename: User } type User { boss: User name: String }")
+    names = ["old", "new"]
+    batch = Batch(lambda _, keys: _immediately({key: {"name": names.pop(0)} for key in keys}), "boss_id")
+    field = schema.type_map["User"].fields["boss"]  # type: ignore[attr-defined]
+    field.extensions[BATCH] = batch
+    field.resolve = batch_resolver(batch, lambda context: context)
+    document = parse("mutation { a: rename { boss { name } } b: rename { boss { name } } }")
+    result = execute(schema, document, {"rename": {"boss_id": 1}}, {}, executor_class=executor_class)
+    assert not isinstance(result, ExecutionResult)
+    assert (await result).data == {"a": {"boss": {"name": "old"}}, "b": {"boss": {"name": "new"}}}
+
+
+async def _immediately(value: Any) -> Any:
+    return value

@@ -1,0 +1,160 @@
+"""The cache is bounded, and a client cannot take the plans of others away."""
+
+import gc
+import linecache
+from typing import Any
+
+from graphql import (
+    DocumentNode,
+    ExecutionResult,
+    FragmentDefinitionNode,
+    GraphQLSchema,
+    OperationDefinitionNode,
+    build_schema,
+    execute,
+    lexicographic_sort_schema,
+    parse,
+)
+
+from taskflow_gql.execution import CompilingExecutor
+from taskflow_gql.execution import cache as cache_module
+from taskflow_gql.execution.cache import PlanCache, plans_of
+
+
+def operation_of(document: DocumentNode) -> OperationDefinitionNode:
+    operation = document.definitions[0]
+    assert isinstance(operation, OperationDefinitionNode)
+    return operation
+
+
+def see(cache: PlanCache, text: str, times: int = 1) -> bool:
+    """Whether the document is in the cache after it has been seen so often."""
+    operation = operation_of(parse(text))
+    for _ in range(times):
+        document = cache.get((text, 0), operation, {})
+    return document is not None
+
+
+def test_a_document_is_planned_when_seen_again() -> None:
+    cache = PlanCache(seen_before_planned=2)
+    assert not see(cache, "{ a }")
+    assert see(cache, "{ a }")
+
+
+def test_the_number_of_documents_is_bounded() -> None:
+    cache = PlanCache(seen_before_planned=1, most_documents=4)
+    for number in range(100):
+        see(cache, f"{{ a{number} }}", times=number // 10 + 1)
+    assert len(cache) == 4
+
+
+def test_a_flood_of_documents_leaves_the_popular_ones() -> None:
+    cache = PlanCache(seen_before_planned=2, most_documents=4)
+    popular = [f"{{ popular{number} }}" for number in range(4)]
+    for text in popular:
+        see(cache, text, times=10)
+    planned = 0
+    for number in range(30):
+        # Everything twice, to get past the first hurdle.
+        planned += see(cache, f"{{ flood{number} }}", times=2)
+        assert all(see(cache, text) for text in popular)
+    assert planned == 0
+
+
+def test_what_is_popular_changes() -> None:
+    cache = PlanCache(seen_before_planned=2, most_documents=2)
+    see(cache, "{ old }", times=30)
+    see(cache, "{ older }", times=30)
+    assert any(see(cache, "{ new }") for _ in range(100))
+
+
+def test_what_is_remembered_of_passing_documents_is_bounded() -> None:
+    cache = PlanCache(seen_before_planned=2, most_documents=4)
+    for number in range(10_000):
+        see(cache, f"{{ a{number} }}")
+    assert len(cache) == 0
+    assert len(cache._seen) <= 16 * 4 + 1
+
+
+def test_the_same_text_with_another_tree_is_another_document() -> None:
+    cache = PlanCache(seen_before_planned=1)
+    operation = operation_of(parse("{ a }"))
+    assert cache.get(("{ a }", 0), operation, {})
+    assert cache.get(("{ a }", 0), operation_of(parse("{ a }")), {})
+    assert not cache.get(("{ a }", 0), operation_of(parse("{ b }")), {})
+    fragment = parse("fragment F on T { a }").definitions[0]
+    assert isinstance(fragment, FragmentDefinitionNode)
+    assert not cache.get(("{ a }", 0), operation, {"F": fragment})
+
+
+SCHEMA = """
+type Query { me: User }
+type User { name: String friend: User }
+"""
+
+
+class PlansAtOnce(CompilingExecutor):
+    seen_before_planned = 1
+
+
+def run(schema: GraphQLSchema, text: str, variables: dict[str, Any] | None = None) -> ExecutionResult:
+    user = {"name": "ann"}
+    user["friend"] = user  # type: ignore[assignment]
+    result = execute(schema, parse(text), {"me": user}, variable_values=variables, executor_class=PlansAtOnce)
+    assert isinstance(result, ExecutionResult)
+    return result
+
+
+def test_the_size_of_a_plan_is_bounded() -> None:
+    schema = build_schema(SCHEMA)
+    # Each fragment doubles the answer: a thousand times the size from a dozen lines.
+    fragments = [
+        f"fragment F{n} on User {{ a: friend {{ ...F{n + 1} }} b: friend {{ ...F{n + 1} }} }}" for n in range(10)
+    ]
+    text = "\n".join(["{ me { ...F0 } }", *fragments, "fragment F10 on User { name }"])
+    result = run(schema, text)
+    assert str(result.data).count("ann") == 2**10
+    [document] = plans_of(schema, PlansAtOnce, 1)._documents.values()
+    assert document.fields <= cache_module.MOST_FIELDS_OF_DOCUMENT
+
+
+def test_the_size_of_all_plans_is_bounded(monkeypatch: Any) -> None:
+    monkeypatch.setattr(cache_module, "MOST_FIELDS", 30)
+    schema = build_schema(SCHEMA)
+    for number in range(50):
+        run(schema, f"{{ me {{ a{number}: name b: name c: name }} }}")
+        cache = plans_of(schema, PlansAtOnce, 1)
+        assert sum(document.fields for document in cache._documents.values()) <= 30
+    assert 5 < len(cache) < 10
+
+
+def test_the_plans_of_a_document_are_bounded() -> None:
+    schema = build_schema(SCHEMA)
+    names = [f"v{number}" for number in range(6)]
+    fields = " ".join(f"{name}: name @include(if: ${name})" for name in names)
+    text = f"query ({', '.join(f'${name}: Boolean!' for name in names)}) {{ me {{ {fields} }} }}"
+    for number in range(2**6):
+        variables = {name: bool(number >> index & 1) for index, name in enumerate(names)}
+        expected = {name: "ann" for name in names if variables[name]}
+        assert run(schema, text, variables).data == {"me": expected}
+    [document] = plans_of(schema, PlansAtOnce, 1)._documents.values()
+    assert len(document.plans) == cache_module.MOST_PLANS_OF_DOCUMENT
+
+
+def test_a_copy_of_a_schema_has_plans_of_its_own() -> None:
+    schema = build_schema(SCHEMA)
+    run(schema, "{ me { name } }")
+    copy = lexicographic_sort_schema(schema)
+    assert len(plans_of(schema, PlansAtOnce, 1)) == 1
+    assert len(plans_of(copy, PlansAtOnce, 1)) == 0
+
+
+def test_plans_go_with_their_schema() -> None:
+    gc.collect()
+    before = {name for name in linecache.cache if name.startswith("<plan ")}
+    schema = build_schema(SCHEMA)
+    run(schema, "{ me { name } }")
+    assert {name for name in linecache.cache if name.startswith("<plan ")} - before
+    del schema
+    gc.collect()
+    assert not {name for name in linecache.cache if name.startswith("<plan ")} - before

@@ -1,0 +1,315 @@
+"""What is not about equal answers: cancellation, subscriptions, tracebacks, what is planned at all."""
+
+import asyncio
+import gc
+import traceback
+import weakref
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from graphql import (
+    ExecutionResult,
+    GraphQLError,
+    build_schema,
+    execute,
+    execute_sync,
+    parse,
+    subscribe,
+)
+from graphql.execution import MiddlewareManager
+from graphql.pyutils import AbortController
+
+from taskflow_gql.execution import CompilingExecutor, trust
+
+SCHEMA = build_schema("""
+type Query { users: [User!]! maybe: [User] strict: User! a: User b: User name: String node: Node }
+type User implements Node { id: ID name: String! slow: String friend: User friends: [User!] }
+interface Node { id: ID }
+type Mutation { first: User second: User! third: User }
+type Subscription { user: User }
+""")
+
+
+class Planned(CompilingExecutor):
+    """Plans at first sight and counts."""
+
+    seen_before_planned = 1
+    runs = 0
+
+    def _fills(self, serially: bool | None) -> Any:
+        fills = super()._fills(serially)
+        Planned.runs += fills is not None
+        return fills
+
+
+@pytest.fixture(autouse=True)
+def count_runs() -> None:
+    Planned.runs = 0
+
+
+def run(query: str, root: Any, **options: Any) -> Any:
+    return execute(SCHEMA, parse(query), root, executor_class=Planned, **options)
+
+
+class Sleeper:
+    """Fields that sleep until cancelled, and note it."""
+
+    def __init__(self) -> None:
+        self.started: list[str] = []
+        self.cancelled: list[str] = []
+
+    def field(self, name: str) -> Any:
+        async def sleep(_info: Any) -> str:
+            self.started.append(name)
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                self.cancelled.append(name)
+                raise
+            return name
+
+        return sleep
+
+
+@pytest.mark.parametrize("count", [1, 3])
+async def test_cancelling_the_operation_cancels_what_it_waits_for(count: int) -> None:
+    sleeper = Sleeper()
+    names = [str(number) for number in range(count)]
+    operation = asyncio.ensure_future(
+        run("{ users { slow } }", {"users": [{"slow": sleeper.field(name)} for name in names]})
+    )
+    while len(sleeper.started) < count:
+        await asyncio.sleep(0)
+    operation.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await operation
+    assert sleeper.cancelled == names
+    assert len(asyncio.all_tasks()) == 1
+
+
+async def test_an_error_cancels_what_is_lost_by_it_and_nothing_else() -> None:
+    sleeper = Sleeper()
+    go = asyncio.Event()
+
+    async def fail(_info: Any) -> str:
+        await go.wait()
+        raise ValueError("no name")
+
+    async def succeed(_info: Any) -> str:
+        await go.wait()
+        await asyncio.sleep(0.01)
+        return "good"
+
+    root = {
+        "a": {"name": fail, "slow": sleeper.field("a"), "friend": {"slow": sleeper.field("friend of a")}},
+        "b": {"name": succeed},
+    }
+    operation = asyncio.ensure_future(run("{ a { name slow friend { slow } } b { name } }", root))
+    while len(sleeper.started) < 2:
+        await asyncio.sleep(0)
+    go.set()
+    result = await operation
+    assert result.data == {"a": None, "b": {"name": "good"}}
+    assert [error.path for error in result.errors] == [["a", "name"]]
+    assert sleeper.cancelled == ["a", "friend of a"]
+
+
+async def test_an_error_at_the_root_cancels_everything() -> None:
+    sleeper = Sleeper()
+
+    async def fail(_info: Any) -> str:
+        await asyncio.sleep(0)
+        raise ValueError("no name")
+
+    result = await run("{ a { slow } strict { name } }", {"a": {"slow": sleeper.field("a")}, "strict": {"name": fail}})
+    assert result.data is None
+    assert [error.path for error in result.errors] == [["strict", "name"]]
+    assert sleeper.cancelled == ["a"]
+    assert len(asyncio.all_tasks()) == 1
+
+
+async def test_a_slow_field_does_not_delay_the_children_of_another() -> None:
+    order: list[str] = []
+
+    def after(seconds: float, name: str, value: Any) -> Any:
+        async def resolve(_info: Any) -> Any:
+            await asyncio.sleep(seconds)
+            order.append(name)
+            return value
+
+        return resolve
+
+    root = {
+        "a": after(0.03, "slow", {"name": "a"}),
+        "b": after(0, "fast", {"friend": after(0, "child", {"name": "b"})}),
+    }
+    result = await run("{ a { name } b { friend { name } } }", root)
+    assert result.data == {"a": {"name": "a"}, "b": {"friend": {"name": "b"}}}
+    assert order == ["fast", "child", "slow"]
+
+
+async def test_mutations_run_one_after_the_other() -> None:
+    log: list[str] = []
+
+    def step(name: str) -> Any:
+        async def slow(_info: Any) -> str:
+            await asyncio.sleep(0.001)
+            log.append(f"{name}.slow")
+            return name
+
+        def resolve(_info: Any) -> Any:
+            log.append(name)
+            return {"name": name, "slow": slow}
+
+        return resolve
+
+    query = "mutation { first { slow } third { name } second { slow } }"
+    result = await run(query, {name: step(name) for name in ("first", "second", "third")})
+    assert list(result.data) == ["first", "third", "second"]
+    assert log == ["first", "first.slow", "third", "second", "second.slow"]
+
+
+async def test_a_failed_mutation_that_may_not_be_null_ends_the_operation() -> None:
+    called: list[str] = []
+
+    async def fail(_info: Any) -> Any:
+        called.append("second")
+        raise ValueError("refused")
+
+    root = {"first": {"name": "1"}, "second": fail, "third": lambda _info: called.append("third")}
+    result = await run("mutation { first { name } second { name } third { name } }", root)
+    assert result.data is None
+    assert [error.message for error in result.errors] == ["refused"]
+    assert called == ["second"]
+
+
+async def test_each_event_of_a_subscription_runs_the_plan() -> None:
+    async def events(_info: Any) -> AsyncIterator[Any]:
+        yield {"user": {"name": "ann"}}
+        yield {"user": {"name": None}}
+        yield {"user": {"name": "bob"}}
+
+    stream = subscribe(SCHEMA, parse("subscription { user { name } }"), {"user": events}, executor_class=Planned)
+    assert not isinstance(stream, ExecutionResult)
+    assert hasattr(stream, "__aiter__")
+    results = [result async for result in stream]
+    assert [result.data for result in results] == [{"user": {"name": "ann"}}, {"user": None}, {"user": {"name": "bob"}}]
+    assert [bool(result.errors) for result in results] == [False, True, False]
+    assert Planned.runs == 3
+
+
+def test_what_is_synchronous_needs_no_event_loop() -> None:
+    result = execute_sync(SCHEMA, parse("{ users { name } }"), {"users": [{"name": "ann"}]}, executor_class=Planned)
+    assert result == ExecutionResult({"users": [{"name": "ann"}]}, None)
+    assert Planned.runs == 1
+
+
+def test_a_traceback_shows_the_field() -> None:
+    class Broken:
+        @property
+        def name(self) -> str:
+            raise ValueError("no name")
+
+    result = run("{ users { id name } }", {"users": [Broken()]})
+    lines = "".join(traceback.format_exception(result.errors[0].original_error))
+    assert 'File "<plan Query.users' in lines
+    assert "value = getattr(source, 'name', None)" in lines
+
+
+class Row:
+    """Like the rows of database libraries: its attributes are known to `__getattr__` only."""
+
+    def __init__(self, **values: Any) -> None:
+        self._values = values
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self._values[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+
+def test_rows_with_dynamic_attributes() -> None:
+    root = {"users": [Row(name="ann"), {"name": "bob"}, Row(name="eve")]}
+    expected = {"users": [{"name": "ann"}, {"name": "bob"}, {"name": "eve"}]}
+    assert run("{ users { name } }", root).data == expected
+    trust(Row)
+    assert run("{ users { name } }", root).data == expected
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"abort_signal": AbortController().signal},
+        {"middleware": MiddlewareManager(lambda next_, source, info, **args: next_(source, info, **args))},
+        {"field_resolver": lambda source, info: source[info.field_name]},
+        {"is_awaitable": lambda value: False},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_what_a_plan_does_not_cover_is_left_to_graphql_core(options: dict[str, Any]) -> None:
+    assert run("{ name }", {"name": "ann"}, **options).data == {"name": "ann"}
+    assert Planned.runs == 0
+
+
+def test_request_errors_are_those_of_graphql_core() -> None:
+    for query, variables in [
+        ("query ($x: Boolean) { name @include(if: $x) }", {}),
+        ("query ($x: Boolean!) { name @include(if: $x) }", {"x": 5}),
+        ("query A { name } query B { name }", {}),
+        ("fragment F on Query { name }", {}),
+    ]:
+        expected = execute(SCHEMA, parse(query), {"name": "ann"}, variable_values=variables)
+        result = execute(SCHEMA, parse(query), {"name": "ann"}, variable_values=variables, executor_class=Planned)
+        assert result == expected
+        assert isinstance(result, ExecutionResult)
+        assert result.errors
+
+
+async def test_a_resolver_that_is_cancelled_cancels_the_operation() -> None:
+    async def give_up(_info: Any) -> Any:
+        raise asyncio.CancelledError
+
+    with pytest.raises(asyncio.CancelledError):
+        await run("{ a { name } b { name } }", {"a": give_up, "b": give_up})
+
+
+async def test_nothing_of_a_request_outlives_it() -> None:
+    class Context:
+        pass
+
+    async def later(_info: Any) -> str:
+        return "later"
+
+    context = Context()
+    context_ref = weakref.ref(context)
+    result = await run("{ a { slow } b { slow } }", {"a": {"slow": later}, "b": {"slow": later}}, context_value=context)
+    assert result.data == {"a": {"slow": "later"}, "b": {"slow": "later"}}
+    del context
+    gc.collect()
+    assert context_ref() is None
+
+
+async def test_an_operation_may_be_closed_halfway() -> None:
+    sleeper = Sleeper()
+    operation = run("{ users { slow } }", {"users": [{"slow": sleeper.field("a")}, {"slow": sleeper.field("b")}]})
+    operation.send(None)
+    operation.close()
+    await asyncio.sleep(0)
+    assert len(asyncio.all_tasks()) == 1
+
+
+def test_errors_returned_or_raised_are_alike() -> None:
+    refused = GraphQLError("refused", extensions={"code": "NO"})
+    for value in (refused, lambda _info: refused):
+        result = run("{ name }", {"name": value})
+        assert result.data == {"name": None}
+        assert [error.formatted for error in result.errors] == [
+            {
+                "message": "refused",
+                "locations": [{"line": 1, "column": 3}],
+                "path": ["name"],
+                "extensions": {"code": "NO"},
+            }
+        ]

@@ -1,0 +1,119 @@
+import pytest
+from graphql import GraphQLError, build_schema
+
+from taskflow_gql.execution import BATCH, Batch, explain
+
+
+async def users_by_id(context: object, ids: list[str]) -> dict[str, object]:
+    return {}
+
+
+SCHEMA = build_schema("""
+type Query { tasks(first: Int): [Task!]! node: Node }
+type Mutation { touch: Task }
+interface Node { id: ID! }
+type Task implements Node { id: ID! title: String due: When creator: User! }
+type User implements Node { id: ID! name: String }
+scalar When
+""")
+SCHEMA.type_map["Task"].fields["creator"].extensions[BATCH] = Batch(users_by_id, "creator_id")  # type: ignore[attr-defined]
+
+EXPLAINED = """\
+query Page
+  tasks: [Task!]!  resolved by default_field_resolver
+    id: ID!  read from .id
+    due: When  read from .due
+    creator: User!  loaded for all objects by users_by_id, key creator_id
+      name: String  read from .name
+
+# <plan Query>
+def fill(run, answer, source, position):
+    # tasks: [Task!]!
+    try:
+        at = (position, 'tasks', 'Query')
+        info = run.info(field_tasks, at)
+        value = resolve_tasks(source, info, **run.arguments(field_tasks))
+        value = complete_tasks(run, value, at, info)
+        if type(value) is Wait:
+            value.place(answer, 'tasks')
+    except Exception as error:
+        value = run.field_failed(field_tasks, error, position)
+    answer['tasks'] = value
+
+# <plan Query.tasks>
+def fill(run, answer, source, position):
+    # id: ID!
+    try:
+        value = getattr(source, 'id', None)
+        if type(value) is not str:
+            value = complete_unusual_leaf(run, field_id, value, answer, position)
+    except Exception as error:
+        value = run.field_failed(field_id, error, position)
+    answer['id'] = value
+    # due: When
+    try:
+        value = getattr(source, 'due', None)
+        if type(value) in PLAIN:
+            value = serialise_due(value)
+            if type(value) not in SERIALISED:
+                value = place_serialised(run, field_due, value, answer, position)
+        elif value is not None:
+            value = complete_unusual_leaf(run, field_due, value, answer, position)
+    except Exception as error:
+        value = run.field_failed(field_due, error, position)
+    answer['due'] = value
+    # creator: User!
+    try:
+        key = source.creator_id
+        value = None
+        if key is not None:
+            run.asked[field_creator].append((answer, key, position))
+        else:
+            field_creator.level.null()
+    except Exception as error:
+        value = run.field_failed(field_creator, error, position)
+    answer['creator'] = value
+
+# <plan Query.tasks.creator>
+def fill(run, answer, source, position):
+    # name: String
+    try:
+        value = getattr(source, 'name', None)
+        if type(value) is not str and value is not None:
+            value = complete_unusual_leaf(run, field_name, value, answer, position)
+    except Exception as error:
+        value = run.field_failed(field_name, error, position)
+    answer['name'] = value
+"""
+
+
+def test_explains_the_plan_and_shows_the_source() -> None:
+    query = """
+    query Page($all: Boolean = false) {
+      tasks(first: 5) { id title @include(if: $all) due creator { name } }
+    }
+    """
+    assert explain(SCHEMA, query) == EXPLAINED
+    assert "title: String  read from .title" in explain(SCHEMA, query, variables={"all": True})
+
+
+def test_explains_abstract_types_and_mutations() -> None:
+    explained = explain(SCHEMA, "{ node { __typename id ... on User { name } } }").split("\n\n")[0]
+    assert explained == (
+        "query\n"
+        "  node: Node  read from .node\n"
+        "    on Task\n"
+        "      __typename: String!  is known\n"
+        "      id: ID!  read from .id\n"
+        "    on User\n"
+        "      __typename: String!  is known\n"
+        "      id: ID!  read from .id\n"
+        "      name: String  read from .name"
+    )
+    assert explain(SCHEMA, "mutation { touch { id } }").startswith("mutation, one field after the other\n")
+
+
+def test_says_what_is_not_planned() -> None:
+    assert explain(SCHEMA, "{ ... @defer { node { id } } }").startswith("Not planned")
+    with pytest.raises(GraphQLError, match="Unknown operation named 'X'"):
+        explain(SCHEMA, "{ node { id } }", operation_name="X")
