@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from datetime import timedelta
 from types import FrameType
+from typing import Any
 
 from redis.exceptions import RedisError
 from sqlalchemy import text
@@ -18,7 +19,7 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route, WebSocketRoute
 from starlette.staticfiles import StaticFiles
 
@@ -98,7 +99,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
             # As instances, not functions: Starlette then leaves the methods to the view.
             Route("/graphql", view),
             WebSocketRoute("/graphql", view),
-            Mount("/static", StaticFiles(packages=[("taskflow_gql", "static")])),
+            Mount("/static", RevalidatedFiles(packages=[("taskflow_gql", "static")])),
         ],
         middleware=[
             Middleware(
@@ -114,6 +115,15 @@ def create_app(settings: Settings | None = None) -> Starlette:
     )
     app.state.parts = parts
     return app
+
+
+class RevalidatedFiles(StaticFiles):
+    """Files whose names stay while their contents change: browsers ask each time, and are told 304."""
+
+    def file_response(self, *arguments: Any, **options: Any) -> Response:
+        response = super().file_response(*arguments, **options)
+        response.headers["Cache-Control"] = "no-cache"
+        return response
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from graphql import ExecutionResult as GraphQLExecutionResult
 from graphql import GraphQLError, GraphQLSyntaxError
 from strawberry.extensions import FieldExtension, SchemaExtension
 from strawberry.extensions.field_extension import AsyncExtensionResolver
+from strawberry.schema.exceptions import CannotGetOperationTypeError, InvalidOperationTypeError
 from strawberry.types import ExecutionResult
 from strawberry.types.field import StrawberryField
 
@@ -127,6 +128,8 @@ def render_error(error: GraphQLError) -> GraphQLError:
             return coded(error, cause.refusals[0].code, message=cause.message)
         case _, RecursionError():
             return coded(error, TOO_COMPLEX, message="The document is nested too deeply")
+        case _, CannotGetOperationTypeError() | InvalidOperationTypeError():
+            return coded(error, BAD_USER_INPUT)
         case _, TaskflowError():
             return coded(error, cause.code, message=cause.message)
         case _, None:

@@ -28,6 +28,7 @@ from taskflow_gql.services.paging import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE
 from taskflow_gql.services.text import is_storable
 
 TOO_COMPLEX = "QUERY_TOO_COMPLEX"
+BAD_INPUT = "BAD_USER_INPUT"
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +130,10 @@ def check_limits(document: DocumentNode, variables: Mapping[str, Any], settings:
     return errors
 
 
+def _operations(document: DocumentNode) -> int:
+    return sum(isinstance(node, OperationDefinitionNode) for node in document.definitions)
+
+
 def _strings(value: object) -> Iterator[str]:
     match value:
         case str():
@@ -161,8 +166,13 @@ class LimitOperations(SchemaExtension):
             errors.append(
                 GraphQLError(
                     "A variable holds U+0000 or half a surrogate pair, which is no text that can be kept",
-                    extensions={"code": "BAD_USER_INPUT"},
+                    extensions={"code": BAD_INPUT},
                 )
+            )
+        # Not `operation_name`: where the request names none, that is the first operation's, which would then be run.
+        if context._provided_operation_name is None and _operations(context.graphql_document) > 1:
+            errors.append(
+                GraphQLError("Several operations: say in operationName which to run", extensions={"code": BAD_INPUT})
             )
         if errors:
             context.pre_execution_errors = errors

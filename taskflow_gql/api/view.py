@@ -93,11 +93,20 @@ class TransportWSHandler(BaseGraphQLTransportWSHandler[Context, None]):
             await self.handle_invalid_message("The id of an operation must be a string that is not empty")
         elif message["type"] == "subscribe" and (problem := _problem_of_payload(message.get("payload"))):
             await self.handle_invalid_message(problem)
+        elif message["type"] == "subscribe" and self._is_full and message["id"] not in self.operations:
+            words = f"This connection has {self.max_subscriptions_per_connection} operations open: complete some first"
+            error = {"message": words, "extensions": {"code": "RATE_LIMITED"}}
+            await self.send_message({"type": "error", "id": message["id"], "payload": [error]})  # type: ignore[arg-type]
         elif message["type"] == "connection_init" and message.get("payload") is None:
             # The protocol takes null for none.
             await super().handle_message({"type": "connection_init"})
         else:
             await super().handle_message(message)  # type: ignore[arg-type]
+
+    @property
+    def _is_full(self) -> bool:
+        limit = self.max_subscriptions_per_connection
+        return self.connection_acknowledged and limit is not None and len(self.operations) >= limit
 
     async def _send_result_stream(self, operation: Any, result_source: Any) -> None:
         await super()._send_result_stream(operation, self._until_credentials_end(result_source))

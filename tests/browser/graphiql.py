@@ -1,0 +1,257 @@
+"""A real server, a real Chromium without a network, and GraphiQL as a person uses it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+from selenium.common.exceptions import TimeoutException
+from selenium.webdriver import ActionChains, Chrome, ChromeOptions, Keys
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.wait import WebDriverWait
+
+from tests.servers import wait_until
+
+WAIT_SECONDS = 20
+WIDTH, HEIGHT = 1280, 800
+
+QUERY = ".graphiql-query-editor"
+# The variables stand before them in the same section.
+HEADERS = ".graphiql-editor-tool .graphiql-editor:last-child"
+RESPONSE = ".graphiql-response"
+
+
+class BrowserMissing(Exception):
+    pass
+
+
+@contextmanager
+def taskflow_serve(folder: Path) -> Iterator[str]:
+    """`taskflow serve` on a SQLite file of its own, as a person starts it. Yields its address."""
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("TASKFLOW_") and name not in ("DATABASE_URL", "REDIS_URL", "SECRET_KEY")
+    }
+    log = folder / "server.log"
+    with (
+        log.open("w") as written,
+        subprocess.Popen(
+            [Path(sys.executable).with_name("taskflow"), "serve", "--port", "0"],
+            stdout=subprocess.PIPE,
+            stderr=written,
+            text=True,
+            cwd=folder,
+            env=environment,
+        ) as server,
+    ):
+        try:
+            assert server.stdout is not None
+            # Port 0 is any free one; which one it was, the greeting says.
+            line = next((line for line in server.stdout if "GraphiQL" in line), None)
+            assert line, f"The server did not start:\n{log.read_text()}"
+            port = httpx.URL(line.split()[1]).port
+            address = f"http://127.0.0.1:{port}"
+            assert wait_until(lambda: _is_healthy(address), WAIT_SECONDS), log.read_text()
+            yield address
+        finally:
+            server.terminate()
+            server.communicate(timeout=WAIT_SECONDS)
+
+
+def _is_healthy(address: str) -> bool:
+    try:
+        return httpx.get(f"{address}/health").is_success
+    except httpx.TransportError:
+        return False
+
+
+@contextmanager
+def chromium() -> Iterator[Chrome]:
+    """Headless Chromium that can reach 127.0.0.1 and nothing else."""
+    programs = shutil.which("chromium"), shutil.which("chromedriver")
+    if None in programs:
+        raise BrowserMissing("Chromium or ChromeDriver is missing. On Debian: apt-get install chromium chromium-driver")
+    options = ChromeOptions()
+    options.binary_location, driver = (str(program) for program in programs)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    with tempfile.TemporaryDirectory(prefix="taskflow-chromium-", ignore_cleanup_errors=True) as profile:
+        for argument in (
+            "--headless",
+            # Its sandbox does not run as root, and the only pages are our own.
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-dev-shm-usage",
+            "--disable-quic",
+            "--no-first-run",
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--disable-sync",
+            "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+            "--proxy-server=direct://",
+            f"--user-data-dir={profile}",
+        ):
+            options.add_argument(argument)
+        browser = Chrome(options, Service(driver))
+        # The page itself this large; a window's size counts a frame that nobody sees.
+        browser.execute_cdp_cmd(
+            "Emulation.setDeviceMetricsOverride",
+            {"width": WIDTH, "height": HEIGHT, "deviceScaleFactor": 1, "mobile": False},
+        )
+        try:
+            yield browser
+        finally:
+            browser.quit()
+
+
+def post(address: str, query: str, token: str | None = None) -> Any:
+    """The data of another client's request, over plain HTTP."""
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    answer = httpx.post(f"{address}/graphql", json={"query": query}, headers=headers).json()
+    assert "errors" not in answer, answer
+    return answer["data"]
+
+
+def registration(username: str, full_name: str) -> str:
+    return f"""mutation {{
+      register(input: {{
+        username: "{username}", email: "{username}@example.com", fullName: "{full_name}", password: "correct horse"
+      }}) {{ accessToken user {{ username }} errors {{ message }} }}
+    }}"""
+
+
+def register(address: str, username: str, full_name: str) -> str:
+    """The token of somebody new."""
+    token: str = post(address, registration(username, full_name))["register"]["accessToken"]
+    return token
+
+
+def create_task(address: str, token: str, title: str) -> str:
+    """The new task's id."""
+    data = post(address, f'mutation {{ createTask(input: {{title: "{title}"}}) {{ task {{ id }} }} }}', token)
+    task_id: str = data["createTask"]["task"]["id"]
+    return task_id
+
+
+class GraphiQL:
+    """The page at /graphql, with nothing kept from an earlier visit."""
+
+    def __init__(self, browser: Chrome, address: str) -> None:
+        self.browser = browser
+        self.address = address
+        browser.get("about:blank")
+        browser.execute_cdp_cmd("Storage.clearDataForOrigin", {"origin": address, "storageTypes": "all"})
+        # What was logged until now is no concern of this visit.
+        self.log("performance")
+        self.log("browser")
+        self.load()
+
+    def load(self) -> None:
+        self.browser.get(f"{self.address}/graphql")
+        self.wait_for(lambda: self.read(HEADERS) is not None, "GraphiQL")
+
+    def wait_for(self, condition: Any, what: str) -> Any:
+        try:
+            return WebDriverWait(self.browser, WAIT_SECONDS, poll_frequency=0.1).until(lambda _: condition())
+        except TimeoutException as timeout:
+            raise AssertionError(
+                f"{what} did not come. The response pane says: {self.read(RESPONSE)}\n"
+                f"The console says: {self.log('browser')}"
+            ) from timeout
+
+    def read(self, pane: str) -> str | None:
+        text: str | None = self.browser.execute_script(
+            "return document.querySelector(arguments[0] + ' .CodeMirror')?.CodeMirror.getValue()", pane
+        )
+        return text
+
+    def write(self, pane: str, text: str) -> None:
+        # Not by keys: the editor closes brackets and quotes by itself.
+        self.browser.execute_script(
+            "document.querySelector(arguments[0] + ' .CodeMirror').CodeMirror.setValue(arguments[1])", pane, text
+        )
+
+    def sign_in(self, token: str) -> None:
+        self.write(HEADERS, json.dumps({"Authorization": f"Bearer {token}"}, indent=2))
+
+    def run(self, document: str) -> Any:
+        """The answer to a document with one operation in it."""
+        self.start(document)
+        return self.answer()
+
+    def start(self, document: str) -> None:
+        self.write(QUERY, document)
+        # GraphiQL finds out a moment later which operations there are.
+        self.wait_for(
+            lambda: self.browser.execute_script(
+                "return document.querySelector(arguments[0] + ' .CodeMirror').CodeMirror"
+                ".documentAST?.loc.source.body === arguments[1]",
+                QUERY,
+                document,
+            ),
+            "the operation",
+        )
+        self.browser.find_element(By.CLASS_NAME, "graphiql-execute-button").click()
+
+    def run_at(self, operation: str) -> Any:
+        """The answer to the operation of this name in the document: cursor there, Ctrl+Enter."""
+        self.start_at(operation)
+        return self.answer()
+
+    def start_at(self, operation: str) -> None:
+        self.browser.execute_script(
+            """
+            const editor = document.querySelector(arguments[0] + ' .CodeMirror').CodeMirror;
+            const line = editor.getValue().split("\\n").findIndex((text) => text.includes(arguments[1]));
+            editor.focus();
+            editor.setCursor(line, 0);
+            """,
+            QUERY,
+            f" {operation} {{",
+        )
+        ActionChains(self.browser).key_down(Keys.CONTROL).send_keys(Keys.ENTER).key_up(Keys.CONTROL).perform()
+
+    def stop(self) -> None:
+        self.browser.find_element(By.CSS_SELECTOR, "[aria-label^='Stop query']").click()
+
+    def answer(self) -> Any:
+        """What the response pane shows, once it shows something: a run empties it first."""
+        return json.loads(self.wait_for(lambda: self.read(RESPONSE), "an answer"))
+
+    def wait_until_live(self, token: str) -> None:
+        """Create tasks until one is shown: nothing else says from when on a subscription sees changes."""
+
+        def is_live() -> bool:
+            create_task(self.address, token, "Are you there?")
+            return bool(self.read(RESPONSE))
+
+        self.wait_for(is_live, "the first change")
+
+    def wait_until_shown(self, text: str) -> Any:
+        """The answer with this text in it."""
+        self.wait_for(lambda: text in (self.read(RESPONSE) or ""), text)
+        return self.answer()
+
+    def log(self, name: str) -> list[dict[str, Any]]:
+        """What Chromium has logged under this name since the last call."""
+        entries: list[dict[str, Any]] = self.browser.get_log(name)  # type: ignore[no-untyped-call]
+        return entries
+
+    def requests(self) -> list[str]:
+        """The addresses of everything that the page has asked for since the last call, sockets included."""
+        messages = [json.loads(entry["message"])["message"] for entry in self.log("performance")]
+        return [
+            message["params"]["url"] if "url" in message["params"] else message["params"]["request"]["url"]
+            for message in messages
+            if message["method"] in ("Network.requestWillBeSent", "Network.webSocketCreated")
+        ]
