@@ -9,7 +9,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 $(shell [ -x .venv/bin/python ] || rm -rf .venv)
 
 .DELETE_ON_ERROR:
-.PHONY: help serve test browser-test lint schema clean
+.PHONY: help serve test browser-test faults lint schema clean
 
 help: ## say what there is (`make` alone does this too)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile
@@ -24,6 +24,9 @@ browser-test: .venv/.installed-test ## run the tests that need a browser (Chromi
 	@command -v chromium >/dev/null && command -v chromedriver >/dev/null \
 	  || { echo 'Chromium or ChromeDriver is missing. On Debian: apt-get install chromium chromium-driver' >&2; exit 1; }
 	.venv/bin/pytest -m browser $(ARGS)
+
+faults: .venv/.installed-test ## ten minutes of faults under load, and a verdict
+	TASKFLOW_FAULT_SECONDS=600 .venv/bin/pytest tests/faults -s $(ARGS)
 
 lint: .venv/.installed-lint ## check style and types
 	.venv/bin/ruff check

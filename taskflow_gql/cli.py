@@ -11,6 +11,7 @@ import errno
 import http.client
 import json
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -208,7 +209,9 @@ def greet(settings: Settings, port: int) -> None:
         lines.append(f"  Mode      embedded: one process, everything kept under {settings.data_dir}/")
     else:
         lines.append(f"  Mode      {settings.workers} worker(s), Redis {'on' if settings.redis_url else 'off'}")
-    lines.append("  Account   `taskflow create-admin` makes an ADMIN; the mutation `register` makes a MEMBER.")
+    # As the reader would have to type it: after `make serve` the command is not on the PATH.
+    command = "taskflow" if shutil.which("taskflow") else sys.argv[0]
+    lines.append(f"  Account   `{command} create-admin` makes an ADMIN; the mutation `register` makes a MEMBER.")
     lines.append("  Stop with Ctrl+C.")
     out.print(f"TaskFlow GQL {__version__}", style="bold")
     for line in lines:

@@ -96,7 +96,7 @@ class TransportWSHandler(BaseGraphQLTransportWSHandler[Context, None]):
         elif message["type"] == "subscribe" and self._is_full and message["id"] not in self.operations:
             words = f"This connection has {self.max_subscriptions_per_connection} operations open: complete some first"
             error = {"message": words, "extensions": {"code": "RATE_LIMITED"}}
-            await self.send_message({"type": "error", "id": message["id"], "payload": [error]})  # type: ignore[arg-type]
+            await self.websocket.send_json({"type": "error", "id": message["id"], "payload": [error]})
         elif message["type"] == "connection_init" and message.get("payload") is None:
             # The protocol takes null for none.
             await super().handle_message({"type": "connection_init"})
