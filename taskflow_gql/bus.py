@@ -14,6 +14,7 @@ from typing import Protocol
 
 from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
 log = logging.getLogger(__name__)
@@ -102,7 +103,11 @@ class RedisBus:
 
     async def ping(self) -> None:
         async with asyncio.timeout(2):
-            await self._redis.ping()
+            try:
+                await self._redis.ping()
+            except RedisConnectionError:
+                # A pooled connection to a Redis that has been restarted since; the next one is new.
+                await self._redis.ping()
 
     async def _publish_for_ever(self) -> None:
         while True:

@@ -12,6 +12,7 @@ from uuid import UUID
 
 from sqlalchemy import (
     Boolean,
+    ClauseElement,
     ColumnElement,
     DateTime,
     Dialect,
@@ -36,6 +37,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase, InstrumentedAttribute
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy.sql.operators import OperatorType
 
 from taskflow_gql.config import Settings, make_data_dir
 from taskflow_gql.errors import ConfigurationError
@@ -115,6 +117,10 @@ class _WordsQuery(TypeDecorator[tuple[str, ...]]):
 class _MatchesWords(FunctionElement[bool]):
     type = Boolean()
     inherit_cache = True
+
+    def self_group(self, against: OperatorType | None = None) -> ClauseElement:
+        # SQLAlchemy would compare it with 1 on SQLite, which then goes through all tasks instead of into the index.
+        return self
 
 
 @compiles(_MatchesWords, "postgresql")
@@ -203,13 +209,17 @@ def sorted_text(length: int) -> String:
     return String(length).with_variant(String(length, collation="C"), "postgresql")
 
 
+def dialect_of(session: AsyncSession) -> str:
+    return session.get_bind().dialect.name
+
+
 def top_of_each(
-    session: AsyncSession,
+    dialect_name: str,
     rows: Select[Any],
     *,
     parent: InstrumentedAttribute[UUID],
     child: InstrumentedAttribute[Any],
-    keys: Collection[UUID],
+    keys: ColumnElement[Any] | Collection[UUID],
     order_by: Sequence[ColumnElement[Any]],
     limit: int,
 ) -> Subquery:
@@ -218,7 +228,7 @@ def top_of_each(
     PostgreSQL looks into the index once for each key and stops at the limit. SQLite knows no LATERAL and numbers the
     rows of every key.
     """
-    if session.get_bind().dialect.name == "postgresql":
+    if dialect_name == "postgresql":
         parents = select(parent.label("parent_id")).where(parent.in_(keys)).subquery("parents")
         top = rows.where(child == parents.c.parent_id).order_by(*order_by).limit(limit).lateral("top")
         return select(parents.c.parent_id, top).join(top, true()).subquery("page")

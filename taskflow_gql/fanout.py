@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict, deque
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
 from uuid import UUID
 
@@ -188,7 +188,7 @@ class Fanout:
             if not group:
                 self._by_user.pop(viewer.id, None)
 
-    async def changes(self, viewer: Viewer, *, after: int | None = None) -> AsyncIterator[tuple[Viewer, TaskChanged]]:
+    async def changes(self, viewer: Viewer, *, after: int | None = None) -> AsyncGenerator[tuple[Viewer, TaskChanged]]:
         """What `subscribe` delivers, one by one, each with the viewer as known at its delivery."""
         async with self.subscribe(viewer, after=after) as subscriber:
             while events := await subscriber.next_batch(self._database):

@@ -134,7 +134,7 @@ class Socket:
             return message
 
     async def subscribe(self, query: str, *, id: str = "1", variables: dict[str, Any] | None = None) -> None:
-        """Returns when the server listens: its answer to a query sent behind shows that it has come so far."""
+        """Says so and returns; the server listens a moment later. Give `after` where that matters."""
         await self.send(type="subscribe", id=id, payload={"query": query, "variables": variables})
 
     async def next(self, id: str = "1") -> Any:

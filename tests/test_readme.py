@@ -30,7 +30,7 @@ def test_the_tour_answers_as_it_says(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     environment = {"PATH": os.environ["PATH"], "TASKFLOW_DATA_DIR": str(tmp_path / "data"), "HOME": str(tmp_path)}
-    command = [Path(sys.executable).with_name("taskflow"), "serve", "--port", str(port)]
+    command: list[str | Path] = [Path(sys.executable).with_name("taskflow"), "serve", "--port", str(port)]
     with subprocess.Popen(command, env=environment, cwd=tmp_path, stdout=subprocess.DEVNULL) as server:
         try:
             assert wait_until(lambda: _answers(port), 30)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from datetime import datetime
 from typing import Annotated
 
@@ -177,9 +178,11 @@ class Subscription:
 async def _stream(
     info: Info, viewer: Viewer, filter_: TaskFilter | None, position: int | None
 ) -> AsyncIterator[TaskChange]:
-    async for viewer_now, event in info.context.parts.fanout.changes(viewer, after=position):
-        change = change_for(viewer_now, event, filter_)
-        if change is not None:
-            made = task_change(info, change)
-            info.context.begin_event(viewer_now, made.cursor)
-            yield made
+    # Closed with the subscription, and not whenever the garbage collector comes by.
+    async with aclosing(info.context.parts.fanout.changes(viewer, after=position)) as changes:
+        async for viewer_now, event in changes:
+            change = change_for(viewer_now, event, filter_)
+            if change is not None:
+                made = task_change(info, change)
+                info.context.begin_event(viewer_now, made.cursor)
+                yield made

@@ -19,6 +19,7 @@ from strawberry.types.field import StrawberryField
 
 from taskflow_gql.api.context import Info
 from taskflow_gql.api.enums import describe_enum
+from taskflow_gql.database import is_unreachable
 from taskflow_gql.errors import Refusal, Refusals, TaskflowError, VersionConflict
 
 log = logging.getLogger("taskflow_gql.errors")
@@ -152,9 +153,10 @@ def coded(error: GraphQLError, code: str, *, message: str | None = None) -> Grap
 
 def _internal(error: GraphQLError) -> GraphQLError:
     error_id = uuid4().hex
-    log.error(
-        "Internal error %s at %s", error_id, error.path, exc_info=error.original_error, extra={"error_id": error_id}
-    )
+    cause = error.original_error
+    # While the database is away every request would log the same stack.
+    stack = None if cause is not None and is_unreachable(cause) else cause
+    log.error("Internal error %s at %s: %r", error_id, error.path, cause, exc_info=stack, extra={"error_id": error_id})
     hidden = coded(error, INTERNAL, message=f"Internal server error; the log has it under id {error_id}")
     hidden.extensions = {"code": INTERNAL, "id": error_id}
     hidden.original_error = None

@@ -24,6 +24,7 @@ from taskflow_gql.services.filters import (
     Not,
     Operator,
     Overdue,
+    Search,
     search_for,
 )
 from taskflow_gql.services.ids import parse_id
@@ -33,6 +34,8 @@ from taskflow_gql.services.text import is_storable
 MAX_DEPTH = 10
 MAX_COMPARISONS = 200
 MAX_LIST_LENGTH = 500
+# All lists together. Each value is an argument of the statement, some twice; PostgreSQL takes 32,767.
+MAX_VALUES = 5000
 
 _EMPTY_LIST = "An empty list finds nothing."
 _EMPTY_NOT_LIST = "An empty list finds everything that has a value."
@@ -120,14 +123,15 @@ class UserFilter:
 
 @strawberry.input(
     description=(
-        "Which tasks. AllOf that is given has to hold; an empty object finds everything, and null is as left out. A "
-        "comparison with a field that has no value is false, so its `not` is true. At most 200 comparisons, nested at "
-        "most 10 deep. One language for queries, statistics and subscriptions."
+        "Which tasks. All that is given has to hold; an empty object finds everything, and null is as left out. A "
+        "comparison with a field that has no value is false, so its `not` is true. At most 200 comparisons, of which "
+        "an empty object and each word of a search are one; at most 5000 values in lists; nested at most 10 deep. One "
+        "language for queries, statistics and subscriptions."
     )
 )
 class TaskFilter:
     and_: list[TaskFilter] | None = strawberry.field(
-        default=None, name="and", description="AllOf of these hold. An empty list finds everything."
+        default=None, name="and", description="All of these hold. An empty list finds everything."
     )
     or_: list[TaskFilter] | None = strawberry.field(
         default=None, name="or", description="At least one of these holds. An empty list is BAD_USER_INPUT."
@@ -167,8 +171,10 @@ def filter_of(given: TaskFilter | None, viewer: Viewer, now: datetime) -> Filter
     if given is None:
         return EVERYTHING
     made = _task_filter(given, viewer, now, depth=1)
-    if _count(made) > MAX_COMPARISONS:
+    if _count_comparisons(made) > MAX_COMPARISONS:
         raise BadUserInput(f"A filter may make at most {MAX_COMPARISONS} comparisons")
+    if _count_values(made) > MAX_VALUES:
+        raise BadUserInput(f"The lists of a filter may have at most {MAX_VALUES} values together")
     return made
 
 
@@ -259,10 +265,24 @@ def _text(value: str) -> str:
     return value.casefold()
 
 
-def _count(filter_: Filter) -> int:
+def _count_comparisons(filter_: Filter) -> int:
+    """Nothing is free: ten thousand empty filters are a tree as large as ten thousand comparisons."""
     match filter_:
         case AllOf(parts) | AnyOf(parts):
-            return sum(map(_count, parts))
+            return max(1, sum(map(_count_comparisons, parts)))
         case Not(part):
-            return _count(part)
+            return _count_comparisons(part)
+        case Search(words):
+            return max(1, len(words))
     return 1
+
+
+def _count_values(filter_: Filter) -> int:
+    match filter_:
+        case AllOf(parts) | AnyOf(parts):
+            return sum(map(_count_values, parts))
+        case Not(part):
+            return _count_values(part)
+        case Compare(value=tuple(values)):
+            return len(values)
+    return 0

@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, delete, insert, or_, select, update
+from sqlalchemy import ColumnElement, bindparam, delete, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -159,10 +159,11 @@ async def open_session(
     """The new session's id and the time of its beginning.
 
     The password was checked before this transaction; the row is locked and looked at again, so that a password
-    changed or a user deactivated in between does not get a session.
+    changed or a user deactivated in between does not get a session. (`key_share`: tasks that refer to the person are
+    not kept waiting.)
     """
     statement = select(User.id).where(User.id == user.id, User.is_active, User.password_hash == password_hash)
-    if (await session.execute(statement.with_for_update())).first() is None:
+    if (await session.execute(statement.with_for_update(key_share=True))).first() is None:
         raise InvalidCredentials("Incorrect username or password")
     now = clock.now()
     await session.execute(delete(Session).where(Session.user_id == user.id, Session.expires_at <= now))
@@ -172,14 +173,18 @@ async def open_session(
     return session_id, now
 
 
+# Run with every request, and so built once.
+_VIEWER_OF_TOKEN = (
+    select(User.role, User.is_active, Session.id.label("session_id"))
+    .outerjoin(Session, (Session.user_id == User.id) & (Session.id == bindparam("session_id")))
+    .where(User.id == bindparam("user_id"))
+)
+
+
 async def authenticate(session: AsyncSession, token: AccessToken) -> Viewer:
     """The person behind a token whose signature is good. Raises Unauthenticated with the reason."""
-    statement = (
-        select(User.role, User.is_active, Session.id.label("session_id"))
-        .outerjoin(Session, (Session.user_id == User.id) & (Session.id == token.session_id))
-        .where(User.id == token.user_id)
-    )
-    row = (await session.execute(statement)).first()
+    parameters = {"user_id": token.user_id, "session_id": token.session_id}
+    row = (await session.execute(_VIEWER_OF_TOKEN, parameters)).first()
     if row is None or is_expired(token.expires_at):
         raise could_not_validate()
     if not row.is_active:

@@ -11,7 +11,7 @@ from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from taskflow_gql import clock
-from taskflow_gql.database import RECORDED_EVENT, top_of_each
+from taskflow_gql.database import RECORDED_EVENT, dialect_of, top_of_each
 from taskflow_gql.errors import CursorExpired
 from taskflow_gql.events import EVENT_COLUMNS, TaskChanged, changed_fields, event_of_row, json_of_task
 from taskflow_gql.models import EventKind, StreamState, Task, TaskEvent, TaskRow
@@ -168,7 +168,7 @@ async def history_of_tasks(
     """For each task its first placed events after the position that the viewer may see: one statement for all."""
     rows = select(*EVENT_COLUMNS).where(TaskEvent.position > position, events_visible_to(viewer))
     page = top_of_each(
-        session,
+        dialect_of(session),
         rows,
         parent=Task.id,
         child=TaskEvent.task_id,

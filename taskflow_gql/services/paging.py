@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Generic, TypeVar
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Select, Subquery, and_, literal, or_, select, tuple_, union_all
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy import ColumnElement, Select, Subquery, and_, bindparam, literal, or_, select, tuple_, union_all
 from sqlalchemy.orm import InstrumentedAttribute
 
 from taskflow_gql.database import top_of_each
@@ -40,7 +39,9 @@ class SortKey(Generic[Row]):
     null_as: ColumnElement[Any] | None = None
 
     def bound(self, value: Any) -> ColumnElement[Any]:
-        """The value of a cursor, to compare the column with."""
+        """The value of a cursor, to compare the column with; a parameter stands for itself."""
+        if isinstance(value, ColumnElement):
+            return value
         if value is None and self.null_as is not None:
             return self.null_as
         return literal(value, self.column.type)
@@ -172,6 +173,42 @@ class PageRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class PageShape:
+    """What a page's statement is built by; what changes from request to request are its parameters.
+
+    `after` and `before` say which keys of the boundary are null, and are None without a boundary.
+    """
+
+    limit: int
+    backward: bool
+    after: tuple[bool, ...] | None
+    before: tuple[bool, ...] | None
+
+
+def shape_of(order: Order[Any], request: PageRequest) -> tuple[PageShape, dict[str, Any]]:
+    """The shape, and the parameters that its statement wants. Raises BadUserInput for bad cursors."""
+    parameters: dict[str, Any] = {}
+
+    def nulls(cursor: str | None, argument: str) -> tuple[bool, ...] | None:
+        if cursor is None:
+            return None
+        boundary = order.boundary(cursor, argument=argument)
+        for place, value in enumerate(boundary):
+            if value is not None:
+                parameters[f"{argument}_{place}"] = value
+        return tuple(value is None for value in boundary)
+
+    # One row more than the page has: it tells whether the list goes on.
+    shape = PageShape(
+        limit=request.size + 1,
+        backward=request.backward,
+        after=nulls(request.after, "after"),
+        before=nulls(request.before, "before"),
+    )
+    return shape, parameters
+
+
+@dataclass(frozen=True, slots=True)
 class Page(Generic[Row]):
     """The rows of one page, in the list's order whichever way it was read."""
 
@@ -185,62 +222,60 @@ def page_of(
     columns: Sequence[InstrumentedAttribute[Any]],
     scopes: Sequence[ColumnElement[bool]],
     order: Order[Any],
-    request: PageRequest,
+    shape: PageShape,
 ) -> Subquery:
-    """The page's rows and one row more, which tells whether the list goes on; ordered by `sort_columns`.
+    """The page's rows and one row more, ordered by `sort_columns`.
 
     `scopes` are conditions of which each row meets at most one. Each is read by itself, from an index that fits it,
     no further than the page is long: an OR of the two would have all rows read and sorted.
     """
-    limit = request.size + 1
     parts = [
         select(*columns, *_labelled(order))
-        .where(scope, *bounds(order, request))
-        .order_by(*order.clauses(backward=request.backward))
-        .limit(limit)
+        .where(scope, *_bounds(order, shape))
+        .order_by(*order.clauses(backward=shape.backward))
+        .limit(shape.limit)
         for scope in scopes
     ]
     if len(parts) == 1:
         return parts[0].subquery("page")
     both = union_all(*(select(part.subquery()) for part in parts)).subquery("scopes")
-    return select(both).order_by(*sort_columns(both, order, request)).limit(limit).subquery("page")
+    return select(both).order_by(*sort_columns(both, order, shape)).limit(shape.limit).subquery("page")
 
 
 def page_of_each(
-    session: AsyncSession,
+    dialect_name: str,
     columns: Sequence[InstrumentedAttribute[Any]],
     parent: InstrumentedAttribute[UUID],
     child: InstrumentedAttribute[Any],
-    parent_ids: Collection[UUID],
+    parent_ids: ColumnElement[Any],
     where: ColumnElement[bool],
     order: Order[Any],
-    request: PageRequest,
+    shape: PageShape,
 ) -> Select[Any]:
     """The same page for each of several parents, in one statement: rows of (parent id, columns)."""
-    rows = select(*columns, *_labelled(order)).where(where, *bounds(order, request))
     page = top_of_each(
-        session,
-        rows,
+        dialect_name,
+        select(*columns, *_labelled(order)).where(where, *_bounds(order, shape)),
         parent=parent,
         child=child,
         keys=parent_ids,
-        order_by=order.clauses(backward=request.backward),
-        limit=request.size + 1,
+        order_by=order.clauses(backward=shape.backward),
+        limit=shape.limit,
     )
-    names = [column.key for column in columns]
-    statement = select(page.c.parent_id, *(page.c[name] for name in names))
-    return statement.order_by(page.c.parent_id, *sort_columns(page, order, request))
+    statement = select(page.c.parent_id, *(page.c[column.key] for column in columns))
+    return statement.order_by(page.c.parent_id, *sort_columns(page, order, shape))
 
 
-def bounds(order: Order[Any], request: PageRequest) -> list[ColumnElement[bool]]:
-    """The conditions that `after` and `before` make. Raises BadUserInput for bad cursors."""
+def _bounds(order: Order[Any], shape: PageShape) -> list[ColumnElement[bool]]:
+    """The conditions that `after` and `before` make."""
     conditions = []
-    if request.after is not None:
-        boundary = order.boundary(request.after, argument="after")
-        conditions.append(order.beyond(boundary, backward=False))
-    if request.before is not None:
-        boundary = order.boundary(request.before, argument="before")
-        conditions.append(order.beyond(boundary, backward=True))
+    for argument, nulls in (("after", shape.after), ("before", shape.before)):
+        if nulls is not None:
+            boundary = [
+                None if is_null else bindparam(f"{argument}_{place}", type_=key.column.type)
+                for place, (key, is_null) in enumerate(zip(order.keys, nulls, strict=True))
+            ]
+            conditions.append(order.beyond(boundary, backward=argument == "before"))
     return conditions
 
 
@@ -248,10 +283,10 @@ def _labelled(order: Order[Any]) -> list[ColumnElement[Any]]:
     return [key.column.label(f"sort_{place}") for place, key in enumerate(order.keys)]
 
 
-def sort_columns(page: Subquery, order: Order[Any], request: PageRequest) -> list[ColumnElement[Any]]:
+def sort_columns(page: Subquery, order: Order[Any], shape: PageShape) -> list[ColumnElement[Any]]:
     """The order of the rows of a page as it was read: towards the end, or towards the start."""
     return [
-        page.c[f"sort_{place}"].desc() if key.descending is not request.backward else page.c[f"sort_{place}"].asc()
+        page.c[f"sort_{place}"].desc() if key.descending is not shape.backward else page.c[f"sort_{place}"].asc()
         for place, key in enumerate(order.keys)
     ]
 

@@ -6,14 +6,16 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any, TypedDict
 from uuid import UUID
 
-from sqlalchemy import and_, delete, func, insert, select, update
+from sqlalchemy import Select, and_, bindparam, delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import aliased
 
 from taskflow_gql import clock
+from taskflow_gql.database import dialect_of
 from taskflow_gql.errors import (
     AssigneeNotFound,
     BadUserInput,
@@ -29,13 +31,24 @@ from taskflow_gql.services.access import (
     may_change_status,
     may_delete,
     may_update,
+    visible,
     visible_scopes,
     visible_to,
 )
 from taskflow_gql.services.changes import record_task_event
 from taskflow_gql.services.filters import EVERYTHING, Filter, condition, search_scopes
 from taskflow_gql.services.ids import make_id, parse_id
-from taskflow_gql.services.paging import Order, Page, PageRequest, make_page, page_of, page_of_each, sort_columns
+from taskflow_gql.services.paging import (
+    Order,
+    Page,
+    PageRequest,
+    PageShape,
+    make_page,
+    page_of,
+    page_of_each,
+    shape_of,
+    sort_columns,
+)
 from taskflow_gql.services.task_order import NEWEST_FIRST
 from taskflow_gql.services.text import check_description, check_title
 from taskflow_gql.services.words import text_keys
@@ -90,20 +103,9 @@ async def list_tasks(
     session: AsyncSession, viewer: Viewer, query: TaskQuery, *, with_people: bool = False
 ) -> tuple[Page[TaskRow], dict[UUID, UserRow]]:
     """A page, and with `with_people` the creators and assignees of its tasks: one statement either way."""
-    # Somebody's own tasks are few enough to be searched as they come.
-    filters = search_scopes(query.filter) if viewer.is_admin else [condition(query.filter)]
-    scopes = [and_(scope, one) for scope in visible_scopes(viewer) for one in filters]
-    page = page_of(TASK_COLUMNS, scopes, query.order, query.request)
-    statement = select(*(page.c[column.key] for column in TASK_COLUMNS))
-    if with_people:
-        creator, assignee = aliased(User), aliased(User)
-        statement = (
-            statement.add_columns(*(getattr(creator, name) for name in UserRow._fields))
-            .add_columns(*(getattr(assignee, name) for name in UserRow._fields))
-            .join(creator, creator.id == page.c.creator_id)
-            .outerjoin(assignee, assignee.id == page.c.assignee_id)
-        )
-    rows = (await session.execute(statement.order_by(*sort_columns(page, query.order, query.request)))).all()
+    shape, parameters = shape_of(query.order, query.request)
+    statement = _page_statement(viewer.is_admin, query.filter, query.order, shape, with_people)
+    rows = (await session.execute(statement, {**parameters, "viewer_id": viewer.id})).all()
     tasks = [TaskRow._make(row[:_TASK_WIDTH]) for row in rows]
     people = {
         row[start]: UserRow._make(row[start : start + _USER_WIDTH])
@@ -117,24 +119,59 @@ async def list_tasks(
 _TASK_WIDTH, _USER_WIDTH = len(TaskRow._fields), len(UserRow._fields)
 
 
+# Building a statement costs more than running it. The filter's values are part of what a statement is kept under, so
+# there may be many; each holds some hundred kilobytes of SQLAlchemy's objects.
+@lru_cache(maxsize=128)
+def _page_statement(
+    is_admin: bool, filter_: Filter, order: Order[TaskRow], shape: PageShape, with_people: bool
+) -> Select[Any]:
+    """Wants `viewer_id` and the parameters of the shape."""
+    # Somebody's own tasks are few enough to be searched as they come.
+    filters = search_scopes(filter_) if is_admin else [condition(filter_)]
+    scopes = [and_(scope, one) for scope in visible_scopes(is_admin=is_admin) for one in filters]
+    page = page_of(TASK_COLUMNS, scopes, order, shape)
+    columns = [page.c[column.key] for column in TASK_COLUMNS]
+    sorted_by = sort_columns(page, order, shape)
+    if not with_people:
+        return select(*columns).order_by(*sorted_by)
+    creator, assignee = aliased(User), aliased(User)
+    people = [getattr(user, name) for user in (creator, assignee) for name in UserRow._fields]
+    return (
+        select(*columns, *people)
+        .join(creator, creator.id == page.c.creator_id)
+        .outerjoin(assignee, assignee.id == page.c.assignee_id)
+        .order_by(*sorted_by)
+    )
+
+
 async def list_tasks_of_users(
     session: AsyncSession, viewer: Viewer, relation: Relation, user_ids: Collection[UUID], query: TaskQuery
 ) -> dict[UUID, Page[TaskRow]]:
     """The same page for each person, of those of their tasks that the viewer may see: one statement for all."""
-    statement = page_of_each(
-        session,
+    shape, parameters = shape_of(query.order, query.request)
+    statement = _pages_statement(dialect_of(session), viewer.is_admin, relation, query.filter, query.order, shape)
+    parameters |= {"viewer_id": viewer.id, "user_ids": list(user_ids)}
+    rows_by_user: dict[UUID, list[TaskRow]] = {user_id: [] for user_id in user_ids}
+    for user_id, *columns in await session.execute(statement, parameters):
+        rows_by_user[user_id].append(TaskRow._make(columns))
+    return {user_id: make_page(rows, query.order, query.request) for user_id, rows in rows_by_user.items()}
+
+
+@lru_cache(maxsize=128)
+def _pages_statement(
+    dialect_name: str, is_admin: bool, relation: Relation, filter_: Filter, order: Order[TaskRow], shape: PageShape
+) -> Select[Any]:
+    """Wants `viewer_id`, `user_ids` and the parameters of the shape."""
+    return page_of_each(
+        dialect_name,
         TASK_COLUMNS,
         User.id,
         _COLUMN_OF_RELATION[relation],
-        user_ids,
-        and_(visible_to(viewer), condition(query.filter)),
-        query.order,
-        query.request,
+        bindparam("user_ids", expanding=True),
+        and_(visible(is_admin=is_admin), condition(filter_)),
+        order,
+        shape,
     )
-    rows_by_user: dict[UUID, list[TaskRow]] = {user_id: [] for user_id in user_ids}
-    for user_id, *columns in await session.execute(statement):
-        rows_by_user[user_id].append(TaskRow._make(columns))
-    return {user_id: make_page(rows, query.order, query.request) for user_id, rows in rows_by_user.items()}
 
 
 async def count_tasks(session: AsyncSession, viewer: Viewer, filter_: Filter) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, and_, delete, false, func, or_, select, true, update
+from sqlalchemy import ColumnElement, and_, bindparam, delete, false, func, or_, select, true, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from taskflow_gql import clock
@@ -14,7 +14,7 @@ from taskflow_gql.errors import Forbidden, NotFound
 from taskflow_gql.models import USER_COLUMNS, Session, User, UserRole, UserRow
 from taskflow_gql.services.access import Viewer, require_admin, users_visible_to
 from taskflow_gql.services.ids import parse_id
-from taskflow_gql.services.paging import Order, Page, PageRequest, SortKey, make_page, page_of, sort_columns
+from taskflow_gql.services.paging import Order, Page, PageRequest, SortKey, make_page, page_of, shape_of, sort_columns
 from taskflow_gql.services.words import name_words, words_of
 
 BY_USERNAME: Order[UserRow] = Order(
@@ -27,19 +27,23 @@ async def get_user(session: AsyncSession, viewer: Viewer, user_id: str) -> UserR
     return (await users_by_id(session, [parse_id(user_id)])).get(UUID(user_id))
 
 
+_USERS_BY_ID = select(*USER_COLUMNS).where(User.id.in_(bindparam("user_ids", expanding=True)))
+
+
 async def users_by_id(session: AsyncSession, user_ids: Collection[UUID]) -> dict[UUID, UserRow]:
     """Anybody, active or not: whoever may read a task may know who made it."""
-    rows = await session.execute(select(*USER_COLUMNS).where(User.id.in_(user_ids)))
+    rows = await session.execute(_USERS_BY_ID, {"user_ids": list(user_ids)})
     return {user.id: user for user in map(UserRow._make, rows)}
 
 
 async def list_users(
     session: AsyncSession, viewer: Viewer, request: PageRequest, *, search: str | None = None
 ) -> Page[UserRow]:
-    where = and_(users_visible_to(viewer), _found_by(search))
-    page = page_of(USER_COLUMNS, [where], BY_USERNAME, request)
+    shape, parameters = shape_of(BY_USERNAME, request)
+    page = page_of(USER_COLUMNS, [and_(users_visible_to(viewer), _found_by(search))], BY_USERNAME, shape)
     columns = [page.c[column.key] for column in USER_COLUMNS]
-    rows = await session.execute(select(*columns).order_by(*sort_columns(page, BY_USERNAME, request)))
+    statement = select(*columns).order_by(*sort_columns(page, BY_USERNAME, shape))
+    rows = await session.execute(statement, parameters)
     return make_page([UserRow._make(row) for row in rows], BY_USERNAME, request)
 
 
@@ -91,14 +95,19 @@ async def _require_user_for_update(session: AsyncSession, user_id: str) -> UserR
     # the second must see what the first did.
     key = parse_id(user_id, field="userId")
     await _active_admins_for_update(session)
-    row = (await session.execute(select(*USER_COLUMNS).where(User.id == key).with_for_update())).first()
+    row = (await session.execute(select(*USER_COLUMNS).where(User.id == key).with_for_update(key_share=True))).first()
     if row is None:
         raise NotFound("There is no such user", field="userId")
     return UserRow._make(row)
 
 
 async def _active_admins_for_update(session: AsyncSession) -> list[UUID]:
-    statement = select(User.id).where(User.role == UserRole.ADMIN, User.is_active).order_by(User.id).with_for_update()
+    statement = (
+        select(User.id)
+        .where(User.role == UserRole.ADMIN, User.is_active)
+        .order_by(User.id)
+        .with_for_update(key_share=True)
+    )
     return list((await session.execute(statement)).scalars())
 
 

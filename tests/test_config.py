@@ -1,0 +1,293 @@
+"""Settings as the server reads them: from the environment, from `.env`, and from the secret kept in the data folder."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from taskflow_gql.config import Settings, load_settings
+from taskflow_gql.errors import ConfigurationError
+
+LONG = "a secret of at least thirty-two bytes"
+POSTGRESQL = "postgresql://user:pass@db.example:5432/taskflow"
+
+
+@pytest.fixture(autouse=True)
+def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder, without a `.env`."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def load(monkeypatch: pytest.MonkeyPatch, **environment: str) -> Settings:
+    with monkeypatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        return load_settings()
+
+
+def refusal(monkeypatch: pytest.MonkeyPatch, **environment: str) -> str:
+    with pytest.raises(ConfigurationError) as refused:
+        load(monkeypatch, **environment)
+    assert "\n" not in str(refused.value)
+    return str(refused.value)
+
+
+def test_nothing_set_is_development_on_a_file_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load(monkeypatch)
+    assert (settings.env, settings.host, settings.port, settings.workers) == ("development", "127.0.0.1", 8000, 1)
+    assert settings.data_dir == Path(".taskflow")
+    assert (settings.database_url, settings.redis_url, settings.secret_key) == (None, None, None)
+    assert (settings.database_pool_size, settings.database_max_overflow) == (10, 20)
+    assert settings.access_token_expire_minutes == 30
+    assert settings.cors_origins == ["http://localhost:3000", "http://localhost:5173"]
+    assert (settings.log_level, settings.log_format) == ("INFO", "console")
+    assert (settings.is_embedded, settings.is_sqlite, settings.is_production) == (True, True, False)
+    assert (settings.shows_graphiql, settings.allows_introspection) == (True, True)
+
+
+def test_reading_settings_makes_no_file(monkeypatch: pytest.MonkeyPatch, empty_folder: Path) -> None:
+    load(monkeypatch)
+    assert list(empty_folder.iterdir()) == []
+
+
+def test_every_setting_is_read_with_the_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load(
+        monkeypatch,
+        TASKFLOW_HOST="api.example",
+        TASKFLOW_PORT="9000",
+        TASKFLOW_DATABASE_URL=POSTGRESQL,
+        TASKFLOW_REDIS_URL="redis://cache.example:6379/1",
+        TASKFLOW_SECRET_KEY=LONG,
+        TASKFLOW_DATABASE_POOL_SIZE="3",
+        TASKFLOW_GRAPHIQL="no",
+        TASKFLOW_LOG_FORMAT="json",
+    )
+    assert (settings.host, settings.port) == ("api.example", 9000)
+    assert (settings.database_url, settings.redis_url) == (POSTGRESQL, "redis://cache.example:6379/1")
+    assert settings.signing_key == LONG
+    assert (settings.database_pool_size, settings.shows_graphiql, settings.log_format) == (3, False, "json")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("DATABASE_URL", POSTGRESQL), ("REDIS_URL", "redis://cache.example:6379/1"), ("SECRET_KEY", LONG)],
+)
+def test_what_platforms_hand_out_is_read_without_the_prefix_too_and_ours_wins(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    def read(**environment: str) -> object:
+        settings = load(monkeypatch, **environment)
+        read = getattr(settings, name.lower())
+        return settings.signing_key if name == "SECRET_KEY" else read
+
+    assert read(**{name: value}) == value
+    assert read(**{name: f"{value}-other", f"TASKFLOW_{name}": value}) == value
+    # An empty value is none, as `docker compose` passes on what is not set.
+    assert read(**{name: value, f"TASKFLOW_{name}": ""}) == value
+
+
+def test_other_names_are_not_read_without_the_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load(monkeypatch, PORT="9000", HOST="elsewhere", ENV="production", WORKERS="8") == load(monkeypatch)
+
+
+def test_the_env_file_is_read_and_the_environment_wins(monkeypatch: pytest.MonkeyPatch, empty_folder: Path) -> None:
+    (empty_folder / ".env").write_text("TASKFLOW_PORT=9000\nTASKFLOW_HOST=file.example\nUNKNOWN=ignored\n")
+    settings = load(monkeypatch, TASKFLOW_PORT="9001")
+    assert (settings.host, settings.port) == ("file.example", 9001)
+
+
+def test_an_env_file_in_another_encoding_is_named(monkeypatch: pytest.MonkeyPatch, empty_folder: Path) -> None:
+    (empty_folder / ".env").write_bytes("TASKFLOW_HOST=Grüße".encode("latin-1"))
+    assert refusal(monkeypatch).startswith("Cannot read the settings in the file .env: 'utf-8' codec can't decode")
+
+
+@pytest.mark.parametrize(
+    ("given", "origins"),
+    [
+        ("https://a.example", ["https://a.example"]),
+        (" https://a.example/ ,, http://b.example:3000,", ["https://a.example", "http://b.example:3000"]),
+        (",", []),
+    ],
+)
+def test_cors_origins_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch, given: str, origins: list[str]) -> None:
+    assert load(monkeypatch, TASKFLOW_CORS_ORIGINS=given).cors_origins == origins
+
+
+# Bad values
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "problem"),
+    [
+        ("TASKFLOW_ENV", "prod", "Input should be 'development' or 'production'"),
+        ("TASKFLOW_PORT", "http", "Input should be a valid integer, unable to parse string as an integer"),
+        ("TASKFLOW_PORT", "65536", "Input should be less than or equal to 65535"),
+        ("TASKFLOW_WORKERS", "0", "Input should be greater than or equal to 1"),
+        ("TASKFLOW_DATABASE_POOL_SIZE", "0", "Input should be greater than or equal to 1"),
+        ("TASKFLOW_DATABASE_MAX_OVERFLOW", "-1", "Input should be greater than or equal to 0"),
+        ("TASKFLOW_ACCESS_TOKEN_EXPIRE_MINUTES", "0", "Input should be greater than or equal to 1"),
+        ("TASKFLOW_GRAPHIQL", "maybe", "Input should be a valid boolean, unable to interpret input"),
+        ("TASKFLOW_LOG_LEVEL", "LOUD", "Input should be 'DEBUG', 'INFO', 'WARNING' or 'ERROR'"),
+        ("TASKFLOW_LOG_FORMAT", "xml", "Input should be 'console' or 'json'"),
+        (
+            "TASKFLOW_SECRET_KEY",
+            "a" * 31,
+            "must be at least 32 bytes; `openssl rand -base64 48` makes a good one",
+        ),
+    ],
+)
+def test_a_bad_value_is_one_line_that_names_the_setting(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, problem: str
+) -> None:
+    assert refusal(monkeypatch, **{name: value}) == f"Bad settings: {name}: {problem}"
+
+
+def test_every_number_refuses_what_is_no_number_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = [name for name, field in Settings.model_fields.items() if field.annotation is int]
+    assert "port" in numbers
+    for name in numbers:
+        variable = f"TASKFLOW_{name.upper()}"
+        assert refusal(monkeypatch, **{variable: "many"}).startswith(f"Bad settings: {variable}: ")
+
+
+def test_all_bad_values_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    message = refusal(monkeypatch, TASKFLOW_ENV="prod", TASKFLOW_PORT="-1", SECRET_KEY="short")
+    assert re.findall(r"(TASKFLOW_[A-Z_]+):", message) == ["TASKFLOW_ENV", "TASKFLOW_PORT", "TASKFLOW_SECRET_KEY"]
+
+
+def test_a_refusal_does_not_show_the_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "hunter2" not in refusal(monkeypatch, SECRET_KEY="hunter2")
+
+
+def test_a_secret_is_measured_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load(monkeypatch, SECRET_KEY="ä" * 16).signing_key == "ä" * 16
+
+
+# What is needed together
+
+
+def test_production_names_everything_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert refusal(monkeypatch, TASKFLOW_ENV="production", TASKFLOW_WORKERS="2") == (
+        "Bad settings: production needs SECRET_KEY, DATABASE_URL (a postgresql:// URL), "
+        "REDIS_URL (more than one worker needs Redis)"
+    )
+
+
+def test_production_refuses_sqlite(monkeypatch: pytest.MonkeyPatch) -> None:
+    message = refusal(monkeypatch, TASKFLOW_ENV="production", SECRET_KEY=LONG, DATABASE_URL="sqlite:///tasks.sqlite3")
+    assert message == "Bad settings: production needs DATABASE_URL (a postgresql:// URL)"
+
+
+def test_production_hides_introspection_and_graphiql_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    production = {"TASKFLOW_ENV": "production", "SECRET_KEY": LONG, "DATABASE_URL": POSTGRESQL}
+    settings = load(monkeypatch, **production)
+    assert (settings.is_production, settings.is_embedded) == (True, False)
+    assert (settings.shows_graphiql, settings.allows_introspection) == (False, False)
+    settings = load(monkeypatch, **production, TASKFLOW_GRAPHIQL="true", TASKFLOW_INTROSPECTION="1")
+    assert (settings.shows_graphiql, settings.allows_introspection) == (True, True)
+
+
+def test_several_workers_need_postgresql_and_redis(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert refusal(monkeypatch, TASKFLOW_WORKERS="2") == (
+        "Bad settings: TASKFLOW_WORKERS=2 needs DATABASE_URL (more than one worker needs PostgreSQL), "
+        "REDIS_URL (more than one worker needs Redis)"
+    )
+    settings = load(monkeypatch, TASKFLOW_WORKERS="2", DATABASE_URL=POSTGRESQL, REDIS_URL="redis://cache.example")
+    assert settings.workers == 2
+
+
+def test_several_workers_need_redis_in_production_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    message = refusal(
+        monkeypatch, TASKFLOW_ENV="production", SECRET_KEY=LONG, DATABASE_URL=POSTGRESQL, TASKFLOW_WORKERS="2"
+    )
+    assert message == "Bad settings: production needs REDIS_URL (more than one worker needs Redis)"
+
+
+# The secret that is kept
+
+
+def test_a_secret_is_made_once_and_kept_for_its_owner_alone(
+    monkeypatch: pytest.MonkeyPatch, empty_folder: Path
+) -> None:
+    first = load(monkeypatch).signing_key
+    assert len(first.encode()) >= 32
+    assert load(monkeypatch).signing_key == first
+
+    folder = empty_folder / ".taskflow"
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert [path.name for path in folder.iterdir()] == ["secret"]
+    assert stat.S_IMODE((folder / "secret").stat().st_mode) == 0o600
+
+
+def test_the_kept_secret_has_mode_0600_under_any_umask(monkeypatch: pytest.MonkeyPatch, empty_folder: Path) -> None:
+    before = os.umask(0)
+    try:
+        load(monkeypatch).signing_key  # noqa: B018
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((empty_folder / ".taskflow/secret").stat().st_mode) == 0o600
+
+
+def test_two_data_folders_have_two_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    secrets = {load(monkeypatch, TASKFLOW_DATA_DIR=name).signing_key for name in ("one", "two")}
+    assert len(secrets) == 2
+
+
+def test_a_configured_secret_leaves_no_file(monkeypatch: pytest.MonkeyPatch, empty_folder: Path) -> None:
+    assert load(monkeypatch, SECRET_KEY=LONG).signing_key == LONG
+    assert list(empty_folder.iterdir()) == []
+
+
+REPORT_SECRETS_WHEN_TOLD = """
+import sys
+from taskflow_gql.config import Settings
+
+print("ready", flush=True)
+sys.stdin.readline()
+print(*(Settings(_env_file=None, data_dir=f"{sys.argv[1]}/{number}").signing_key for number in range(50)))
+"""
+
+
+def test_processes_that_start_at_once_agree_on_the_secret(empty_folder: Path) -> None:
+    """Fifty times, because once they seldom meet."""
+    command = [sys.executable, "-c", REPORT_SECRETS_WHEN_TOLD, str(empty_folder)]
+    processes = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    reported = [process.communicate()[0].split() for process in processes]
+    kept = [(empty_folder / str(number) / "secret").read_text() for number in range(50)]
+    assert reported == [kept] * 4
+    assert {path.name for folder in empty_folder.iterdir() for path in folder.iterdir()} == {"secret"}
+
+
+@pytest.mark.parametrize("content", [b"", b"short\n", b"\n" * 40, b"\xff" * 64])
+def test_a_damaged_secret_is_not_used(monkeypatch: pytest.MonkeyPatch, empty_folder: Path, content: bytes) -> None:
+    (empty_folder / "secret").write_bytes(content)
+    settings = load(monkeypatch, TASKFLOW_DATA_DIR=str(empty_folder))
+    with pytest.raises(ConfigurationError) as refused:
+        settings.signing_key  # noqa: B018
+    assert str(refused.value) == (
+        f"The secret in {empty_folder}/secret is damaged. Delete the file; everybody signs in again"
+    )
+    assert (empty_folder / "secret").read_bytes() == content
+
+
+def test_a_data_folder_below_a_file_is_one_line(monkeypatch: pytest.MonkeyPatch, empty_folder: Path) -> None:
+    (empty_folder / "file").write_text("")
+    with pytest.raises(ConfigurationError) as refused:
+        load(monkeypatch, TASKFLOW_DATA_DIR="file/data").signing_key  # noqa: B018
+    assert str(refused.value) == (
+        "Cannot make the data folder file/data: Not a directory. Give rights on it, or set TASKFLOW_DATA_DIR"
+    )

@@ -1,0 +1,238 @@
+"""Demonstration data: the same for the same number, whole or not at all, on both databases."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import subprocess
+import sys
+from datetime import UTC, datetime
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from sqlalchemy import delete, func, select, text
+
+from taskflow_gql.config import Settings
+from taskflow_gql.database import Database
+from taskflow_gql.errors import ConfigurationError
+from taskflow_gql.models import (
+    TASK_COLUMNS,
+    USER_COLUMNS,
+    Model,
+    Task,
+    TaskCategory,
+    TaskPriority,
+    TaskRow,
+    TaskStatus,
+    User,
+    UserRole,
+    UserRow,
+)
+from taskflow_gql.seed import Seeding, make_tasks, make_users, seed_database
+from tests.client import Api, Person
+
+TASKFLOW = str(Path(sys.executable).with_name("taskflow"))
+SMALL = Seeding(users=7, tasks=90, random_seed=1)
+
+
+async def seed(database: Database, seeding: Seeding = SMALL) -> str:
+    """What the progress bars said at the end."""
+    console = Console(file=StringIO(), width=100)
+    await seed_database(database.engine, seeding, console)
+    assert isinstance(console.file, StringIO)
+    return console.file.getvalue()
+
+
+async def users_in(database: Database) -> list[UserRow]:
+    async with database.read() as session:
+        return [UserRow._make(row) for row in await session.execute(select(*USER_COLUMNS).order_by(User.id))]
+
+
+async def tasks_in(database: Database) -> list[TaskRow]:
+    async with database.read() as session:
+        return [TaskRow._make(row) for row in await session.execute(select(*TASK_COLUMNS).order_by(Task.id))]
+
+
+async def stored(database: Database) -> dict[str, list[Any]]:
+    """Every column of every row, as the driver gives it."""
+    async with database.read() as session:
+        return {
+            table: [tuple(row) for row in await session.execute(text(f"SELECT * FROM {table} ORDER BY id"))]  # noqa: S608
+            for table in ("users", "tasks")
+        }
+
+
+async def empty(database: Database) -> None:
+    async with database.write() as session:
+        await session.execute(delete(Task))
+        await session.execute(delete(User))
+
+
+async def counts(database: Database) -> dict[str, int]:
+    """How many rows there are in each table that has any."""
+    async with database.read() as session:
+        numbers = {
+            name: (await session.execute(select(func.count()).select_from(table))).scalar_one()
+            for name, table in Model.metadata.tables.items()
+        }
+    return {name: number for name, number in numbers.items() if number}
+
+
+# The same and not the same
+
+
+async def test_the_same_number_makes_the_same_bytes_and_another_others(database: Database) -> None:
+    await seed(database)
+    first = await stored(database)
+    await empty(database)
+    await seed(database)
+    assert await stored(database) == first
+
+    await empty(database)
+    await seed(database, Seeding(users=7, tasks=90, random_seed=2))
+    other = await stored(database)
+    assert {table: len(rows) for table, rows in other.items()} == {"users": 7, "tasks": 90}
+    for table, rows in other.items():
+        assert set(rows).isdisjoint(first[table])
+
+
+async def test_both_databases_hold_what_was_made(database: Database) -> None:
+    await seed(database)
+    users = list(make_users(SMALL))
+    assert await users_in(database) == [UserRow(*(user[name] for name in UserRow._fields)) for user in users]
+    tasks = make_tasks(SMALL, [user["id"] for user in users])
+    assert await tasks_in(database) == [TaskRow(*(task[name] for name in TaskRow._fields)) for task in tasks]
+
+
+def test_every_process_makes_the_same() -> None:
+    script = (
+        "import sys\n"
+        "from taskflow_gql.seed import Seeding, make_tasks, make_users\n"
+        "seeding = Seeding(users=7, tasks=90, random_seed=1)\n"
+        "users = list(make_users(seeding))\n"
+        "print(users, list(make_tasks(seeding, [user['id'] for user in users])))\n"
+    )
+    printed = [
+        subprocess.run(
+            [sys.executable, "-c", script],
+            # The order of a set depends on it.
+            env=os.environ | {"PYTHONHASHSEED": number},
+            stdout=subprocess.PIPE,
+            check=True,
+        ).stdout
+        for number in ("1", "2")
+    ]
+    assert printed[0] == printed[1]
+
+
+# What it makes
+
+
+async def test_people_are_numbered_and_the_first_is_the_admin(database: Database) -> None:
+    await seed(database)
+    users = await users_in(database)
+    assert [user.username for user in users] == [f"user{number}" for number in range(1, 8)]
+    assert [user.email for user in users] == [f"user{number}@example.com" for number in range(1, 8)]
+    assert [user.role for user in users] == [UserRole.ADMIN] + [UserRole.MEMBER] * 6
+    assert {user.is_active for user in users} == {True}
+
+
+async def test_tasks_are_of_every_kind_and_make_sense(database: Database) -> None:
+    await seed(database)
+    user_ids = {user.id for user in await users_in(database)}
+    tasks = await tasks_in(database)
+    assert {task.status for task in tasks} == set(TaskStatus)
+    assert {task.priority for task in tasks} == set(TaskPriority)
+    assert {task.category for task in tasks} == set(TaskCategory)
+    assert {task.creator_id for task in tasks} <= user_ids
+    assert {task.assignee_id for task in tasks} - user_ids == {None}
+    assert {task.due_date is None for task in tasks} == {True, False}
+    assert {task.description is None for task in tasks} == {True, False}
+    for task in tasks:
+        assert task.id.version == 7
+        assert task.created_at <= task.updated_at < datetime.now(UTC)
+        assert (task.completed_at is not None) == (task.status is TaskStatus.COMPLETED)
+        assert task.completed_at is None or task.created_at <= task.completed_at <= task.updated_at
+    # Version 7: the ids are in the order of creation.
+    assert [task.created_at for task in tasks] == sorted(task.created_at for task in tasks)
+
+
+async def test_more_than_one_batch_arrives_whole(database: Database) -> None:
+    said = await seed(database, Seeding(users=3, tasks=5_001, random_seed=1))
+    assert re.search(r"People .* 3/3 ", said)
+    assert re.search(r"Tasks .* 5001/5001 ", said)
+    # No events among them: seeded rows are not changes.
+    assert await counts(database) == {"users": 3, "tasks": 5_001, "stream_state": 1}
+
+
+async def test_there_may_be_people_without_tasks(database: Database) -> None:
+    await seed(database, Seeding(users=1, tasks=0, random_seed=1))
+    assert (len(await users_in(database)), len(await tasks_in(database))) == (1, 0)
+
+
+LOGIN = """
+mutation($input: LoginInput!) { login(input: $input) { accessToken user { id role } errors { code } } }
+"""
+
+
+async def test_user1_signs_in_with_password_and_sees_all_with_new_tasks_first(api: Api, database: Database) -> None:
+    await seed(database)
+    answer = await api.data(LOGIN, {"input": {"usernameOrEmail": "user1", "password": "password"}})
+    assert answer["login"]["errors"] == []
+    assert answer["login"]["user"]["role"] == "ADMIN"
+    user1 = Person(
+        answer["login"]["user"]["id"], "user1", "user1@example.com", "password", answer["login"]["accessToken"]
+    )
+
+    titles = [task.title for task in await tasks_in(database)]
+
+    await api.create_task(user1, title="Newest of all")
+    read = await api.data("{ tasks(first: 100) { totalCount nodes { title } } }", by=user1)
+    assert read["tasks"]["totalCount"] == 91
+    assert [node["title"] for node in read["tasks"]["nodes"]] == ["Newest of all", *reversed(titles)]
+
+
+# All or nothing
+
+
+async def test_a_database_with_anybody_in_it_is_refused_and_left_alone(api: Api, database: Database) -> None:
+    person = await api.register("eva")
+    with pytest.raises(ConfigurationError, match="The database has people in it already; seed fills only an empty one"):
+        await seed(database)
+    assert [user.username for user in await users_in(database)] == [person.username]
+    assert await tasks_in(database) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
+async def test_an_interrupted_seeding_leaves_nothing_and_can_be_repeated(
+    settings: Settings, database: Database, number: signal.Signals
+) -> None:
+    assert settings.database_url is not None
+    process = await asyncio.create_subprocess_exec(
+        *(TASKFLOW, "seed", "--users", "20", "--tasks", "100000000"),
+        # Rich draws its bars only for terminals, or for who says that he is one.
+        env=os.environ | {"TASKFLOW_DATABASE_URL": settings.database_url, "TTY_COMPATIBLE": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stderr is not None
+    said = ""
+    async with asyncio.timeout(60):
+        while not re.search(r"[1-9]\d*/100000000", said):
+            piece = await process.stderr.read(4096)
+            assert piece, said
+            said += piece.decode(errors="replace")
+        process.send_signal(number)
+        out, rest = await process.communicate()
+    assert process.returncode != 0
+    assert out == b""
+    assert "Traceback" not in rest.decode(errors="replace")
+
+    assert await counts(database) == {"stream_state": 1}
+    await seed(database)
+    assert len(await tasks_in(database)) == 90
