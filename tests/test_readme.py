@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 
 import httpx
+import pytest
+from graphql import build_schema, parse, validate
 
 from tests.servers import wait_until
 
@@ -69,3 +71,9 @@ def _answers(port: int) -> bool:
         return httpx.get(f"http://127.0.0.1:{port}/health").status_code == 200
     except httpx.TransportError:
         return False
+
+
+@pytest.mark.parametrize("document", re.findall(r"```graphql\n(.*?)```", README.read_text(), re.DOTALL))
+def test_the_queries_are_valid(document: str) -> None:
+    schema = build_schema(README.with_name("schema.graphql").read_text())
+    assert validate(schema, parse(document)) == []

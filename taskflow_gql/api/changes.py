@@ -170,7 +170,7 @@ class Subscription:
         viewer = await info.context.require_viewer()
         # Refused now if it is bad; made anew for each event.
         filter_of(filter, viewer, info.context.begun_at)
-        cursor = after or info.context.last_event_id
+        cursor = info.context.last_event_id if after is None else after
         position = None if cursor is None else await info.context.parts.fanout.position_of(cursor)
         return _stream(info, viewer, filter, position)
 
