@@ -12,7 +12,6 @@ from uuid import UUID
 
 from sqlalchemy import (
     Boolean,
-    ClauseElement,
     ColumnElement,
     DateTime,
     Dialect,
@@ -118,7 +117,7 @@ class _MatchesWords(FunctionElement[bool]):
     type = Boolean()
     inherit_cache = True
 
-    def self_group(self, against: OperatorType | None = None) -> ClauseElement:
+    def self_group(self, against: OperatorType | None = None) -> Any:
         # SQLAlchemy would compare it with 1 on SQLite, which then goes through all tasks instead of into the index.
         return self
 
