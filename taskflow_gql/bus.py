@@ -110,7 +110,7 @@ class RedisBus:
                 await self._redis.ping()
 
     async def _publish_for_ever(self) -> None:
-        while True:
+        while not _is_cancelled():
             await self._to_announce.wait()
             self._to_announce.clear()
             try:
@@ -124,7 +124,7 @@ class RedisBus:
 
     async def _listen_for_ever(self) -> None:
         failures = 0
-        while True:
+        while not _is_cancelled():
             try:
                 async with self._redis.pubsub() as pubsub:
                     await pubsub.subscribe(_CHANNEL)
@@ -146,10 +146,18 @@ class RedisBus:
 async def _messages(pubsub: PubSub):  # type: ignore[no-untyped-def]
     """News, and every confirmation of a subscription: redis-py reconnects silently, and what was said in between is
     gone."""
-    while True:
+    while not _is_cancelled():
         message = await pubsub.get_message(timeout=5)
         if message is not None and message["type"] in ("message", "subscribe"):
             yield message
+
+
+def _is_cancelled() -> bool:
+    """redis-py swallows the cancellation of a task that is just connecting. Such a task would go on for ever, and the
+    process that waits for its end would never end.
+    """
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def make_bus(redis_url: str | None) -> Bus:

@@ -76,8 +76,9 @@ class Subscriber:
                 # Cleared first: what is offered while we read is queued again, and dropped below if it was read.
                 self._must_read_table = False
                 async with database.read() as session:
-                    await require_kept(session, self.position)
                     events = await events_after(session, self.position, viewer=self.viewer, limit=_BATCH)
+                    # Asked afterwards: what was still there now was there when the events were read.
+                    await require_kept(session, self.position)
                 if len(events) == _BATCH:
                     self._queue.clear()
                     self._must_read_table = True
@@ -163,13 +164,17 @@ class Fanout:
     def cursor(self, position: int) -> str:
         return encode_cursor(self._stream_id, position)
 
+    def require_room(self, viewer: Viewer) -> None:
+        """Raises TooManySubscriptions when this person may not open another one."""
+        if len(self._by_user.get(viewer.id, ())) >= self._max_per_user:
+            raise TooManySubscriptions(self._max_per_user)
+
     @asynccontextmanager
     async def subscribe(self, viewer: Viewer, *, after: int | None = None) -> AsyncIterator[Subscriber]:
         """Everything after a position, or everything committed from now on, in order."""
+        self.require_room(viewer)
         subscriber = Subscriber(viewer, self._queue_size)
         group = self._by_user[viewer.id]
-        if len(group) >= self._max_per_user:
-            raise TooManySubscriptions(self._max_per_user)
         # Registered before the end of the stream is read, so that nothing falls between the two.
         group.add(subscriber)
         self.set_viewer(subscriber, viewer)

@@ -13,7 +13,7 @@ from taskflow_gql.api.filters import TaskFilter, filter_of
 from taskflow_gql.events import TaskChanged
 from taskflow_gql.models import EventKind, TaskRow
 from taskflow_gql.services.access import Viewer, may_see
-from taskflow_gql.services.changes import events_after, read_stream_state
+from taskflow_gql.services.changes import events_after, read_stream_state, require_kept
 from taskflow_gql.services.filters import matches
 from taskflow_gql.services.paging import PageRequest
 
@@ -83,6 +83,8 @@ async def changes_since(
         # The end is read first: what is placed after it is left to the next page.
         last_position = (await read_stream_state(session)).last_position
         events = await events_after(session, position, viewer=viewer, limit=_SCAN)
+        # Once more: what is deleted between the first look and the reading must not be passed over in silence.
+        await require_kept(session, position)
     changes: list[Change] = []
     for event in events:
         if len(changes) == size:

@@ -168,6 +168,7 @@ class Subscription:
         ] = None,
     ) -> AsyncIterator[TaskChange]:
         viewer = await info.context.require_viewer()
+        info.context.parts.fanout.require_room(viewer)
         # Refused now if it is bad; made anew for each event.
         filter_of(filter, viewer, info.context.begun_at)
         cursor = info.context.last_event_id if after is None else after

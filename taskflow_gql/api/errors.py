@@ -11,6 +11,7 @@ from uuid import uuid4
 import strawberry
 from graphql import ExecutionResult as GraphQLExecutionResult
 from graphql import GraphQLError, GraphQLSyntaxError
+from strawberry.exceptions import MissingQueryError
 from strawberry.extensions import FieldExtension, SchemaExtension
 from strawberry.extensions.field_extension import AsyncExtensionResolver
 from strawberry.schema.exceptions import CannotGetOperationTypeError, InvalidOperationTypeError
@@ -129,8 +130,11 @@ def render_error(error: GraphQLError) -> GraphQLError:
             return coded(error, cause.refusals[0].code, message=cause.message)
         case _, RecursionError():
             return coded(error, TOO_COMPLEX, message="The document is nested too deeply")
-        case _, CannotGetOperationTypeError() | InvalidOperationTypeError():
-            return coded(error, BAD_USER_INPUT)
+        case _, CannotGetOperationTypeError() | InvalidOperationTypeError() | MissingQueryError():
+            rendered = coded(error, BAD_USER_INPUT)
+            # Seeing the cause, Strawberry would close a WebSocket with all its other operations.
+            rendered.original_error = None
+            return rendered
         case _, TaskflowError():
             return coded(error, cause.code, message=cause.message)
         case _, None:
