@@ -71,11 +71,11 @@ def create_app(settings: Settings | None = None) -> Starlette:
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
-        await bus.start()
-        await fanout.start()
-        for part in (relay, watch, retention):
-            part.start()
         try:
+            await bus.start()
+            await fanout.start()
+            for part in (relay, watch, retention):
+                part.start()
             with draining_on_signals(fanout):
                 yield
         finally:

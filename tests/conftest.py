@@ -141,13 +141,15 @@ async def serving(settings: Settings) -> AsyncIterator[Api]:
     )
     server = _Server(config)
     running = asyncio.create_task(server.serve(sockets=[listener]))
-    async with Api(f"http://127.0.0.1:{listener.getsockname()[1]}") as api:
-        # Connects as soon as the socket listens, and is answered when start-up is done.
-        assert (await api.http.get("/health")).status_code == 200
-        yield api
-    server.should_exit = True
-    await running
-    listener.close()
+    try:
+        async with Api(f"http://127.0.0.1:{listener.getsockname()[1]}") as api:
+            # Connects as soon as the socket listens, and is answered when start-up is done.
+            assert (await api.http.get("/health")).status_code == 200
+            yield api
+    finally:
+        server.should_exit = True
+        await running
+        listener.close()
 
 
 async def make_admin(database: Database, user_id: str) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cross_web import AsyncHTTPRequestAdapter, HTTPException
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import FileResponse, Response
 from starlette.types import Receive, Scope, Send
@@ -33,6 +34,7 @@ from strawberry.subscriptions.protocols.graphql_transport_ws.handlers import (
     BaseGraphQLTransportWSHandler,
     _OperationStreamClosed,
 )
+from strawberry.subscriptions.protocols.graphql_transport_ws.types import ConnectionInitMessage
 from strawberry.types import ExecutionResult
 from strawberry.types.execution import PreExecutionError
 from strawberry.types.graphql import OperationType
@@ -102,6 +104,14 @@ class TransportWSHandler(BaseGraphQLTransportWSHandler[Context, None]):
             await super().handle_message({"type": "connection_init"})
         else:
             await super().handle_message(message)  # type: ignore[arg-type]
+
+    async def handle_connection_init(self, message: ConnectionInitMessage) -> None:
+        try:
+            await super().handle_connection_init(message)
+        except (SQLAlchemyError, OSError, TimeoutError) as error:
+            log.warning("Cannot check who connects now: %s", type(error).__name__)
+            # Try again later, says the code, and clients do.
+            await self.websocket.close(code=1013, reason="The database is away")
 
     @property
     def _is_full(self) -> bool:

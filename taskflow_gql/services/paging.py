@@ -136,7 +136,8 @@ def _decode(value: object, key: SortKey[Any]) -> Any:
             raise ValueError("no such time") from error
     if kind is UUID and type(value) is str:
         return UUID(hex=value)
-    if kind is int and type(value) is int and abs(value) < 2**63:
+    # PostgreSQL takes no more for an integer.
+    if kind is int and type(value) is int and abs(value) < 2**31:
         return value
     if kind is str and type(value) is str and is_storable(value):
         return value

@@ -1,0 +1,364 @@
+"""Clients that write down what they sent and were answered, and what they were told."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+
+import httpx
+from websockets.asyncio.client import connect
+from websockets.exceptions import WebSocketException
+from websockets.typing import Subprotocol
+
+from tests.faults.checker import FILTERS, Acknowledged, Listener, Seen, Told
+
+# Shorter than the longest pause of a server: some clients give up on a frozen one and go to the other.
+TIMEOUT_SECONDS = 4
+# Few enough that most tasks change often and are seen by several.
+TASKS = 120
+
+TASK = "id title status priority version assignee { id }"
+CHANGE = f"cursor kind taskId task {{ {TASK} }} previous {{ version }}"
+LOGIN = "mutation($i: LoginInput!) { login(input: $i) { accessToken errors { code } } }"
+CREATE = f"mutation($i: CreateTaskInput!) {{ x: createTask(input: $i) {{ task {{ {TASK} }} errors {{ code }} }} }}"
+UPDATE = f"mutation($i: UpdateTaskInput!) {{ x: updateTask(input: $i) {{ task {{ {TASK} }} errors {{ code }} }} }}"
+STATUS = (
+    f"mutation($i: SetTaskStatusInput!) {{ x: setTaskStatus(input: $i) {{ task {{ {TASK} }} errors {{ code }} }} }}"
+)
+DELETE = "mutation($i: DeleteTaskInput!) { x: deleteTask(input: $i) { deletedTaskId errors { code } } }"
+LIST = f"""
+query($filter: TaskFilter, $after: String) {{
+  tasks(filter: $filter, first: 100, after: $after) {{
+    changesCursor nodes {{ {TASK} }} pageInfo {{ hasNextPage endCursor }}
+  }}
+}}
+"""
+PULL = f"""
+query($filter: TaskFilter, $after: String!) {{
+  taskChanges(filter: $filter, first: 25, after: $after) {{
+    nodes {{ {CHANGE} }} pageInfo {{ hasNextPage endCursor }}
+  }}
+}}
+"""
+SUBSCRIBE = f"""
+subscription($filter: TaskFilter, $after: String) {{
+  taskChanged(filter: $filter, after: $after) {{ {CHANGE} }}
+}}
+"""
+
+
+class Interrupted(Exception):
+    """No answer, or none that says what happened: ask again, perhaps elsewhere."""
+
+
+class SignedOut(Exception):
+    pass
+
+
+@dataclass
+class Log:
+    """What all clients know together."""
+
+    acknowledged: list[Acknowledged] = field(default_factory=list)
+    outcomes: Counter[str] = field(default_factory=Counter)
+    interruptions: Counter[str] = field(default_factory=Counter)
+    listeners: list[Listener] = field(default_factory=list)
+    # Answers that no fault excuses.
+    complaints: list[str] = field(default_factory=list)
+    # Tasks that are probably there, with their creators.
+    creators: dict[str, str] = field(default_factory=dict)
+
+    def some_task(self, random: Random) -> tuple[str, str]:
+        """Rather an old one than a new one: hot tasks are where order shows."""
+        index = int(len(self.creators) * random.random() ** 2)
+        return list(self.creators.items())[index]
+
+
+@dataclass
+class Person:
+    """Signs in again when the token has expired, once for all the clients of the same person."""
+
+    id: str
+    username: str
+    password: str
+    token: str
+    is_admin: bool = False
+    _signing_in: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    async def renew(self, http: httpx.AsyncClient, urls: Sequence[str], token: str, log: Log) -> None:
+        async with self._signing_in:
+            for attempt in range(200):
+                if self.token != token:
+                    return
+                with suppress(Interrupted):
+                    given = {"usernameOrEmail": self.username, "password": self.password}
+                    data = await post(http, urls[attempt % len(urls)], None, LOGIN, {"i": given})
+                    self.token = data["login"]["accessToken"]
+                    log.interruptions["credentials ended"] += 1
+                    return
+                await asyncio.sleep(0.1)
+
+
+def decoded(cursor: str) -> int:
+    return int(base64.urlsafe_b64decode(cursor + "==").decode().partition(":")[2])
+
+
+def seen(task: Mapping[str, Any]) -> Seen:
+    assignee = task["assignee"] and task["assignee"]["id"]
+    return Seen(task["title"], task["status"], task["priority"], assignee, task["version"])
+
+
+async def post(http: httpx.AsyncClient, url: str, token: str | None, query: str, variables: Mapping[str, Any]) -> Any:
+    """`data` of an answer without errors."""
+    headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+    try:
+        response = await http.post(f"{url}/graphql", json={"query": query, "variables": variables}, headers=headers)
+        answer = response.json()
+    except (httpx.HTTPError, ValueError) as error:
+        raise Interrupted(type(error).__name__) from error
+    raise_for(answer.get("errors"))
+    return answer["data"]
+
+
+def raise_for(errors: Sequence[Mapping[str, Any]] | None) -> None:
+    codes = [error.get("extensions", {}).get("code", error["message"]) for error in errors or ()]
+    if "UNAUTHENTICATED" in codes:
+        raise SignedOut
+    if codes:
+        raise Interrupted(codes[0])
+
+
+class Writer:
+    """Makes, changes, gives away, ticks off and deletes tasks, and writes down every answer."""
+
+    def __init__(self, person: Person, people: Sequence[Person], urls: Sequence[str], log: Log, seed: int) -> None:
+        self._person, self._people, self._urls, self._log = person, people, urls, log
+        self._random = Random(seed)
+        self._count = 0
+
+    async def run(self, stop: asyncio.Event, *, pause_seconds: float) -> None:
+        async with httpx.AsyncClient(timeout=TIMEOUT_SECONDS, trust_env=False) as http:
+            while not stop.is_set():
+                await self._mutate(http)
+                await asyncio.sleep(self._random.uniform(0, 2 * pause_seconds))
+
+    async def _mutate(self, http: httpx.AsyncClient) -> None:
+        log = self._log
+        task_id, query, given = self._choose()
+        # The same mutation again, until an answer comes; what came of those without one, nobody knows.
+        for _ in range(3):
+            token = self._person.token
+            try:
+                data = await post(http, self._random.choice(self._urls), token, query, {"i": given})
+            except SignedOut:
+                await self._person.renew(http, self._urls, token, log)
+                continue
+            except Interrupted as reason:
+                log.outcomes["unknown"] += 1
+                log.interruptions[f"mutation: {reason}"] += 1
+                await asyncio.sleep(self._random.uniform(0, 0.3))
+                continue
+            payload = data["x"]
+            if payload["errors"]:
+                log.outcomes["refused"] += 1
+                if payload["errors"][0]["code"] == "NOT_FOUND":
+                    log.creators.pop(task_id, None)
+                elif payload["errors"][0]["code"] != "FORBIDDEN":
+                    log.complaints.append(f"{query} with {given}: {payload['errors']}")
+                return
+            log.outcomes["acknowledged"] += 1
+            if "deletedTaskId" in payload:
+                log.creators.pop(task_id, None)
+                log.acknowledged.append(Acknowledged(task_id, None))
+            else:
+                task = payload["task"]
+                if query == CREATE:
+                    log.creators[task["id"]] = self._person.id
+                log.acknowledged.append(Acknowledged(task["id"], seen(task)))
+            return
+
+    def _choose(self) -> tuple[str, str, dict[str, Any]]:
+        random = self._random
+        self._count += 1
+        # Never the same twice, so that every acknowledged change is an event of its own.
+        title = f"{self._person.username} {self._count}"
+        assignee = random.choice([None, *(person.id for person in self._people)])
+        count = len(self._log.creators)
+        if count < 20 or random.random() < (0.5 if count < TASKS else 0.05):
+            priority = random.choice(["LOW", "MEDIUM", "HIGH"])
+            return "", CREATE, {"title": title, "assigneeId": assignee, "priority": priority}
+        task_id, _ = self._log.some_task(random)
+        match random.randrange(10):
+            case 0:
+                return task_id, DELETE, {"id": task_id}
+            case 1 | 2 | 3:
+                return (
+                    task_id,
+                    STATUS,
+                    {"id": task_id, "status": random.choice(["PENDING", "IN_PROGRESS", "COMPLETED"])},
+                )
+            case 4 | 5 | 6:
+                return task_id, UPDATE, {"id": task_id, "title": title, "assigneeId": assignee}
+        return task_id, UPDATE, {"id": task_id, "title": title, "priority": random.choice(["LOW", "HIGH"])}
+
+
+class Follower(ABC):
+    """Keeps a replica of a list: reads it once, and then knows nothing but what it is told."""
+
+    def __init__(self, person: Person, filter_: str, urls: Sequence[str], log: Log, seed: int) -> None:
+        self.person, self._urls, self._log = person, urls, log
+        self._random = Random(seed)
+        name = f"{person.username} {type(self).__name__} {filter_!r}"
+        self.listener = Listener(name, person.id, person.is_admin, filter_)
+        self.cursor: str | None = None
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        return {"filter": FILTERS[self.listener.filter], "after": self.cursor}
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        async with httpx.AsyncClient(timeout=TIMEOUT_SECONDS, trust_env=False) as http:
+            while True:
+                token = self.person.token
+                try:
+                    if self.cursor is None:
+                        await self._begin(http)
+                    await self.follow(http, self._random.choice(self._urls))
+                except SignedOut:
+                    await self.person.renew(http, self._urls, token, self._log)
+                except Interrupted as reason:
+                    self._log.interruptions[f"{type(self).__name__}: {reason}"] += 1
+                    if any(code in str(reason) for code in ("BAD_USER_INPUT", "CURSOR_EXPIRED", "VALIDATION")):
+                        self._log.complaints.append(f"{self.listener.name}: {reason}")
+                    await asyncio.sleep(self._random.uniform(0, 0.3))
+
+    async def _begin(self, http: httpx.AsyncClient) -> None:
+        cursor, tasks = await self.read_list(http, self._random.choice(self._urls))
+        self.listener.replica = tasks
+        self.listener.since = decoded(cursor)
+        self.cursor = cursor
+        self._log.listeners.append(self.listener)
+
+    async def read_list(self, http: httpx.AsyncClient, url: str) -> tuple[str, dict[str, Seen]]:
+        """All pages, and the cursor of the first: what changes while the others are read comes after it."""
+        tasks: dict[str, Seen] = {}
+        cursor, after = "", None
+        while True:
+            data = await post(http, url, self.person.token, LIST, self.variables | {"after": after})
+            page = data["tasks"]
+            cursor = cursor or page["changesCursor"]
+            tasks |= {task["id"]: seen(task) for task in page["nodes"]}
+            if not page["pageInfo"]["hasNextPage"]:
+                return cursor, tasks
+            after = page["pageInfo"]["endCursor"]
+
+    @abstractmethod
+    async def follow(self, http: httpx.AsyncClient, url: str) -> None:
+        """Hear what comes after the cursor until something goes wrong."""
+
+    def hear(self, change: Mapping[str, Any]) -> None:
+        self.listener.hear(
+            Told(
+                position=decoded(change["cursor"]),
+                kind=change["kind"],
+                task_id=change["taskId"],
+                task=change["task"] and seen(change["task"]),
+                previous=change["previous"] and change["previous"]["version"],
+            )
+        )
+        self.cursor = change["cursor"]
+
+    def hear_result(self, result: Mapping[str, Any]) -> None:
+        # A change of which a part could not be read is none: it comes again after the cursor before it.
+        raise_for(result.get("errors"))
+        self.hear(result["data"]["taskChanged"])
+
+
+class SocketFollower(Follower):
+    async def follow(self, http: httpx.AsyncClient, url: str) -> None:
+        try:
+            async with connect(
+                url.replace("http", "ws") + "/graphql",
+                subprotocols=[Subprotocol("graphql-transport-ws")],
+                open_timeout=TIMEOUT_SECONDS,
+                ping_interval=1,
+                ping_timeout=TIMEOUT_SECONDS,
+                close_timeout=0.5,
+                proxy=None,
+            ) as socket:
+                credentials = {"Authorization": f"Bearer {self.person.token}"}
+                await socket.send(json.dumps({"type": "connection_init", "payload": credentials}))
+                payload = {"query": SUBSCRIBE, "variables": self.variables}
+                async for text in socket:
+                    message = json.loads(text)
+                    match message["type"]:
+                        case "connection_ack":
+                            await socket.send(json.dumps({"type": "subscribe", "id": "1", "payload": payload}))
+                        case "next":
+                            self.hear_result(message["payload"])
+                        case "error":
+                            raise_for(message["payload"])
+                        case "complete":
+                            raise Interrupted("complete")
+        except (WebSocketException, OSError, TimeoutError) as error:
+            raise Interrupted(type(error).__name__) from error
+        if socket.close_code == 4403:
+            raise SignedOut
+        raise Interrupted(f"closed with {socket.close_code}")
+
+
+class EventSourceFollower(Follower):
+    async def follow(self, http: httpx.AsyncClient, url: str) -> None:
+        # What an EventSource of a browser would do: the same request again, with the id of the last event.
+        headers = {
+            "Accept": "text/event-stream",
+            "Authorization": f"Bearer {self.person.token}",
+            "Last-Event-ID": self.cursor or "",
+        }
+        body = {"query": SUBSCRIBE, "variables": {"filter": self.variables["filter"]}}
+        timeout = httpx.Timeout(TIMEOUT_SECONDS, read=20)
+        try:
+            async with http.stream("POST", f"{url}/graphql", json=body, headers=headers, timeout=timeout) as response:
+                if response.headers["content-type"].partition(";")[0] != "text/event-stream":
+                    raise_for(json.loads(await response.aread()).get("errors"))
+                async for event in _events(response):
+                    if event["event"] == "complete":
+                        raise Interrupted("complete")
+                    self.hear_result(json.loads(event["data"]))
+                    if event["id"] != self.cursor:
+                        self._log.complaints.append(f"{self.listener.name}: id {event['id']} of {self.cursor}")
+        except (httpx.HTTPError, ValueError) as error:
+            raise Interrupted(type(error).__name__) from error
+        raise Interrupted("ended without complete")
+
+
+async def _events(response: httpx.Response) -> AsyncIterator[dict[str, str]]:
+    """Server-sent events; what the connection's end has cut short is none."""
+    event: dict[str, str] = {}
+    async for line in response.aiter_lines():
+        name, _, value = line.partition(": ")
+        if line == "" and event:
+            yield event
+            event = {}
+        elif name:
+            event[name] = value
+
+
+class Puller(Follower):
+    async def follow(self, http: httpx.AsyncClient, url: str) -> None:
+        data = await post(http, url, self.person.token, PULL, self.variables)
+        for change in data["taskChanges"]["nodes"]:
+            self.hear(change)
+        info = data["taskChanges"]["pageInfo"]
+        self.cursor = info["endCursor"]
+        if not info["hasNextPage"]:
+            await asyncio.sleep(self._random.uniform(0, 1))

@@ -1,0 +1,47 @@
+"""The bus ends when it is told to, whatever it is doing."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from taskflow_gql.bus import RedisBus
+from tests.servers import RedisServer
+
+
+@pytest.mark.parametrize("milliseconds", [0, 0.5, 1, 1.5, 2, 3, 4, 8, 50])
+async def test_a_bus_that_is_just_connecting_closes_at_once(redis_url: str, milliseconds: float) -> None:
+    """redis-py swallows cancellations then: a server that could not start for want of a database never ended."""
+    bus = RedisBus(redis_url)
+    await bus.start()
+    bus.announce()
+    await asyncio.sleep(milliseconds / 1000)
+    begun = time.monotonic()
+    await bus.close()
+    assert time.monotonic() - begun < 1
+
+
+async def test_a_bus_without_redis_tells_its_own_process_and_the_others_when_redis_is_back() -> None:
+    with RedisServer() as redis:
+        here, there = RedisBus(redis.url()), RedisBus(redis.url())
+        heard_here, heard_there = asyncio.Event(), asyncio.Event()
+        here.listen(heard_here.set)
+        there.listen(heard_there.set)
+        await asyncio.to_thread(redis.kill)
+        for bus in (here, there):
+            await bus.start()
+        here.announce()
+        assert heard_here.is_set()
+        await asyncio.to_thread(redis.start)
+        heard_there.clear()
+        async with asyncio.timeout(15):
+            # By the news that waited, or because it has just subscribed and may have missed some.
+            await heard_there.wait()
+            heard_there.clear()
+            while not heard_there.is_set():
+                here.announce()
+                await asyncio.sleep(0.05)
+        for bus in (here, there):
+            await bus.close()
