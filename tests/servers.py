@@ -77,7 +77,7 @@ class Account:
     extra_groups: tuple[int, ...] | None = None
 
 
-class _Server:
+class Server:
     """A server process with a folder and a port of its own, both kept until `close`."""
 
     name: str
@@ -203,7 +203,7 @@ class _Server:
         self._watcher.stdin.flush()
 
 
-class PostgresServer(_Server):
+class PostgresServer(Server):
     """PostgreSQL with one superuser, `postgres`, who needs no password.
 
     `durable` keeps the settings that let a commit survive `kill`; without them everything is faster.
@@ -312,7 +312,7 @@ class PostgresServer(_Server):
         raise ServerMissing("\n".join([advice, *passed_over]))
 
 
-class RedisServer(_Server):
+class RedisServer(Server):
     """Redis that keeps nothing: `kill` and `stop` both empty it. `programs` are where to look, best first."""
 
     name = "redis"

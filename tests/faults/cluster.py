@@ -21,12 +21,12 @@ from taskflow_gql.config import Settings
 from taskflow_gql.database import Database, create_engine
 from taskflow_gql.migrate import migrate
 from tests.faults.checker import Event, Seen
-from tests.servers import Account, PostgresServer, RedisServer, ServerFailed, _Server
+from tests.servers import Account, PostgresServer, RedisServer, Server, ServerFailed
 
 RECOVERY_SECONDS = 60
 
 
-class TaskflowServer(_Server):
+class TaskflowServer(Server):
     """`taskflow serve`, to be killed and frozen like the others."""
 
     name = "taskflow"
@@ -176,7 +176,7 @@ class Cluster:
         """What the two servers have written."""
         return "".join(server.log.read_text(errors="replace") for server in self.servers)
 
-    async def start_again(self, server: _Server) -> None:
+    async def start_again(self, server: Server) -> None:
         """`taskflow serve` gives up when it finds no Redis or no database, so it is tried until they are back."""
         deadline = time.monotonic() + RECOVERY_SECONDS
         while not server.running:

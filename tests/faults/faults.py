@@ -19,7 +19,7 @@ from tests.factories import make_viewer
 from tests.faults.checker import Acknowledged, Seen
 from tests.faults.clients import Log
 from tests.faults.cluster import Cluster
-from tests.servers import PostgresServer, RedisServer, _Server
+from tests.servers import PostgresServer, RedisServer, Server
 
 
 class RolledBack(Exception):
@@ -33,7 +33,7 @@ class Faults:
         self._random = Random(seed)
         self.done: Counter[str] = Counter()
         # One thing at a time befalls each process; different ones overlap.
-        self._locks: defaultdict[_Server, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._locks: defaultdict[Server, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._kinds: dict[str, Callable[[], Awaitable[None]]] = {
             "kill -9 of a server": lambda: self._kill(self._some_server()),
             "SIGSTOP of a server": lambda: self._pause(self._some_server()),
@@ -66,21 +66,21 @@ class Faults:
         await self._kinds[kind]()
         self.done[kind] += 1
 
-    def _some_server(self) -> _Server:
+    def _some_server(self) -> Server:
         return self._random.choice(self._cluster.servers)
 
-    async def _kill(self, server: _Server) -> None:
+    async def _kill(self, server: Server) -> None:
         async with self._locks[server]:
             await asyncio.to_thread(server.kill)
             await asyncio.sleep(self._random.uniform(0, 1.5))
             await self._cluster.start_again(server)
 
-    async def _restart(self, server: _Server) -> None:
+    async def _restart(self, server: Server) -> None:
         async with self._locks[server]:
             await asyncio.to_thread(server.stop)
             await self._cluster.start_again(server)
 
-    async def _pause(self, server: _Server) -> None:
+    async def _pause(self, server: Server) -> None:
         # Longer than the database lets a transaction idle, so that what a frozen server holds is taken from it.
         longest = 2.0 if isinstance(server, PostgresServer | RedisServer) else 5.0
         async with self._locks[server]:
