@@ -9,7 +9,6 @@ from typing import Annotated
 import strawberry
 from graphql import FieldNode, FragmentSpreadNode, InlineFragmentNode, SelectionSetNode
 
-from taskflow_gql import clock
 from taskflow_gql.api.context import Info
 from taskflow_gql.api.enums import OrderDirection
 from taskflow_gql.api.filters import TaskFilter, filter_of
@@ -48,6 +47,7 @@ TaskOrderArgument = Annotated[
 
 
 def task_query(
+    info: Info,
     viewer: Viewer,
     *,
     first: int | None,
@@ -61,7 +61,8 @@ def task_query(
     keys = [(key.field, key.direction is OrderDirection.DESC) for key in order or []]
     return TaskQuery(
         request=PageRequest.of(first=first, after=after, last=last, before=before),
-        filter=filter_of(filter, viewer, clock.now()),
+        # The operation's own moment, so that the same filter of fifty parents is one filter to their loader.
+        filter=filter_of(filter, viewer, info.context.begun_at),
         order=order_by(keys) if keys else NEWEST_FIRST,
     )
 

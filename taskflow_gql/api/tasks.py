@@ -209,7 +209,9 @@ class TaskQueries:
         order_by: TaskOrderArgument = None,
     ) -> TaskList:
         viewer = await info.context.require_viewer()
-        query = task_query(viewer, first=first, after=after, last=last, before=before, filter=filter, order=order_by)
+        query = task_query(
+            info, viewer, first=first, after=after, last=last, before=before, filter=filter, order=order_by
+        )
         cursor = await info.context.loaders.changes_cursor() if selects(info, "changesCursor") else None
         with_people = selects(info, "creator", "assignee")
         async with info.context.read() as session:
@@ -225,7 +227,7 @@ class TaskQueries:
     @strawberry.field(description="Counts over the tasks that you may see, without reading them one by one.")
     async def task_stats(self, info: Info, filter: TaskFilterArgument = None) -> TaskStats:
         viewer = await info.context.require_viewer()
-        now = clock.now()
+        now = info.context.begun_at
         async with info.context.read() as session:
             return TaskStats(counts=await stats.task_stats(session, viewer, filter_of(filter, viewer, now), now))
 

@@ -60,7 +60,9 @@ class User(Node):
         order_by: TaskOrderArgument = None,
     ) -> TaskList:
         viewer = await info.context.require_viewer()
-        query = task_query(viewer, first=first, after=after, last=last, before=before, filter=filter, order=order_by)
+        query = task_query(
+            info, viewer, first=first, after=after, last=last, before=before, filter=filter, order=order_by
+        )
         return await _tasks_of(user, info, viewer, Relation.CREATED, query)
 
     @strawberry.field(
@@ -79,7 +81,9 @@ class User(Node):
         order_by: TaskOrderArgument = None,
     ) -> TaskList:
         viewer = await info.context.require_viewer()
-        query = task_query(viewer, first=first, after=after, last=last, before=before, filter=filter, order=order_by)
+        query = task_query(
+            info, viewer, first=first, after=after, last=last, before=before, filter=filter, order=order_by
+        )
         return await _tasks_of(user, info, viewer, Relation.ASSIGNED, query)
 
     @classmethod
