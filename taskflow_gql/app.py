@@ -111,7 +111,6 @@ def create_app(settings: Settings | None = None) -> Starlette:
             )
         ],
         lifespan=lifespan,
-        max_body_size=settings.max_body_bytes,
     )
     app.state.parts = parts
     return app

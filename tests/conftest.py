@@ -131,6 +131,8 @@ class _Server(uvicorn.Server):
 async def serving(settings: Settings) -> AsyncIterator[Api]:
     """The real app behind a real HTTP server, in this event loop."""
     listener = socket.create_server(("127.0.0.1", 0))
+    # asyncio turns Nagle's algorithm off only for sockets that name their protocol, which this one does not.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     config = uvicorn.Config(
         create_app(settings),
         log_config=None,

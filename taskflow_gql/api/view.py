@@ -17,7 +17,7 @@ from cross_web import AsyncHTTPRequestAdapter, HTTPException
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import FileResponse, Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 from starlette.websockets import WebSocket
 from strawberry.asgi import ASGIWebSocketAdapter, GraphQL
 from strawberry.exceptions import ConnectionRejectionError, MissingQueryError
@@ -190,7 +190,7 @@ class GraphQLView(GraphQL[Context, None]):
         if scope["type"] == "websocket":
             await self._serve_socket(scope, receive, send)
             return
-        request = Request(scope, receive)
+        request = Request(scope, _limited(receive, self._parts.settings.max_body_bytes))
         try:
             response: Response = await self.run(request)
         except RequestError as error:
@@ -369,6 +369,21 @@ class GraphQLView(GraphQL[Context, None]):
         is_new_media_type = sub_response.headers["content-type"].startswith(GRAPHQL_RESPONSE)
         status = 400 if is_new_media_type and "data" not in response_data else 200
         return Response(self.encode_json(response_data), status, headers=dict(sub_response.headers))
+
+
+def _limited(receive: Receive, limit: int) -> Receive:
+    """Not Starlette's `max_body_size`: its answer is no JSON, and has no CORS headers, so that no page can read it."""
+    size = 0
+
+    async def receive_in_limit() -> Message:
+        nonlocal size
+        message = await receive()
+        size += len(message.get("body", b""))
+        if size > limit:
+            raise RequestError(413, f"A request may have at most {limit} bytes")
+        return message
+
+    return receive_in_limit
 
 
 def _is_request_error(result: ExecutionResult) -> bool:

@@ -1,0 +1,167 @@
+"""How errors reach clients, and what of them does not."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import text
+
+from taskflow_gql import errors
+from taskflow_gql.api.errors import ErrorCode
+from taskflow_gql.config import Settings
+from taskflow_gql.database import Database, create_engine
+from taskflow_gql.migrate import migrate
+from tests.client import Api
+from tests.conftest import make_settings, serving
+from tests.servers import PostgresServer
+
+TESTS = Path(__file__).parent.parent
+
+
+def subclasses(cls: type[errors.TaskflowError]) -> set[type[errors.TaskflowError]]:
+    return {cls} | {leaf for child in cls.__subclasses__() for leaf in subclasses(child)}
+
+
+def sources(folder: Path) -> str:
+    """All tests of the folder but these."""
+    return "".join(path.read_text() for path in sorted(folder.rglob("test_*.py")) if path != Path(__file__))
+
+
+@pytest.mark.parametrize("code", ErrorCode)
+def test_every_code_of_a_payload_is_reached_by_a_test(code: ErrorCode) -> None:
+    assert f'"{code}"' in sources(TESTS / "api")
+
+
+@pytest.mark.parametrize("error", sorted(subclasses(errors.TaskflowError), key=str))
+def test_every_code_of_an_error_is_reached_by_a_test(error: type[errors.TaskflowError]) -> None:
+    if hasattr(error, "code"):
+        assert f'"{error.code}"' in sources(TESTS)
+
+
+def test_every_refusal_has_a_code_of_the_schema() -> None:
+    codes = {refusal.code for refusal in subclasses(errors.Refusal) if hasattr(refusal, "code")}
+    assert codes == set(ErrorCode)
+
+
+async def test_an_error_says_where_and_what_and_its_code(api: Api) -> None:
+    ann = await api.register("ann")
+    assert await api.post("{ a: tasks(first: 0) { totalCount } me { username } }", by=ann) == {
+        "data": None,
+        "errors": [
+            {
+                "message": "first must be from 1 to 100, not 0",
+                "locations": [{"line": 1, "column": 3}],
+                "path": ["a"],
+                "extensions": {"code": "BAD_USER_INPUT"},
+            }
+        ],
+    }
+    answer = await api.post('{ a: task(id: "x") { id } b: node(id: "y") { id } me { username } }', by=ann)
+    assert answer["data"] == {"a": None, "b": None, "me": {"username": "ann"}}
+    assert sorted(error["path"] for error in answer["errors"]) == [["a"], ["b"]]
+    assert {error["extensions"]["code"] for error in answer["errors"]} == {"BAD_USER_INPUT"}
+
+
+@pytest.fixture
+async def broken(sqlite_settings: Settings) -> AsyncIterator[Api]:
+    """A server whose table of tasks somebody has taken away."""
+    async with serving(sqlite_settings) as api:
+        database = Database(create_engine(sqlite_settings))
+        async with database.write() as session:
+            await session.execute(text("ALTER TABLE tasks RENAME TO secret_tasks"))
+        await database.close()
+        yield api
+
+
+async def test_what_went_wrong_inside_is_in_the_log_and_not_in_the_answer(
+    broken: Api, caplog: pytest.LogCaptureFixture
+) -> None:
+    ann = await broken.register("ann")
+    answer = await broken.post("{ tasks { totalCount } me { username } }", by=ann)
+    (record,) = errors_logged(caplog)
+    assert answer == {
+        "data": None,
+        "errors": [
+            {
+                "message": f"Internal server error; the log has it under id {record.error_id}",
+                "locations": [{"line": 1, "column": 3}],
+                "path": ["tasks"],
+                "extensions": {"code": "INTERNAL_SERVER_ERROR", "id": record.error_id},
+            }
+        ],
+    }
+    # Everything that helps: the id, the place, the statement, the stack.
+    assert record.error_id in record.getMessage()
+    assert "tasks" in record.getMessage()
+    assert record.exc_info is not None
+    assert "no such table" in str(record.exc_info[1])
+
+
+async def test_each_error_has_an_id_of_its_own(broken: Api, caplog: pytest.LogCaptureFixture) -> None:
+    ann = await broken.register("ann")
+    query = "query($id: ID!) { a: task(id: $id) { id } b: node(id: $id) { id } me { username } }"
+    answer = await broken.post(query, {"id": ann.id}, by=ann)
+    assert answer["data"] == {"a": None, "b": None, "me": {"username": "ann"}}
+    ids = {error["extensions"]["id"] for error in answer["errors"]}
+    assert len(ids) == 2
+    assert {record.error_id for record in errors_logged(caplog)} == ids
+    create = 'mutation { createTask(input: {title: "A task"}) { task { id } errors { code } } }'
+    refused = await broken.post(create, by=ann)
+    assert refused["data"] is None
+    assert [error["extensions"]["code"] for error in refused["errors"]] == ["INTERNAL_SERVER_ERROR"]
+
+
+@pytest.fixture
+async def doomed(tmp_path: Path) -> AsyncIterator[tuple[Api, PostgresServer]]:
+    """A server, and the database that it is going to lose."""
+    with PostgresServer(durable=True) as postgres:
+        settings = make_settings(data_dir=tmp_path, database_url=postgres.url())
+        engine = create_engine(settings)
+        await migrate(engine)
+        await engine.dispose()
+        async with serving(settings) as api:
+            yield api, postgres
+
+
+async def test_without_its_database_a_server_says_so_in_the_log_only(
+    doomed: tuple[Api, PostgresServer], caplog: pytest.LogCaptureFixture
+) -> None:
+    api, postgres = doomed
+    ann = await api.register("ann")
+    async with api.signed_in_socket(ann) as socket:
+        postgres.kill()
+        answers = [
+            await api.post("{ tasks { totalCount } }", by=ann),
+            await api.post("{ me { username } }", by=ann),
+            await api.post('mutation { createTask(input: {title: "A task"}) { task { id } } }', by=ann),
+            await api.post('mutation { login(input: {usernameOrEmail: "ann", password: "x"}) { tokenType } }'),
+        ]
+        await socket.subscribe("subscription { taskChanged { kind } }")
+        message = await socket.receive()
+        payload = message["payload"]
+        answers.append({"data": None, "errors": payload if isinstance(payload, list) else payload["errors"]})
+    logged = {record.error_id: record for record in errors_logged(caplog)}
+    for answer in answers:
+        (error,) = answer["errors"]
+        assert answer["data"] in (None, {"me": None})
+        error_id = error["extensions"]["id"]
+        assert error["extensions"] == {"code": "INTERNAL_SERVER_ERROR", "id": error_id}
+        assert error["message"] == f"Internal server error; the log has it under id {error_id}"
+        assert error_id in logged.pop(error_id).getMessage()
+    assert logged == {}
+    assert await api.data("{ serverInfo { name } }") == {"serverInfo": {"name": "TaskFlow GQL"}}
+
+    # And it finds its way back by itself.
+    postgres.start()
+    assert await api.data("{ me { username } tasks { totalCount } }", by=ann) == {
+        "me": {"username": "ann"},
+        "tasks": {"totalCount": 0},
+    }
+
+
+def errors_logged(caplog: pytest.LogCaptureFixture) -> list[Any]:
+    return [record for record in caplog.records if record.levelno >= logging.ERROR]

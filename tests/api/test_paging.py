@@ -1,0 +1,305 @@
+"""Pages of tasks and of users: every way through a list, and every cursor that is none."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, event, text
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from taskflow_gql.database import Database
+from tests.client import Api, Person
+from tests.conftest import make_admin
+from tests.factories import make_task, make_user, make_viewer
+
+PAGE = """
+query($first: Int, $after: String, $last: Int, $before: String) {
+  FIELD(first: $first, after: $after, last: $last, before: $before) {
+    edges { cursor node { id } } nodes { id }
+    pageInfo { hasNextPage hasPreviousPage startCursor endCursor }
+  }
+}
+"""
+
+
+async def read(api: Api, by: Person, field: str, **arguments: Any) -> dict[str, Any]:
+    """A page, after checking what is true of all of them."""
+    page: dict[str, Any] = (await api.data(PAGE.replace("FIELD", field), arguments, by=by))[field]
+    assert page["nodes"] == [edge["node"] for edge in page["edges"]]
+    assert page["pageInfo"]["startCursor"] == (page["edges"][0]["cursor"] if page["edges"] else None)
+    assert page["pageInfo"]["endCursor"] == (page["edges"][-1]["cursor"] if page["edges"] else None)
+    return page
+
+
+def ids(page: dict[str, Any]) -> list[str]:
+    return [node["id"] for node in page["nodes"]]
+
+
+async def tie(session: AsyncSession) -> None:
+    """All tasks were created in the same microsecond."""
+    await session.execute(text("UPDATE tasks SET created_at = (SELECT min(created_at) FROM tasks)"))
+
+
+async def fill(api: Api, database: Database, field: str, size: int) -> Person:
+    """A list of this size, and somebody who sees it."""
+    ann = await api.register("ann")
+    async with database.write() as session:
+        if field == "users":
+            for n in range(size - 1):
+                await make_user(session, f"user{n}")
+        else:
+            for n in range(size):
+                await make_task(session, make_viewer(ann.id), f"Task {n}")
+            await tie(session)
+    return ann
+
+
+both_lists = pytest.mark.parametrize("field", ["tasks", "users"])
+
+
+@both_lists
+async def test_every_row_is_on_exactly_one_page_forwards_and_backwards(
+    api: Api, database: Database, field: str
+) -> None:
+    ann = await fill(api, database, field, 7)
+    whole = ids(await read(api, ann, field))
+    assert len(set(whole)) == 7
+    for size in (1, 2, 3, 6, 7, 8):
+        forwards: list[str] = []
+        page = await read(api, ann, field, first=size)
+        while True:
+            forwards += ids(page)
+            assert len(page["nodes"]) == size or not page["pageInfo"]["hasNextPage"]
+            if not page["pageInfo"]["hasNextPage"]:
+                break
+            page = await read(api, ann, field, first=size, after=page["pageInfo"]["endCursor"])
+        assert forwards == whole, size
+
+        backwards: list[str] = []
+        page = await read(api, ann, field, last=size)
+        while True:
+            backwards = ids(page) + backwards
+            if not page["pageInfo"]["hasPreviousPage"]:
+                break
+            page = await read(api, ann, field, last=size, before=page["pageInfo"]["startCursor"])
+        assert backwards == whole, size
+
+
+# (arguments, with places in a list of five for cursors; places on the page; more after; more before)
+PAGES: list[tuple[dict[str, Any], list[int], bool, bool]] = [
+    ({}, [0, 1, 2, 3, 4], False, False),
+    ({"first": 2}, [0, 1], True, False),
+    ({"first": 5}, [0, 1, 2, 3, 4], False, False),
+    ({"first": 100}, [0, 1, 2, 3, 4], False, False),
+    ({"first": 2, "after": 1}, [2, 3], True, True),
+    ({"first": 2, "after": 2}, [3, 4], False, True),
+    ({"after": 2}, [3, 4], False, True),
+    ({"first": 2, "after": 4}, [], False, True),
+    ({"last": 2}, [3, 4], False, True),
+    ({"last": 5}, [0, 1, 2, 3, 4], False, False),
+    ({"last": 2, "before": 3}, [1, 2], True, True),
+    ({"last": 3, "before": 3}, [0, 1, 2], True, False),
+    ({"before": 3}, [0, 1, 2], True, False),
+    ({"last": 5, "before": 0}, [], True, False),
+    ({"first": 2, "before": 3}, [0, 1], True, False),
+    ({"first": 2, "after": 0, "before": 4}, [1, 2], True, True),
+    ({"last": 2, "after": 0, "before": 4}, [2, 3], True, True),
+    ({"last": 2, "after": 1}, [3, 4], False, True),
+    ({"first": 2, "after": 3, "before": 1}, [], False, True),
+    ({"first": None, "last": 1, "after": None, "before": None}, [4], False, True),
+]
+
+
+@both_lists
+async def test_a_page_is_what_its_arguments_say(api: Api, database: Database, field: str) -> None:
+    ann = await fill(api, database, field, 5)
+    edges = (await read(api, ann, field))["edges"]
+    for arguments, places, has_next, has_previous in PAGES:
+        given = {
+            name: edges[value]["cursor"] if name in ("after", "before") and value is not None else value
+            for name, value in arguments.items()
+        }
+        page = await read(api, ann, field, **given)
+        assert page["edges"] == [edges[place] for place in places], arguments
+        found = (page["pageInfo"]["hasNextPage"], page["pageInfo"]["hasPreviousPage"])
+        assert found == (has_next, has_previous), arguments
+
+
+@both_lists
+async def test_without_a_size_a_page_has_fifty(api: Api, database: Database, field: str) -> None:
+    ann = await fill(api, database, field, 51)
+    page = await read(api, ann, field)
+    assert (len(page["nodes"]), page["pageInfo"]["hasNextPage"]) == (50, True)
+    whole = (await read(api, ann, field, first=100))["nodes"]
+    assert whole[:50] == page["nodes"]
+    assert (await read(api, ann, field, after=page["pageInfo"]["endCursor"]))["nodes"] == whole[50:]
+
+
+@both_lists
+async def test_a_bad_size_is_refused_with_words(api: Api, database: Database, field: str) -> None:
+    ann = await fill(api, database, field, 2)
+    cursor = (await read(api, ann, field, first=1))["pageInfo"]["endCursor"]
+    for arguments, message in (
+        ({"first": 0}, "first must be from 1 to 100, not 0"),
+        ({"first": 101}, "first must be from 1 to 100, not 101"),
+        ({"first": -1}, "first must be from 1 to 100, not -1"),
+        ({"first": 2**31 - 1}, "first must be from 1 to 100, not 2147483647"),
+        ({"last": 0}, "last must be from 1 to 100, not 0"),
+        ({"last": 101}, "last must be from 1 to 100, not 101"),
+        ({"last": -(2**31)}, "last must be from 1 to 100, not -2147483648"),
+        ({"first": 1, "last": 1}, "Give first or last, not both"),
+        ({"first": 1, "last": 1, "after": cursor}, "Give first or last, not both"),
+    ):
+        assert await refusal(api, ann, field, **arguments) == message
+    not_an_int: list[Any] = [2**31, 1.5, "1", True, [1], {}]
+    for value in not_an_int:
+        codes = await api.codes(PAGE.replace("FIELD", field), {"first": value}, by=ann)
+        assert codes == ["BAD_USER_INPUT"], value
+
+
+async def refusal(api: Api, by: Person, field: str, **arguments: Any) -> str:
+    """The message of the BAD_USER_INPUT."""
+    answer = await api.post(PAGE.replace("FIELD", field), arguments, by=by)
+    assert answer["data"] is None, arguments
+    (error,) = answer["errors"]
+    assert (error["extensions"], error["path"]) == ({"code": "BAD_USER_INPUT"}, [field]), arguments
+    message: str = error["message"]
+    return message
+
+
+def encode(value: object) -> str:
+    plain = value if isinstance(value, bytes) else json.dumps(value, separators=(",", ":")).encode()
+    return base64.urlsafe_b64encode(plain).decode().rstrip("=")
+
+
+def decode(cursor: str) -> list[Any]:
+    parts: list[Any] = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
+    return parts
+
+
+@both_lists
+async def test_a_cursor_of_another_list_or_order_is_refused(api: Api, database: Database, field: str) -> None:
+    ann = await fill(api, database, field, 2)
+    await api.create_task(ann)
+    other = "users" if field == "tasks" else "tasks"
+    foreign = (await read(api, ann, other, first=1))["pageInfo"]["endCursor"]
+    order, *keys = decode((await read(api, ann, field, first=1))["pageInfo"]["endCursor"])
+    for cursor in (foreign, encode([order.swapcase(), *keys]), encode([f"{order},id:asc", *keys]), encode(["", *keys])):
+        for argument in ("after", "before"):
+            message = f"{argument} is a cursor of another ordering: start again without it"
+            assert await refusal(api, ann, field, **{argument: cursor}) == message
+
+
+@both_lists
+async def test_a_cursor_that_is_none_is_refused(api: Api, database: Database, field: str) -> None:
+    # tests/services/test_paging.py has many more; these have gone through JSON and GraphQL.
+    ann = await fill(api, database, field, 2)
+    good = (await read(api, ann, field, first=1))["pageInfo"]["endCursor"]
+    order, *keys = decode(good)
+    assert encode([order, *keys]) == good
+    for cursor in (
+        "",
+        "%%%",
+        "\N{GRINNING FACE}",
+        good[:-3],
+        f"{good}AAAA",
+        "A" * 50_000,
+        encode(b"[" * 5000),
+        encode([]),
+        encode([order, *keys[:-1], "\x00"]),
+        encode([order, *keys[:-1], "\ud800"]),
+        encode([order, *keys[:-1], 10**400]),
+    ):
+        for argument in ("after", "before"):
+            assert await refusal(api, ann, field, **{argument: cursor}) == f"{argument} is not a cursor of this server"
+
+
+async def test_the_ends_of_time_are_cursors_too(api: Api, database: Database) -> None:
+    ann = await fill(api, database, "tasks", 2)
+    order, _, key = decode((await read(api, ann, "tasks", first=1))["pageInfo"]["endCursor"])
+    whole = (await read(api, ann, "tasks"))["nodes"]
+    first_moment, last_moment = -62135596800 * 10**6, 253402300800 * 10**6 - 1
+    for moment, after, before in ((first_moment, [], whole), (last_moment, whole, [])):
+        cursor = encode([order, moment, key])
+        assert (await read(api, ann, "tasks", after=cursor))["nodes"] == after
+        assert (await read(api, ann, "tasks", before=cursor))["nodes"] == before
+        assert await refusal(api, ann, "tasks", after=encode([order, moment * 2, key]))
+
+
+async def test_pages_stay_where_they_are_while_rows_come_and_go(api: Api, database: Database) -> None:
+    ann = await fill(api, database, "tasks", 12)
+    edges = (await read(api, ann, "tasks"))["edges"]
+    # Every third row goes while we page: some before we are there, some when we have passed, one as our very cursor.
+    doomed = [edge["node"]["id"] for edge in edges[1::3]]
+    seen: list[str] = []
+    page = await read(api, ann, "tasks", first=2)
+    while True:
+        seen += ids(page)
+        if not page["pageInfo"]["hasNextPage"]:
+            break
+        if doomed:
+            task_id = doomed.pop(0)
+            await api.data(f'mutation {{ deleteTask(input: {{id: "{task_id}"}}) {{ errors {{ code }} }} }}', by=ann)
+        await api.create_task(ann, title="Newcomer")
+        page = await read(api, ann, "tasks", first=2, after=page["pageInfo"]["endCursor"])
+    untouched = [edge["node"]["id"] for place, edge in enumerate(edges) if place % 3 != 1]
+    assert [task_id for task_id in seen if task_id in untouched] == untouched
+    assert len(set(seen)) == len(seen)
+    # The newcomers are newer than all of these; a reader who went on from the top does not meet them.
+    assert set(seen) <= {edge["node"]["id"] for edge in edges}
+
+
+async def test_the_total_counts_the_whole_list_and_only_when_it_is_selected(api: Api, database: Database) -> None:
+    ann, bob = await fill(api, database, "tasks", 5), await api.register("bob")
+    await api.create_task(bob)
+    for person, tasks in ((ann, 5), (bob, 1)):
+        assert (await api.data("{ tasks(first: 1) { totalCount } }", by=person))["tasks"] == {"totalCount": tasks}
+        assert (await api.data("{ users(first: 1) { totalCount } }", by=person))["users"] == {"totalCount": 2}
+    for field in ("tasks", "users"):
+        with statements() as executed:
+            await api.data(f"{{ {field} {{ nodes {{ id }} }} }}", by=ann)
+        assert executed != []
+        assert [statement for statement in executed if "count(" in statement] == []
+
+
+async def test_a_page_of_fifty_costs_as_many_statements_as_a_page_of_one(api: Api, database: Database) -> None:
+    boss = await api.register("boss")
+    await make_admin(database, boss.id)
+    async with database.write() as session:
+        people = [await make_user(session, f"user{n}") for n in range(50)]
+        for n, creator in enumerate(people):
+            await make_task(session, make_viewer(creator.id), assignee_id=str(people[n - 7].id))
+    query = """query($first: Int) {
+      tasks(first: $first) { nodes { title creator { username email } assignee { username email } } }
+      again: tasks(first: $first) { edges { cursor node { creator { id } assignee { id } } } pageInfo { endCursor } }
+    }"""
+    counts = {}
+    for size in (1, 50):
+        with statements() as executed:
+            data = await api.data(query, {"first": size}, by=boss)
+        assert len(data["tasks"]["nodes"]) == len(data["again"]["edges"]) == size
+        counts[size] = len(executed)
+    assert counts[50] == counts[1]
+    # Who asks, the two pages, and at most the people on each.
+    assert counts[1] <= 5
+
+
+@contextmanager
+def statements() -> Iterator[list[str]]:
+    """What is sent to any database meanwhile, but for what relay and fan-out read on their own account."""
+    executed: list[str] = []
+
+    def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        if "task_events" not in statement and "stream_state" not in statement:
+            executed.append(statement)
+
+    event.listen(Engine, "before_cursor_execute", note)
+    try:
+        yield executed
+    finally:
+        event.remove(Engine, "before_cursor_execute", note)

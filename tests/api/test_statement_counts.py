@@ -1,0 +1,259 @@
+"""How many SQL statements an operation costs: the same for one parent and for fifty, whatever is asked of them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import httpx
+import pytest
+from graphql import (
+    GraphQLField,
+    GraphQLNamedType,
+    GraphQLObjectType,
+    get_named_type,
+    is_leaf_type,
+    is_required_argument,
+)
+from sqlalchemy import event
+
+from taskflow_gql.api.schema import make_schema
+from taskflow_gql.app import create_app
+from taskflow_gql.config import Settings
+from taskflow_gql.database import Database
+from taskflow_gql.models import UserRole
+from tests.client import Api, Person
+from tests.conftest import make_admin, make_settings
+from tests.factories import make_task, make_user, make_viewer
+
+SCHEMA = make_schema(make_settings())._schema
+
+_statements: ContextVar[list[str] | None] = ContextVar("statements", default=None)
+
+
+@pytest.fixture
+async def api(settings: Settings) -> AsyncIterator[Api]:
+    """The real app without a network between, so that it answers in the test's own context: what a request asks of the
+    database can then be told from what the relay and the fan-out ask meanwhile.
+    """
+    app = create_app(settings)
+    engine = app.state.parts.database.engine.sync_engine
+
+    @event.listens_for(engine, "before_cursor_execute")
+    def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        statements = _statements.get()
+        if statements is not None:
+            statements.append(statement)
+
+    async with app.router.lifespan_context(app), Api("http://app") as api:
+        await api.http.aclose()
+        api.http = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url=api.url)
+        yield api
+
+
+@contextmanager
+def counting() -> Iterator[list[str]]:
+    """The statements of the requests within."""
+    statements: list[str] = []
+    token = _statements.set(statements)
+    yield statements
+    _statements.reset(token)
+
+
+async def count(api: Api, query: str, by: Person, variables: dict[str, Any] | None = None) -> int:
+    with counting() as statements:
+        await api.data(query, variables, by=by)
+    return len(statements)
+
+
+async def boss_of(api: Api, database: Database) -> Person:
+    boss = await api.register("boss")
+    await make_admin(database, boss.id)
+    async with database.write() as session:
+        await make_task(session, make_viewer(boss.id, UserRole.ADMIN), assignee_id=boss.id)
+    return boss
+
+
+async def add_people(database: Database, start: int, stop: int) -> None:
+    """Each has made one task, and one is assigned to them, by and to somebody else."""
+    async with database.write() as session:
+        people = [await make_user(session, f"user{number}") for number in range(start, stop)]
+        for maker, assignee in zip(people, people[1:] + people[:1], strict=True):
+            await make_task(session, make_viewer(maker.id), assignee_id=str(assignee.id))
+
+
+# ---------------------------------------------------------------- every relation of the schema
+
+
+def selected(name: str, field: GraphQLField, levels: int) -> str:
+    """The field with everything that can be asked of it, down to so many relations below it."""
+    required = [argument for argument, made in field.args.items() if is_required_argument(made)]
+    assert not required, f"{name} cannot be asked for without {required}: say here what to give"
+    arguments = "(first: 2)" if "first" in field.args else ""
+    target = get_named_type(field.type)
+    return f"{name}{arguments}" if is_leaf_type(target) else f"{name}{arguments} {{ {selection(target, levels)} }}"
+
+
+def selection(type_: GraphQLNamedType, levels: int) -> str:
+    assert isinstance(type_, GraphQLObjectType), f"{type_.name} is no object type: say here what to select of it"
+    # What stands between a list and its objects is no relation.
+    below = levels if type_.name.endswith(("Connection", "Edge")) else levels - 1
+    return " ".join(
+        selected(name, field, below)
+        for name, field in type_.fields.items()
+        if below >= 0 or is_leaf_type(get_named_type(field.type))
+    )
+
+
+LISTS = {"User": "users", "Task": "tasks"}
+
+
+def fields_of(type_name: str) -> dict[str, GraphQLField]:
+    type_ = SCHEMA.type_map[type_name]
+    assert isinstance(type_, GraphQLObjectType)
+    fields: dict[str, GraphQLField] = type_.fields
+    return fields
+
+
+# Every field of a person or a task that leads to other objects.
+RELATIONS = [
+    (type_name, name)
+    for type_name in LISTS
+    for name, field in fields_of(type_name).items()
+    if not is_leaf_type(get_named_type(field.type))
+]
+
+
+def query_of(type_name: str, name: str) -> str:
+    """A page of parents with this relation, and with the relations of what it leads to."""
+    relation = selected(name, fields_of(type_name)[name], 1)
+    return f"{{ {LISTS[type_name]}(first: 100) {{ nodes {{ {relation} }} }} }}"
+
+
+def test_the_relations_are_found() -> None:
+    assert {("User", "createdTasks"), ("User", "assignedTasks"), ("Task", "creator"), ("Task", "assignee")} <= {
+        *RELATIONS
+    }
+    assert "creator { id" in query_of("User", "createdTasks")
+    assert "createdTasks(first: 2) { edges { cursor node { id" in query_of("Task", "creator")
+
+
+@pytest.mark.parametrize(("type_name", "name"), RELATIONS)
+async def test_a_relation_costs_the_same_for_one_parent_and_for_fifty(
+    api: Api, database: Database, type_name: str, name: str
+) -> None:
+    query = query_of(type_name, name)
+    boss = await boss_of(api, database)
+    counts = []
+    for start, stop in ((0, 1), (1, 50)):
+        await add_people(database, start, stop)
+        # Also lets the record of changes catch up, which is no part of the price.
+        parents = (await api.data(query, by=boss))[LISTS[type_name]]["nodes"]
+        assert len(parents) == stop + 1
+        for parent in parents:
+            assert parent[name], "the test's data leave this relation empty"
+            assert parent[name].get("nodes") != [], "the test's data leave this connection empty"
+        # A document that is seen for the first time is executed in another way than one that is known.
+        new = f"{query} # {stop} parents"
+        counts.append((await count(api, new, boss), await count(api, new, boss)))
+    assert counts[0] == counts[1]
+
+
+PEOPLE = "creator { username } assignee { username createdTasks(first: 1) { totalCount nodes { title } } }"
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        f"query($ids: [ID!]!) {{ nodes(ids: $ids) {{ ... on Task {{ {PEOPLE} }} }} }}",
+        f"query($ids: [ID!]) {{ tasks(filter: {{id: {{in: $ids}}}}) {{ edges {{ node {{ {PEOPLE} }} }} }} }}",
+        f"""query($ids: [ID!]) {{
+          a: tasks(filter: {{id: {{in: $ids}}}}) {{ nodes {{ ...Both }} }} b: tasks {{ nodes {{ ...Both }} }}
+        }} fragment Both on Task {{ {PEOPLE} }}""",
+    ],
+    ids=["nodes by id", "edges", "aliases"],
+)
+async def test_the_way_to_the_parents_makes_no_difference(api: Api, database: Database, query: str) -> None:
+    boss = await boss_of(api, database)
+    counts = []
+    for start, stop in ((0, 1), (1, 50)):
+        await add_people(database, start, stop)
+        tasks = await api.data("{ tasks(first: 100) { nodes { id } } }", by=boss)
+        ids = [node["id"] for node in tasks["tasks"]["nodes"]]
+        assert len(ids) == stop + 1
+        new = f"{query} # {stop} parents"
+        counts.append((await count(api, new, boss, {"ids": ids}), await count(api, new, boss, {"ids": ids})))
+    assert counts[0] == counts[1]
+
+
+# ---------------------------------------------------------------- exact numbers, the token's check included
+
+
+STATS = "total pending inProgress completed overdue byPriority { priority count } byCategory { category count }"
+BOTH = "creator { username } assignee { username }"
+
+
+@pytest.mark.parametrize(
+    ("query", "statements"),
+    [
+        ("{ serverInfo { name } }", 0),
+        ("{ me { username email } }", 2),
+        ("{ tasks { nodes { title status } pageInfo { hasNextPage endCursor } } }", 2),
+        (f"{{ tasks {{ nodes {{ title {BOTH} }} }} }}", 2),
+        (f"{{ tasks {{ edges {{ cursor node {{ title {BOTH} }} }} }} }}", 2),
+        (f"{{ tasks {{ ...Page }} }} fragment Page on TaskConnection {{ nodes {{ ... on Task {{ {BOTH} }} }} }}", 2),
+        ("{ tasks { nodes { viewerCanUpdate viewerCanDelete viewerCanChangeStatus overdue completed } } }", 2),
+        ("{ tasks { nodes { title } totalCount } }", 3),
+        ('{ tasks(last: 3, filter: {search: "task", overdue: false}, orderBy: [{field: TITLE}]) { nodes { id } } }', 2),
+        ("{ users { nodes { username } } }", 2),
+        ('{ users(search: "u") { nodes { username } totalCount } }', 3),
+        ("{ users { nodes { createdTasks(first: 5) { nodes { assignee { username } } } } } }", 4),
+        ("{ users { nodes { createdTasks(first: 5) { nodes { id } } assignedTasks(last: 5) { nodes { id } } } } }", 4),
+        ("{ users { nodes { createdTasks(first: 5) { nodes { id } totalCount } } } }", 4),
+        ("{ users { nodes { createdTasks(filter: {overdue: false}) { nodes { id } totalCount } } } }", 4),
+        (
+            "{ users { nodes { a: createdTasks(first: 1) { totalCount } b: createdTasks { totalCount } } } }",
+            5,
+        ),
+        (f"{{ taskStats {{ {STATS} }} }}", 2),
+        (f"{{ taskStats(filter: {{not: {{overdue: true}}, creator: {{isMe: true}}}}) {{ {STATS} }} }}", 2),
+    ],
+)
+async def test_what_an_operation_costs(api: Api, database: Database, query: str, statements: int) -> None:
+    boss = await boss_of(api, database)
+    ann = await api.register("ann")
+    await add_people(database, 0, 5)
+    async with database.write() as session:
+        await make_task(session, make_viewer(boss.id), assignee_id=ann.id)
+    for by in (boss, ann):
+        # The second time the document is known and executed in another way.
+        for _ in range(2):
+            with counting() as counted:
+                await api.data(query, by=by)
+            assert len(counted) == statements, "\n\n".join(counted)
+
+
+async def test_both_people_of_nested_tasks_are_read_together_once_the_document_is_known(
+    api: Api, database: Database
+) -> None:
+    boss = await boss_of(api, database)
+    await add_people(database, 0, 5)
+    query = f"{{ users {{ nodes {{ assignedTasks(first: 5) {{ nodes {{ {BOTH} }} }} }} }} }}"
+    assert [await count(api, query, boss) for _ in range(3)] == [5, 4, 4]
+
+
+async def test_what_is_not_visible_costs_nothing_more(api: Api, database: Database) -> None:
+    await boss_of(api, database)
+    ann = await api.register("ann")
+    await add_people(database, 0, 5)
+    assert await count(api, "{ tasks { nodes { creator { username } } } }", ann) == 2
+    assert await count(api, "{ users { nodes { createdTasks { nodes { assignee { username } } } } } }", ann) == 3
+
+
+async def test_a_request_without_a_good_token_costs_no_read_of_tasks(api: Api) -> None:
+    with counting() as statements:
+        assert await api.codes("{ tasks { nodes { title } } }") == ["UNAUTHENTICATED"]
+        assert await api.codes("{ tasks { nodes { title } } }", by="rubbish") == ["UNAUTHENTICATED"]
+    assert statements == []

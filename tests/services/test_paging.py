@@ -1,0 +1,188 @@
+"""Cursors and page requests, without a database."""
+
+from __future__ import annotations
+
+import base64
+import json
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+from uuid import UUID
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sqlalchemy import DateTime, Integer, String, Uuid, column
+
+from taskflow_gql.errors import BadUserInput
+from taskflow_gql.services.paging import Order, PageRequest, SortKey
+from taskflow_gql.services.text import is_storable
+
+
+class Row(NamedTuple):
+    name: str
+    rank: int
+    moment: datetime
+    id: UUID
+
+
+NAME: SortKey[Row] = SortKey("name", str, column("name", String()), lambda row: row.name)
+RANK: SortKey[Row] = SortKey("rank", int, column("rank", Integer()), lambda row: row.rank, descending=True)
+MOMENT: SortKey[Row] = SortKey("moment", datetime, column("moment", DateTime(timezone=True)), lambda row: row.moment)
+ID: SortKey[Row] = SortKey("id", UUID, column("id", Uuid()), lambda row: row.id)
+ALL_KEYS: Order[Row] = Order(keys=(NAME, RANK, MOMENT, ID))
+ROW = Row("ann", 7, datetime(2026, 1, 31, 8, tzinfo=UTC), UUID(int=1))
+
+rows = st.builds(
+    Row,
+    st.text().filter(is_storable),
+    st.integers(-(2**31) + 1, 2**31 - 1),
+    st.datetimes(timezones=st.just(UTC)),
+    st.uuids(),
+)
+
+
+def encode(value: object) -> str:
+    plain = value if isinstance(value, bytes) else json.dumps(value).encode()
+    return base64.urlsafe_b64encode(plain).decode().rstrip("=")
+
+
+@given(rows)
+def test_a_cursor_gives_back_the_sort_keys_of_its_row(row: Row) -> None:
+    cursor = ALL_KEYS.cursor(row)
+    assert ALL_KEYS.boundary(cursor, argument="after") == list(row)
+    # It can stand in a URL as it is.
+    assert set(cursor) <= set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_")
+
+
+@given(st.one_of(st.text(), st.binary().map(encode), st.recursive(st.none() | st.booleans() | st.floats(), st.lists)))
+def test_anything_else_is_refused_and_nothing_else_is_raised(thing: object) -> None:
+    cursor = thing if isinstance(thing, str) else encode(thing)
+    with pytest.raises(BadUserInput):
+        ALL_KEYS.boundary(cursor, argument="after")
+
+
+@given(st.lists(st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.just([]), max_size=6))
+def test_whatever_a_forged_cursor_holds_a_database_could_hold_it_too(values: list[object]) -> None:
+    try:
+        found = ALL_KEYS.boundary(encode([ALL_KEYS.signature, *values]), argument="after")
+    except BadUserInput:
+        return
+    name, rank, moment, id_ = found
+    assert is_storable(name)
+    assert abs(rank) < 2**31
+    assert isinstance(moment, datetime)
+    assert isinstance(id_, UUID)
+
+
+_, *KEYS = json.loads(base64.urlsafe_b64decode(ALL_KEYS.cursor(ROW) + "=="))
+GOOD = ALL_KEYS.cursor(ROW)
+NO_VALUES: dict[str, list[Any]] = {
+    "name": [None, True, 1, 1.5, [], {}, "\x00", "a\x00b", "\ud800", "\udfff"],
+    "rank": [None, True, "7", 1.5, [], 2**31, -(2**31), 2**63, 10**400],
+    "moment": [None, True, "2026-01-31T08:00:00Z", 1.5, 10**30, -(10**400), 253402300800 * 10**6, []],
+    "id": [None, True, 1, "", "zz", "0" * 31, "0" * 33, [], {}, "\x00" * 32],
+}
+
+
+@pytest.mark.parametrize(
+    "cursor",
+    [
+        "",
+        " ",
+        "x",
+        "%%%",
+        "é",
+        "\N{GRINNING FACE}",
+        "\x00",
+        "\ud800",
+        GOOD[:-3],
+        GOOD[3:],
+        GOOD[::-1],
+        f"{GOOD}AAAA",
+        f"{GOOD} ",
+        f"{GOOD}\n",
+        f"{GOOD[:8]}*{GOOD[9:]}",
+        "A" * 50_000,
+        *map(encode, (None, 1, [], {}, [ALL_KEYS.signature], [ALL_KEYS.signature, *KEYS, 1])),
+        *map(encode, (b"not json", b"\xff\xfe", b"[" * 5000, b"[" * 5000 + b"]" * 5000, b'{"":' * 5000, b"9" * 5000)),
+        encode(b'["' + ALL_KEYS.signature.encode() + b'",' + b"9" * 5000 + b"]"),
+        encode(b'["' + ALL_KEYS.signature.encode() + b'",NaN,Infinity,-Infinity,NaN]'),
+        *(
+            encode([ALL_KEYS.signature, *KEYS[:place], value, *KEYS[place + 1 :]])
+            for place, key in enumerate(NO_VALUES)
+            for value in NO_VALUES[key]
+        ),
+    ],
+    ids=lambda cursor: ascii(cursor[:40]),
+)
+def test_a_damaged_cursor_is_no_cursor(cursor: str) -> None:
+    with pytest.raises(BadUserInput) as caught:
+        ALL_KEYS.boundary(cursor, argument="before")
+    assert caught.value.message == "before is not a cursor of this server"
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        Order(keys=(NAME, RANK, ID)),
+        Order(keys=(NAME, RANK, ID, MOMENT)),
+        Order(keys=(NAME, SortKey("rank", int, RANK.column, RANK.value), MOMENT, ID)),
+        Order(keys=(SortKey("title", str, NAME.column, NAME.value), RANK, MOMENT, ID)),
+    ],
+    ids=lambda order: str(order.signature),
+)
+def test_a_cursor_of_another_order_is_told_so(order: Order[Row]) -> None:
+    with pytest.raises(BadUserInput) as caught:
+        ALL_KEYS.boundary(order.cursor(ROW), argument="after")
+    assert caught.value.message == "after is a cursor of another ordering: start again without it"
+
+
+def test_keys_of_one_direction_are_compared_as_one_row() -> None:
+    order: Order[Row] = Order(keys=(NAME, ID))
+    assert str(order.beyond(["ann", UUID(int=1)], backward=False)).startswith("(name, id) > (")
+    assert str(order.beyond(["ann", UUID(int=1)], backward=True)).startswith("(name, id) < (")
+
+
+def test_keys_of_mixed_directions_are_compared_one_after_the_other() -> None:
+    order: Order[Row] = Order(keys=(NAME, RANK))
+    literal = {"literal_binds": True}
+    after = str(order.beyond(["ann", 7], backward=False).compile(compile_kwargs=literal))
+    before = str(order.beyond(["ann", 7], backward=True).compile(compile_kwargs=literal))
+    assert after == "name > 'ann' OR name = 'ann' AND rank < 7"
+    assert before == "name < 'ann' OR name = 'ann' AND rank > 7"
+    assert [str(clause) for clause in order.clauses(backward=False)] == ["name ASC", "rank DESC"]
+    assert [str(clause) for clause in order.clauses(backward=True)] == ["name DESC", "rank ASC"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "size", "backward"),
+    [
+        ({}, 50, False),
+        ({"first": 1}, 1, False),
+        ({"first": 100}, 100, False),
+        ({"last": 7}, 7, True),
+        ({"after": "a"}, 50, False),
+        ({"before": "b"}, 50, True),
+        ({"after": "a", "before": "b"}, 50, False),
+        ({"first": 3, "before": "b"}, 3, False),
+        ({"last": 3, "after": "a"}, 3, True),
+    ],
+)
+def test_a_request_says_how_many_and_from_which_end(arguments: dict[str, Any], size: int, backward: bool) -> None:
+    request = PageRequest.of(**arguments)
+    assert (request.size, request.backward) == (size, backward)
+    assert (request.after, request.before) == (arguments.get("after"), arguments.get("before"))
+
+
+@pytest.mark.parametrize("name", ["first", "last"])
+@pytest.mark.parametrize("size", [0, -1, 101, 10**9])
+def test_a_request_for_none_or_too_many_is_refused(name: str, size: int) -> None:
+    with pytest.raises(BadUserInput) as caught:
+        PageRequest.of(first=size) if name == "first" else PageRequest.of(last=size)
+    assert caught.value.message == f"{name} must be from 1 to 100, not {size}"
+
+
+def test_a_request_from_both_ends_is_refused() -> None:
+    with pytest.raises(BadUserInput) as caught:
+        PageRequest.of(first=1, last=1)
+    assert caught.value.message == "Give first or last, not both"
