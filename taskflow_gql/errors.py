@@ -34,6 +34,15 @@ class CursorExpired(TaskflowError):
     code = "CURSOR_EXPIRED"
 
 
+class ServerStops(TaskflowError):
+    """Ends the streams of a server that is going away. Over a WebSocket nobody reads it: it becomes a close code."""
+
+    code = "SERVER_STOPS"
+
+    def __init__(self) -> None:
+        super().__init__("The server stops: come back with your last cursor")
+
+
 class TooManySubscriptions(TaskflowError):
     code = "RATE_LIMITED"
 

@@ -13,7 +13,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from taskflow_gql.bus import Bus
 from taskflow_gql.database import Database
-from taskflow_gql.errors import BadUserInput, TaskflowError, TooManySubscriptions
+from taskflow_gql.errors import BadUserInput, ServerStops, TaskflowError, TooManySubscriptions
 from taskflow_gql.events import TaskChanged, decode_cursor, encode_cursor
 from taskflow_gql.services.access import Viewer
 from taskflow_gql.services.changes import audience, events_after, read_stream_end, read_stream_state, require_kept
@@ -35,7 +35,6 @@ class Subscriber:
         self._queue: deque[TaskChanged] = deque()
         self._queue_size = queue_size
         self._must_read_table = False
-        self._has_ended = False
         self._end_reason: TaskflowError | None = None
         self._wake = asyncio.Event()
 
@@ -60,16 +59,15 @@ class Subscriber:
             self._queue.append(event)
         self._wake.set()
 
-    def end(self, reason: TaskflowError | None = None) -> None:
-        """Nothing more is delivered: the stream ends with the reason, or without one as if it were complete."""
-        self._has_ended = True
+    def end(self, reason: TaskflowError) -> None:
+        """Nothing more is delivered."""
         self._end_reason = reason
         self._wake.set()
 
     async def next_batch(self, database: Database) -> list[TaskChanged]:
         """Waits for events after `position` that the viewer may see before or after the change; in order.
 
-        Empty when the stream is complete. Raises what it was ended with.
+        Raises what it was ended with.
         """
         while True:
             if self._must_read_table:
@@ -85,10 +83,8 @@ class Subscriber:
             else:
                 events = list(self._queue)
                 self._queue.clear()
-            if self._has_ended:
-                if self._end_reason is not None:
-                    raise self._end_reason
-                return []
+            if self._end_reason is not None:
+                raise self._end_reason
             events = [event for event in events if event.position > self.position]
             if events:
                 self.position = events[-1].position
@@ -130,10 +126,10 @@ class Fanout:
                 await self._task
 
     def drain(self) -> None:
-        """The server stops: complete every stream, and let no new one begin."""
+        """The server stops: end every stream, and let no new one begin."""
         self._is_draining = True
         for subscriber in self.subscribers():
-            subscriber.end()
+            subscriber.end(ServerStops())
 
     def subscribers(self) -> list[Subscriber]:
         return [subscriber for group in self._by_user.values() for subscriber in group]
@@ -179,7 +175,7 @@ class Fanout:
         group.add(subscriber)
         self.set_viewer(subscriber, viewer)
         if self._is_draining:
-            subscriber.end()
+            subscriber.end(ServerStops())
         try:
             if after is None:
                 async with self._database.read() as session:
@@ -196,8 +192,8 @@ class Fanout:
     async def changes(self, viewer: Viewer, *, after: int | None = None) -> AsyncGenerator[tuple[Viewer, TaskChanged]]:
         """What `subscribe` delivers, one by one, each with the viewer as known at its delivery."""
         async with self.subscribe(viewer, after=after) as subscriber:
-            while events := await subscriber.next_batch(self._database):
-                for event in events:
+            while True:
+                for event in await subscriber.next_batch(self._database):
                     yield subscriber.viewer, event
 
     async def _run(self) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from taskflow_gql.bus import MemoryBus
 from taskflow_gql.database import Database
-from taskflow_gql.errors import BadUserInput, CursorExpired, TooManySubscriptions, Unauthenticated
+from taskflow_gql.errors import BadUserInput, CursorExpired, ServerStops, TooManySubscriptions, Unauthenticated
 from taskflow_gql.events import TaskChanged, TaskField, encode_cursor
 from taskflow_gql.fanout import Fanout, Subscriber
 from taskflow_gql.models import EventKind, UserRole
@@ -269,15 +269,17 @@ async def test_a_replay_joins_the_live_events_without_a_gap_or_a_repeat(
             assert await hear(from_four, database, 6) == heard[4:]
 
 
-async def test_a_drained_fanout_completes_every_stream_and_begins_none(
+async def test_a_drained_fanout_ends_every_stream_and_begins_none(
     database: Database, bus: MemoryBus, ann: Viewer
 ) -> None:
     async with running(database, bus) as fanout, fanout.subscribe(ann) as subscriber:
         waiting = asyncio.ensure_future(subscriber.next_batch(database))
         fanout.drain()
-        assert await waiting == []
+        with pytest.raises(ServerStops):
+            await waiting
         async with fanout.subscribe(ann) as late:
-            assert await late.next_batch(database) == []
+            with pytest.raises(ServerStops):
+                await late.next_batch(database)
 
 
 async def test_a_stream_that_is_ended_says_why_and_nothing_else(

@@ -51,7 +51,7 @@ from taskflow_gql.api.streaming import (
     ServerSentEvents,
     best_media_type,
 )
-from taskflow_gql.errors import Unauthenticated
+from taskflow_gql.errors import ServerStops, Unauthenticated
 
 log = logging.getLogger(__name__)
 
@@ -119,23 +119,29 @@ class TransportWSHandler(BaseGraphQLTransportWSHandler[Context, None]):
         return self.connection_acknowledged and limit is not None and len(self.operations) >= limit
 
     async def _send_result_stream(self, operation: Any, result_source: Any) -> None:
-        await super()._send_result_stream(operation, self._until_credentials_end(result_source))
+        await super()._send_result_stream(operation, self._until_we_close(result_source))
 
-    async def _until_credentials_end(self, results: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:
-        """A stream that ends with its credentials closes the socket with 4403, on which clients fetch a new token and
-        come back. Errors of single fields have a path and go their way.
+    async def _until_we_close(self, results: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:
+        """Whatever ends a stream of ours closes the socket, with a code on which clients come back: 4403 with a new
+        token, 1012 as they are. After `complete`, or an error, they would take it for finished.
         """
         async for result in results:
-            first_error = (result.errors or [None])[0]
-            if (
-                not isinstance(result, PreExecutionError)
-                and first_error is not None
-                and first_error.path is None
-                and isinstance(first_error.original_error, Unauthenticated)
-            ):
-                await self.websocket.close(code=4403, reason="Forbidden")
-                raise _OperationStreamClosed
+            match _end_of_stream(result):
+                case Unauthenticated():
+                    await self.websocket.close(code=4403, reason="Forbidden")
+                    raise _OperationStreamClosed
+                case ServerStops():
+                    await self.websocket.close(code=1012, reason="The server restarts")
+                    raise _OperationStreamClosed
             yield result
+
+
+def _end_of_stream(result: Any) -> BaseException | None:
+    """What the stream itself ended with; errors of single fields have a path."""
+    if isinstance(result, PreExecutionError) or not result.errors or result.errors[0].path is not None:
+        return None
+    error: BaseException | None = result.errors[0].original_error
+    return error
 
 
 def _is_id(value: object) -> bool:
@@ -314,6 +320,8 @@ class GraphQLView(GraphQL[Context, None]):
     def _stream_result(self, request: Request, result: Any, transport: HTTPStreamTransport) -> AsyncTextStream:
         async def stream() -> AsyncGenerator[str, None]:
             async for value in result:
+                if isinstance(_end_of_stream(value), ServerStops):
+                    break
                 response = await self.process_result(request, value)
                 chunk = transport.encode_next(response, self.encode_json_string)
                 cursor = getattr(request.state, "event_cursor", None)
