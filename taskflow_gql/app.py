@@ -22,8 +22,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route, WebSocketRoute
 from starlette.staticfiles import StaticFiles
+from strawberry.schema.schema import StrawberryGraphQLCoreExecutionContext
 
 from taskflow_gql import __version__, clock
+from taskflow_gql.api.batching import BatchingExecutor
 from taskflow_gql.api.context import Parts
 from taskflow_gql.api.nodes import SERVER_NAME
 from taskflow_gql.api.schema import make_schema
@@ -43,7 +45,9 @@ log = logging.getLogger(__name__)
 _READY_TIMEOUT_SECONDS = 3
 
 
-def create_app(settings: Settings | None = None) -> Starlette:
+def create_app(
+    settings: Settings | None = None, *, executor: type[StrawberryGraphQLCoreExecutionContext] = BatchingExecutor
+) -> Starlette:
     """The server as an ASGI application; uvicorn calls this in each worker. Nothing is opened before its lifespan."""
     settings = settings or load_settings()
     configure_logging(settings)
@@ -67,7 +71,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
         passwords=PasswordHasher(),
         tokens=TokenSigner(settings.signing_key, timedelta(minutes=settings.access_token_expire_minutes)),
     )
-    view = GraphQLView(make_schema(settings), parts)
+    view = GraphQLView(make_schema(settings, executor), parts)
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:
@@ -158,6 +162,8 @@ _CLIENT_HEADERS = [
     "Apollographql-Client-Name",
     "Apollographql-Client-Version",
     "GraphQL-Preflight",
+    # What graphql-sse and EventSource come back with.
+    "Last-Event-ID",
 ]
 
 

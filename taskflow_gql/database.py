@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import ssl
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
-from contextlib import asynccontextmanager, nullcontext
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
-from typing import Any
+from types import MappingProxyType
+from typing import Any, cast
 from uuid import UUID
 
+import asyncpg
 from sqlalchemy import (
+    ARRAY,
     Boolean,
     ColumnElement,
+    CursorResult,
     DateTime,
     Dialect,
+    Executable,
     Integer,
     MetaData,
+    ScalarResult,
     Select,
     String,
     Subquery,
     Text,
     TypeDecorator,
+    bindparam,
     event,
     func,
     literal,
@@ -30,19 +38,22 @@ from sqlalchemy import (
     true,
 )
 from sqlalchemy.engine import URL
-from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase, InstrumentedAttribute
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.sql.operators import OperatorType
+from sqlalchemy.types import TypeEngine
+from sqlalchemy.util import greenlet_spawn
 
 from taskflow_gql.config import Settings, make_data_dir
 from taskflow_gql.errors import ConfigurationError
+from taskflow_gql.statements import Rows, Statement
 
-# The key under which a unit of work remembers that it recorded an event, so that the doorbell rings after commit.
-RECORDED_EVENT = "recorded_event"
+# What asyncpg raises on a connection whose other end is gone.
+_HUNG_UP = (asyncpg.PostgresConnectionError, asyncpg.InterfaceError, ConnectionError)
 
 # asyncpg takes TLS as an argument and knows nothing of libpq's query parameters.
 _SSL_MODES = {"disable", "allow", "prefer", "require", "verify-ca", "verify-full"}
@@ -76,10 +87,18 @@ class UtcDateTime(TypeDecorator[datetime]):
         value = value.astimezone(UTC)
         return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
 
+    def result_processor(self, dialect: Dialect, coltype: object) -> Any:
+        return _in_utc if dialect.name == "postgresql" else super().result_processor(dialect, coltype)
+
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
         if value is None:
             return None
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+def _in_utc(value: datetime | None) -> datetime | None:
+    # asyncpg's are in UTC as they come, but for the very last moment there is, which it takes for infinity.
+    return value.replace(tzinfo=UTC) if value is not None and value.tzinfo is None else value
 
 
 class WordList(TypeDecorator[str]):
@@ -98,7 +117,7 @@ class WordList(TypeDecorator[str]):
         return " ".join(word.encode().hex() for word in value.split())
 
 
-class _WordsQuery(TypeDecorator[tuple[str, ...]]):
+class WordsQuery(TypeDecorator[tuple[str, ...]]):
     """Words as the query that finds rows in which each of them starts a word."""
 
     impl = Text
@@ -142,10 +161,10 @@ def _matches_words_on_sqlite(element: Any, compiler: SQLCompiler, **options: Any
 def matches_words(
     task_id: ColumnElement[UUID] | InstrumentedAttribute[UUID],
     words: ColumnElement[str] | InstrumentedAttribute[str],
-    query: tuple[str, ...],
+    query: ColumnElement[tuple[str, ...]],
 ) -> ColumnElement[bool]:
-    """Whether each word of the query starts a word of the task, by the index on words."""
-    return _MatchesWords(task_id, words, literal(query, _WordsQuery))
+    """Whether each word of the query, a WordsQuery, starts a word of the task, by the index on words."""
+    return _MatchesWords(task_id, words, query)
 
 
 class _PositionOf(FunctionElement[int]):
@@ -163,9 +182,9 @@ def _position_on_sqlite(element: Any, compiler: SQLCompiler, **options: Any) -> 
     return f"instr({compiler.process(element.clauses, **options)})"
 
 
-def position_of(text: ColumnElement[str] | InstrumentedAttribute[str], part: str) -> ColumnElement[int]:
+def position_of(text: Any, part: ColumnElement[str] | str) -> ColumnElement[int]:
     """Where the part begins in the text, counted from 1; 0 when it is not there. Case counts."""
-    return _PositionOf(text, literal(part))
+    return _PositionOf(text, literal(part) if isinstance(part, str) else part)
 
 
 class AfterAllTimes(ColumnElement[datetime]):
@@ -208,8 +227,46 @@ def sorted_text(length: int) -> String:
     return String(length).with_variant(String(length, collation="C"), "postgresql")
 
 
-def dialect_of(session: AsyncSession) -> str:
-    return session.get_bind().dialect.name
+class ValueList(TypeDecorator[Collection[Any]]):
+    """Any number of values as one parameter, so that there is one statement however many there are."""
+
+    impl = Text
+    cache_ok = True
+
+    def __init__(self, item_type: TypeEngine[Any]) -> None:
+        super().__init__()
+        self.item_type = item_type
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        return dialect.type_descriptor(ARRAY(self.item_type) if dialect.name == "postgresql" else Text())
+
+    def process_bind_param(self, value: Collection[Any] | None, dialect: Dialect) -> Any:
+        if value is None or dialect.name == "postgresql":
+            return value and list(value)
+        process = self.item_type.dialect_impl(dialect).bind_processor(dialect)
+        return json.dumps([process(one) if process else one for one in value])
+
+
+class _Among(FunctionElement[bool]):
+    type = Boolean()
+    inherit_cache = True
+
+
+@compiles(_Among, "postgresql")
+def _among_on_postgresql(element: Any, compiler: SQLCompiler, **options: Any) -> str:
+    column, values = (compiler.process(clause, **options) for clause in element.clauses)
+    return f"({column} = ANY ({values}))"
+
+
+@compiles(_Among, "sqlite")
+def _among_on_sqlite(element: Any, compiler: SQLCompiler, **options: Any) -> str:
+    column, values = (compiler.process(clause, **options) for clause in element.clauses)
+    return f"({column} IN (SELECT value FROM json_each({values})))"  # noqa: S608
+
+
+def among(column: Any, values: ColumnElement[Any] | str) -> ColumnElement[bool]:
+    """Whether the column is one of the values of the parameter, or of the parameter of this name, a ValueList."""
+    return _Among(column, bindparam(values, type_=ValueList(column.type)) if isinstance(values, str) else values)
 
 
 def top_of_each(
@@ -218,21 +275,22 @@ def top_of_each(
     *,
     parent: InstrumentedAttribute[UUID],
     child: InstrumentedAttribute[Any],
-    keys: ColumnElement[Any] | Collection[UUID],
+    keys: str,
     order_by: Sequence[ColumnElement[Any]],
     limit: int,
 ) -> Subquery:
-    """For each key the first rows whose `child` column is that key, with `parent_id` beside their columns.
+    """For each key of the parameter `keys` the first rows whose `child` column is that key, with `parent_id` beside
+    their columns.
 
     PostgreSQL looks into the index once for each key and stops at the limit. SQLite knows no LATERAL and numbers the
     rows of every key.
     """
     if dialect_name == "postgresql":
-        parents = select(parent.label("parent_id")).where(parent.in_(keys)).subquery("parents")
+        parents = select(parent.label("parent_id")).where(among(parent, keys)).subquery("parents")
         top = rows.where(child == parents.c.parent_id).order_by(*order_by).limit(limit).lateral("top")
         return select(parents.c.parent_id, top).join(top, true()).subquery("page")
     number = func.row_number().over(partition_by=child, order_by=list(order_by)).label("number")
-    numbered = rows.add_columns(child.label("parent_id"), number).where(child.in_(keys)).subquery("numbered")
+    numbered = rows.add_columns(child.label("parent_id"), number).where(among(child, keys)).subquery("numbered")
     return select(numbered).where(numbered.c.number <= limit).subquery("page")
 
 
@@ -311,13 +369,21 @@ def _create_postgresql_engine(url: URL, settings: Settings, command_timeout_seco
     query.pop("channel_binding", None)
     if unknown := sorted(query.keys() - _PLAIN_PARAMETERS):
         raise ConfigurationError(f"DATABASE_URL: this server knows no parameter {', '.join(unknown)}; leave it out")
-    return create_async_engine(
+    engine = create_async_engine(
         url.set(query=query),
         pool_size=settings.database_pool_size,
         max_overflow=settings.database_max_overflow,
-        pool_pre_ping=True,
         connect_args=connect_args,
     )
+
+    @event.listens_for(engine.sync_engine, "checkout")
+    def require_open(connection: Any, _record: object, _proxy: object) -> None:
+        # A server that goes away closes its connections, which costs nothing to see; `pool_pre_ping` costs a round
+        # trip with every unit of work. Another connection is taken instead.
+        if connection.driver_connection.is_closed():
+            raise DisconnectionError
+
+    return engine
 
 
 def _whole_number(name: str, value: str | tuple[str, ...]) -> int:
@@ -353,36 +419,240 @@ def _create_sqlite_engine(url: URL) -> AsyncEngine:
     return engine
 
 
+def forbid_writes(engine: AsyncEngine) -> None:
+    """On connections that are made from now on."""
+    sql = "PRAGMA query_only = ON" if engine.dialect.name == "sqlite" else "SET default_transaction_read_only = on"
+
+    @event.listens_for(engine.sync_engine, "connect")
+    def set_up(connection: Any, _record: object) -> None:
+        connection.run_async(lambda driver_connection: driver_connection.execute(sql))
+
+
+class DatabaseSession:
+    """One unit of work: `run` is for statements that are built once, `execute` for all others."""
+
+    def __init__(self, database: Database) -> None:
+        # Set by whoever records an event, so that the doorbell rings after the commit.
+        self.recorded_event = False
+        self.dialect_name = database.engine.dialect.name
+        self._database = database
+        self._session: AsyncSession | None = None
+
+    async def run(self, statement: Statement, parameters: Mapping[str, Any] = MappingProxyType({})) -> Rows:
+        """The rows of a statement; none of one that gives none."""
+        connection = await (await self._opened()).connection()
+        result = await connection.execute(statement.clause, dict(parameters))
+        return [*result] if result.returns_rows else []
+
+    async def execute(self, statement: Executable, parameters: Any = None) -> CursorResult[Any]:
+        return cast("CursorResult[Any]", await (await self._opened()).execute(statement, parameters))
+
+    async def scalars(self, statement: Executable) -> ScalarResult[Any]:
+        return await (await self._opened()).scalars(statement)
+
+    @asynccontextmanager
+    async def savepoint(self) -> AsyncIterator[None]:
+        """What fails in the block leaves the rest of the transaction as it is."""
+        async with (await self._opened()).begin_nested():
+            yield
+
+    async def close(self) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    async def _opened(self) -> AsyncSession:
+        if self._session is None:
+            self._session = self._open()
+        return self._session
+
+    def _open(self) -> AsyncSession:
+        return AsyncSession(self._database.reading, expire_on_commit=False)
+
+
+class _SqliteTransaction(DatabaseSession):
+    def _open(self) -> AsyncSession:
+        return AsyncSession(self._database.writing, expire_on_commit=False)
+
+    async def commit(self) -> None:
+        if self._session is not None:
+            await self._session.commit()
+
+    async def rollback(self) -> None:
+        if self._session is not None:
+            await self._session.rollback()
+
+
+class _PostgresSession(DatabaseSession):
+    """Reads. `run` takes whichever connection is free for each statement; `execute` keeps one."""
+
+    def __init__(self, database: Database) -> None:
+        super().__init__(database)
+        self._connection: AsyncConnection | None = None
+
+    async def run(self, statement: Statement, parameters: Mapping[str, Any] = MappingProxyType({})) -> Rows:
+        compiled = statement.compiled_for(self._database.engine.dialect)
+        arguments = compiled.arguments(parameters)
+        if self._database.on_statement is not None:
+            self._database.on_statement(compiled.sql, arguments)
+        with self._database.raising_as_sqlalchemy(compiled.sql):
+            return compiled.rows(await self._fetch(compiled.sql, arguments))
+
+    async def _fetch(self, sql: str, arguments: list[Any]) -> list[asyncpg.Record]:
+        try:
+            return await self._fetch_once(sql, arguments)
+        except _HUNG_UP:
+            # The server did so while the connection lay in the pool, as a rule. A read may be asked again.
+            return await self._fetch_once(sql, arguments)
+
+    async def _fetch_once(self, sql: str, arguments: list[Any]) -> list[asyncpg.Record]:
+        async with self._database.driver_connection() as driver:
+            return await driver.fetch(sql, *arguments)
+
+    async def _opened(self) -> AsyncSession:
+        if self._session is None:
+            # An empty one, to see whether there is anybody at the other end.
+            self._connection, _ = await self._connect("SELECT")
+            self._session = AsyncSession(self._connection, expire_on_commit=False)
+        return self._session
+
+    async def _connect(self, opening: str) -> tuple[AsyncConnection, asyncpg.Connection]:
+        """A connection on which the opening statement has been run, and the driver's own within it."""
+        with self._database.raising_as_sqlalchemy(opening):
+            try:
+                return await self._connect_once(opening)
+            except _HUNG_UP:
+                return await self._connect_once(opening)
+
+    async def _connect_once(self, opening: str) -> tuple[AsyncConnection, asyncpg.Connection]:
+        connection = await self._database.reading.connect()
+        driver: asyncpg.Connection = (await connection.get_raw_connection()).driver_connection  # type: ignore[assignment]
+        try:
+            await driver.execute(opening)
+        except BaseException:
+            driver.terminate()
+            await connection.close()
+            raise
+        return connection, driver
+
+    async def close(self) -> None:
+        await super().close()
+        if self._connection is not None:
+            await self._connection.close()
+
+
+class _PostgresTransaction(_PostgresSession):
+    """All on one connection, to which we say BEGIN and COMMIT ourselves, as two ways lead to it: the driver's for `run`
+    and SQLAlchemy's for `execute`.
+    """
+
+    def __init__(self, database: Database) -> None:
+        super().__init__(database)
+        self._driver: asyncpg.Connection | None = None
+
+    async def _fetch(self, sql: str, arguments: list[Any]) -> list[asyncpg.Record]:
+        return await (await self._begun()).fetch(sql, *arguments)
+
+    async def _opened(self) -> AsyncSession:
+        await self._begun()
+        if self._session is None:
+            self._session = AsyncSession(self._connection, expire_on_commit=False)
+        return self._session
+
+    async def _begun(self) -> asyncpg.Connection:
+        if self._driver is None:
+            self._connection, self._driver = await self._connect("BEGIN")
+        return self._driver
+
+    async def commit(self) -> None:
+        if self._driver is None:
+            return
+        with self._database.raising_as_sqlalchemy("COMMIT"):
+            status = await self._driver.execute("COMMIT")
+        self._driver = None
+        if status != "COMMIT":
+            # So PostgreSQL answers after a statement that failed, whatever was made of its error.
+            raise RuntimeError("The transaction had failed and was rolled back")
+
+    async def rollback(self) -> None:
+        if self._driver is not None:
+            with suppress(*_HUNG_UP):
+                await self._driver.execute("ROLLBACK")
+                self._driver = None
+
+    async def close(self) -> None:
+        if self._driver is not None:
+            # Neither committed nor rolled back. Nobody must get it in this state.
+            self._driver.terminate()
+        await super().close()
+
+
 class Database:
     """Units of work over one engine. `on_event` is called after each commit that recorded an event."""
+
+    # Called with the text and the parameters of statements that go past SQLAlchemy and its events.
+    on_statement: Callable[[str, Sequence[Any]], None] | None = None
 
     def __init__(self, engine: AsyncEngine, on_event: Callable[[], None] = lambda: None) -> None:
         self.engine = engine
         self.on_event = on_event
         self.is_sqlite = engine.dialect.name == "sqlite"
         # Each statement its own transaction: no BEGIN and ROLLBACK round trips, which cost more than the read.
-        self._reading = engine if self.is_sqlite else engine.execution_options(isolation_level="AUTOCOMMIT")
-        self._writing = engine.execution_options(writes=True)
+        self.reading = engine if self.is_sqlite else engine.execution_options(isolation_level="AUTOCOMMIT")
+        self.writing = engine.execution_options(writes=True)
         # SQLite has one writer at a time. Waiting here is fair and free; its own busy handler sleeps and polls.
         self._writer: asyncio.Lock | nullcontext[None] = asyncio.Lock() if self.is_sqlite else nullcontext()
 
     @asynccontextmanager
-    async def read(self) -> AsyncIterator[AsyncSession]:
+    async def read(self) -> AsyncIterator[DatabaseSession]:
         """A session for reading. Every statement sees what was committed when it began."""
-        async with AsyncSession(self._reading, expire_on_commit=False) as session:
+        session = DatabaseSession(self) if self.is_sqlite else _PostgresSession(self)
+        try:
             yield session
+        finally:
+            await session.close()
 
     @asynccontextmanager
-    async def write(self) -> AsyncIterator[AsyncSession]:
+    async def write(self) -> AsyncIterator[DatabaseSession]:
         """One transaction: committed when the block ends, rolled back when it raises."""
-        async with (
-            self._writer,
-            AsyncSession(self._writing, expire_on_commit=False) as session,
-            session.begin(),
-        ):
-            yield session
-        if session.info.get(RECORDED_EVENT):
+        async with self._writer:
+            session = _SqliteTransaction(self) if self.is_sqlite else _PostgresTransaction(self)
+            try:
+                try:
+                    yield session
+                except Exception:
+                    await session.rollback()
+                    raise
+                await session.commit()
+            finally:
+                await session.close()
+        if session.recorded_event:
             self.on_event()
+
+    @asynccontextmanager
+    async def driver_connection(self) -> AsyncIterator[asyncpg.Connection]:
+        """PostgreSQL's own connection, out of the engine's pool."""
+        pooled = await self.engine.raw_connection()
+        driver: asyncpg.Connection = pooled.driver_connection  # type: ignore[assignment]
+        try:
+            yield driver
+        except BaseException as error:
+            # Cancelled, or out of time: it may still be answering.
+            if not isinstance(error, Exception) or isinstance(error, TimeoutError):
+                driver.terminate()
+            raise
+        finally:
+            await greenlet_spawn(pooled.close)
+
+    @contextmanager
+    def raising_as_sqlalchemy(self, sql: str) -> Iterator[None]:
+        """Whatever way a statement goes, its errors are SQLAlchemy's."""
+        try:
+            yield
+        # The last comes from connecting.
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, self.engine.dialect.loaded_dbapi.Error) as error:
+            kind = IntegrityError if isinstance(error, asyncpg.IntegrityConstraintViolationError) else DBAPIError
+            is_lost = isinstance(error, _HUNG_UP)
+            raise kind(sql, None, error, hide_parameters=True, connection_invalidated=is_lost) from error
 
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[AsyncConnection]:

@@ -14,7 +14,9 @@ import asyncpg
 import pytest
 import uvicorn
 from sqlalchemy import make_url, text
+from strawberry.schema.schema import StrawberryGraphQLCoreExecutionContext
 
+from taskflow_gql.api.batching import BatchingExecutor
 from taskflow_gql.app import create_app
 from taskflow_gql.config import Settings
 from taskflow_gql.database import Database, create_engine
@@ -99,9 +101,36 @@ def sqlite_settings(migrated_sqlite: Path, tmp_path: Path) -> Settings:
     return make_settings(data_dir=tmp_path, database_url=f"sqlite:///{path}")
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+class CompilingAtOnce(BatchingExecutor):
+    """The server's executor, but that it compiles a document at first sight: most tests send theirs once."""
+
+    seen_before_planned = 1
+
+
+Executor = type[StrawberryGraphQLCoreExecutionContext]
+GRAPHQL_CORE: Executor = StrawberryGraphQLCoreExecutionContext
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Every database test runs on both databases, and what asks a server also under graphql-core's own executor, which
+    is the measure of ours. On one of the two: the executors know nothing of databases.
+    """
+    marks = metafunc.definition.iter_markers("parametrize")
+    if any(mark.args[0] == "settings" for mark in marks):
+        # The test has chosen its database itself.
+        if "executor" in metafunc.fixturenames:
+            metafunc.parametrize("executor", [CompilingAtOnce], ids=["compiled"])
+    elif "executor" in metafunc.fixturenames:
+        servers = [("sqlite", CompilingAtOnce), ("postgresql", CompilingAtOnce), ("sqlite", GRAPHQL_CORE)]
+        ids = ["sqlite", "postgresql", "graphql-core"]
+        metafunc.parametrize(("settings", "executor"), servers, indirect=["settings"], ids=ids)
+    elif "settings" in metafunc.fixturenames:
+        metafunc.parametrize("settings", ["sqlite", "postgresql"], indirect=True)
+
+
+@pytest.fixture
 def settings(request: pytest.FixtureRequest) -> Settings:
-    """Settings of a server on an empty database; every database test runs on both."""
+    """Settings of a server on an empty database."""
     chosen: Settings = request.getfixturevalue(f"{request.param}_settings")
     return chosen
 
@@ -115,8 +144,8 @@ async def database(settings: Settings) -> AsyncIterator[Database]:
 
 
 @pytest.fixture
-async def api(settings: Settings) -> AsyncIterator[Api]:
-    async with serving(settings) as api:
+async def api(settings: Settings, executor: Executor) -> AsyncIterator[Api]:
+    async with serving(settings, executor) as api:
         yield api
 
 
@@ -128,13 +157,13 @@ class _Server(uvicorn.Server):
 
 
 @asynccontextmanager
-async def serving(settings: Settings) -> AsyncIterator[Api]:
+async def serving(settings: Settings, executor: Executor = CompilingAtOnce) -> AsyncIterator[Api]:
     """The real app behind a real HTTP server, in this event loop."""
     listener = socket.create_server(("127.0.0.1", 0))
     # asyncio turns Nagle's algorithm off only for sockets that name their protocol, which this one does not.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     config = uvicorn.Config(
-        create_app(settings),
+        create_app(settings, executor=executor),
         log_config=None,
         access_log=False,
         ws_max_size=settings.max_websocket_message_bytes,

@@ -27,8 +27,10 @@ from taskflow_gql.config import Settings
 from taskflow_gql.database import Database, create_engine
 from taskflow_gql.migrate import head_revision
 from taskflow_gql.models import User, UserRole
+from taskflow_gql.services.changes import has_unplaced_events
 from tests.client import Api
 from tests.conftest import make_settings, serving
+from tests.factories import make_task, make_user, make_viewer
 from tests.servers import RedisServer
 
 ROOT = Path(__file__).parent.parent
@@ -141,7 +143,7 @@ def unframed(text: str) -> str:
 
 
 def test_the_commands_of_the_design_are_there() -> None:
-    needed = {"serve", "migrate", "seed", "create-admin", "export-schema", "doctor", "healthcheck"}
+    needed = {"serve", "migrate", "seed", "create-admin", "export-schema", "explain", "doctor", "healthcheck"}
     assert needed - COMMANDS.keys() == set()
 
 
@@ -335,12 +337,167 @@ async def test_the_first_command_of_all_may_be_create_admin(empty_folder: Path) 
     await database.close()
 
 
+# explain
+
+PAGE = "query Page($first: Int) { tasks(first: $first) { nodes { title creator { username } assignee { username } } } }"
+DELETE = "mutation Delete($id: ID!) { deleteTask(input: {id: $id}) { deletedTaskId } }"
+
+
+@pytest.fixture
+def page(empty_folder: Path) -> str:
+    (empty_folder / "page.graphql").write_text(PAGE)
+    return "page.graphql"
+
+
+def sections(ran: Ran) -> dict[str, str]:
+    """What `explain` said, by heading."""
+    assert (ran.exit_code, ran.err) == (0, ""), ran
+    plan, rest = ran.out.removeprefix("Plan\n\n").split("\n\nSQL", 1)
+    statements, functions = rest.split("Generated functions\n\n")
+    return {"plan": plan, "sql": statements, "functions": functions}
+
+
+async def test_explain_shows_plan_statements_and_functions(settings: Settings, database: Database, page: str) -> None:
+    async with database.write() as session:
+        ann, bob = await make_user(session, "ann"), await make_user(session, "bob")
+        for number in range(3):
+            await make_task(session, make_viewer(ann.id), f"Task {number}", assignee_id=str(bob.id))
+    variables = '{"first": 2}'
+    ran = await taskflow("explain", page, "--as", "ann", "--variables", variables, **environment_of(settings))
+    explained = sections(ran)
+    assert explained["plan"] == (
+        "query Page\n"
+        "  tasks: TaskConnection!  resolved by TaskQueries.tasks\n"
+        "    nodes: [Task!]!  by TaskConnection.nodes, called directly\n"
+        "      title: String!  read from .title\n"
+        "      creator: User!  loaded for all objects by users_by_id, key creator_id\n"
+        "        username: String!  read from .username\n"
+        "      assignee: User  loaded for all objects by users_by_id, key assignee_id\n"
+        "        username: String!  read from .username"
+    )
+    first_line, _, statements = explained["sql"].partition("\n\n")
+    assert first_line == ", asked by ann (MEMBER)"
+    assert re.findall("^-- [0-9].*", statements, re.MULTILINE) == ["-- 1"]
+    assert "SELECT" in statements
+    assert "tasks.title" in statements
+    # The viewer, and how many rows are wanted: one more than the page has.
+    [parameters] = re.findall("^-- with (.*)", statements, re.MULTILINE)
+    assert re.search(r"\b3\b", parameters)
+    assert ann.id.hex in parameters.replace("-", "")
+    assert statements.endswith("A request costs one statement more, the check of its token.\n\n")
+    assert explained["functions"].startswith("# <plan Query>\ndef fill(run, answer, source, position):\n")
+    assert "# <plan Query.tasks.nodes.creator>\n" in explained["functions"]
+
+
+async def test_explain_counts_statements_that_are_run_again(settings: Settings, database: Database) -> None:
+    async with database.write() as session:
+        await make_user(session, "ann")
+    query = "{ me { username } again: me { id } }"
+    ran = await taskflow("explain", "-", "--as", "ANN@example.com", typed=query, **environment_of(settings))
+    statements = sections(ran)["sql"]
+    assert re.findall("^-- [0-9].*", statements, re.MULTILINE) == ["-- 1, run 2 times"]
+    assert statements.count("-- with ") == 2
+
+
+async def test_explain_asks_as_nobody_when_nobody_is_named(settings: Settings, page: str) -> None:
+    statements = sections(await taskflow("explain", page, **environment_of(settings)))["sql"]
+    assert statements == (
+        ", asked by nobody\n\nNone.\n\nThe answer has an error at tasks: Not authenticated\nSay who asks with --as.\n\n"
+    )
+
+
+async def test_explain_leaves_the_database_as_it_is(settings: Settings, database: Database) -> None:
+    async with database.write() as session:
+        ann = await make_user(session, "ann")
+        await make_task(session, make_viewer(ann.id))
+    query = "{ tasks { changesCursor nodes { history(first: 1) { nodes { kind } } } } }"
+    ran = await taskflow("explain", "-", "--as", "ann", typed=query, **environment_of(settings))
+    assert "error" not in sections(ran)["sql"]
+    # A server would have given the event its position before it answered.
+    async with database.read() as session:
+        assert await has_unplaced_events(session)
+
+
+@pytest.mark.parametrize(
+    "document", [DELETE, "subscription { taskChanged { kind } }"], ids=["mutation", "subscription"]
+)
+async def test_explain_runs_nothing_but_queries(document: str) -> None:
+    away = f"postgresql://u@{NOWHERE}/tasks"
+    ran = await taskflow("explain", "-", "--variables", '{"id": "1"}', typed=document, DATABASE_URL=away)
+    explained = sections(ran)
+    kind = document.split()[0]
+    assert explained["sql"] == f"\n\nNot shown: the {kind} would have to be run for it.\n\n"
+    assert explained["plan"].startswith(kind)
+    assert explained["functions"].startswith(f"# <plan {kind.title()}>\n")
+
+
+async def test_explain_takes_variables_from_a_file_and_one_operation_of_several(empty_folder: Path) -> None:
+    (empty_folder / "several.graphql").write_text(f"{PAGE} {DELETE}")
+    (empty_folder / "variables.json").write_text('{"id": "1"}')
+    arguments = ["several.graphql", "--operation", "Delete", "--variables", "@variables.json"]
+    explained = sections(await taskflow("explain", *arguments))
+    assert explained["plan"].splitlines()[0] == "mutation Delete, one field after the other"
+
+
+@pytest.mark.parametrize(
+    ("typed", "arguments", "problem"),
+    [
+        ("{ me ", [], "stdin:1:6: Syntax Error: Expected Name, found <EOF>."),
+        ("{ me { name } }", [], "stdin:1:8: Cannot query field 'name' on type 'User'."),
+        (f"{PAGE} {DELETE}", [], "stdin: There are several operations: choose one of Page, Delete with --operation"),
+        (PAGE, ["--operation", "Delete"], "stdin: There is no operation Delete; there is Page"),
+        ("{ me { id } }", ["--operation", "Me"], "stdin: There is no operation Me; there is one without a name"),
+        (
+            DELETE,
+            [],
+            "stdin:1:17: Variable '$id' has invalid value: Expected a value of non-null type 'ID!' to be provided. "
+            "Variables are given with --variables",
+        ),
+        (PAGE, ["--variables", "[2]"], '--variables is not a JSON object; it looks like {"first": 10}'),
+        (PAGE, ["--variables", "first"], "--variables is not JSON: Expecting value: line 1 column 1 (char 0)"),
+    ],
+)
+async def test_explain_says_what_is_wrong_in_one_line(typed: str, arguments: list[str], problem: str) -> None:
+    assert refusal(await taskflow("explain", "-", *arguments, typed=typed), 2) == problem
+
+
+async def test_explain_names_a_file_that_it_cannot_read(empty_folder: Path, page: str) -> None:
+    said = refusal(await taskflow("explain", "none.graphql"), 3)
+    assert said == "Cannot read none.graphql: No such file or directory"
+    said = refusal(await taskflow("explain", page, "--variables", "@none.json"), 3)
+    assert said == "Cannot read none.json: No such file or directory"
+    (empty_folder / "bytes.graphql").write_bytes(b"\xff\xfe")
+    assert (
+        refusal(await taskflow("explain", "bytes.graphql"), 2) == "Cannot read bytes.graphql: it is not text in UTF-8"
+    )
+
+
+async def test_explain_names_somebody_who_is_not_there(settings: Settings, page: str) -> None:
+    said = refusal(await taskflow("explain", page, "--as", "bob", **environment_of(settings)), 2)
+    assert said == ("There is nobody active called bob: --as wants the username or email address of an active account")
+
+
+async def test_explain_refuses_what_a_server_refuses(settings: Settings) -> None:
+    deep = "{ me { createdTasks { nodes { " + "creator { createdTasks { nodes { " * 6 + "id" + " } } }" * 6 + " } } } }"
+    said = refusal(await taskflow("explain", "-", typed=deep, **environment_of(settings)), 2)
+    assert said == (
+        "stdin:1:1: The operation asks for too much: 22 deep, counted in nested selections; the limit is 15"
+    )
+
+
+async def test_explain_needs_a_database_only_for_queries(new_database_url: str, page: str) -> None:
+    said = refusal(await taskflow("explain", page, DATABASE_URL=new_database_url), 2)
+    assert said == (f"The database is at revision nothing, this server needs {head_revision()}: run `taskflow migrate`")
+    said = refusal(await taskflow("explain", page, DATABASE_URL=f"postgres://u:hunter2@{NOWHERE}/tasks"), 3)
+    assert said.startswith(f"The database at postgresql+asyncpg://u:***@{NOWHERE}/tasks cannot be used: ")
+
+
 # seed
 
 
 async def count_people(database: Database) -> int:
     async with database.read() as session:
-        return (await session.execute(select(func.count()).select_from(User))).scalar_one()
+        return int((await session.execute(select(func.count()).select_from(User))).scalar_one())
 
 
 async def test_seed_says_what_it_made_and_fills_only_an_empty_database(settings: Settings, database: Database) -> None:
@@ -505,7 +662,7 @@ async def test_only_http_addresses_are_asked() -> None:
 # What goes wrong around the command
 
 USES_DATABASE = [["serve"], ["migrate"], ["migrate", "--status"], ["seed"], ["create-admin", *options(ADMIN)]]
-USES_SETTINGS = [*USES_DATABASE, ["doctor"], ["healthcheck"]]
+USES_SETTINGS = [*USES_DATABASE, ["explain", "-"], ["doctor"], ["healthcheck"]]
 
 
 @pytest.mark.parametrize("arguments", USES_SETTINGS, ids=" ".join)

@@ -14,7 +14,14 @@ from sqlalchemy import Column, Integer, MetaData, Table, event, insert, select, 
 from sqlalchemy.exc import DBAPIError
 
 from taskflow_gql.config import Settings
-from taskflow_gql.database import RECORDED_EVENT, Database, UtcDateTime, create_engine, database_url, is_unreachable
+from taskflow_gql.database import (
+    Database,
+    UtcDateTime,
+    create_engine,
+    database_url,
+    forbid_writes,
+    is_unreachable,
+)
 from taskflow_gql.errors import ConfigurationError
 from tests.conftest import make_settings
 from tests.servers import PostgresServer
@@ -327,6 +334,20 @@ async def test_sqlite_is_set_up_for_durable_writes_and_foreign_keys(sqlite_setti
 # The doorbell
 
 
+async def test_nothing_is_written_where_it_is_forbidden(settings: Settings, tables: None) -> None:
+    engine = create_engine(settings)
+    forbid_writes(engine)
+    database = Database(engine)
+    with pytest.raises(DBAPIError, match=r"read-?only"):
+        async with database.write() as session:
+            await session.execute(update(COUNTERS).values(value=1))
+    with pytest.raises(DBAPIError, match=r"read-?only"):
+        async with database.read() as session:
+            await session.execute(update(COUNTERS).values(value=1))
+    assert await counted(database) == 0
+    await database.close()
+
+
 @pytest.mark.parametrize("records", [True, False])
 async def test_the_doorbell_rings_after_the_commit_of_a_recorded_event_only(
     database: Database, settings: Settings, records: bool
@@ -335,7 +356,7 @@ async def test_the_doorbell_rings_after_the_commit_of_a_recorded_event_only(
     ringing = Database(database.engine, on_event=lambda: rung.append(True))
     async with ringing.write() as session:
         if records:
-            session.info[RECORDED_EVENT] = True
+            session.recorded_event = True
         await session.execute(text("UPDATE stream_state SET last_position = last_position"))
         assert rung == []
     assert rung == [True] * records
@@ -347,7 +368,7 @@ async def test_the_doorbell_does_not_ring_for_a_block_that_raises(database: Data
 
     async def record_and_fail() -> None:
         async with ringing.write() as session:
-            session.info[RECORDED_EVENT] = True
+            session.recorded_event = True
             raise LookupError
 
     with pytest.raises(LookupError):
@@ -363,7 +384,7 @@ async def test_who_hears_the_doorbell_reads_what_was_committed(database: Databas
     ringing = Database(database.engine, on_event=lambda: seen.append(asyncio.create_task(counted(database))))
     async with ringing.write() as session:
         await session.execute(update(COUNTERS).values(value=1))
-        session.info[RECORDED_EVENT] = True
+        session.recorded_event = True
     assert await asyncio.gather(*seen) == [1]
 
 

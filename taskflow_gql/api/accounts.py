@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Annotated
 
 import strawberry
-from sqlalchemy.ext.asyncio import AsyncSession
 
 from taskflow_gql.api.context import Context, Info
 from taskflow_gql.api.errors import AnswersRefusals, UserError
 from taskflow_gql.api.users import User
+from taskflow_gql.database import DatabaseSession
 from taskflow_gql.errors import InvalidCredentials
 from taskflow_gql.models import UserRow
 from taskflow_gql.services import accounts
@@ -157,7 +157,7 @@ class AccountMutations:
             return UpdateProfilePayload(user=await accounts.update_profile(session, viewer, changes))
 
 
-async def _open_session(context: Context, session: AsyncSession, user: UserRow, password_hash: str) -> AuthPayload:
+async def _open_session(context: Context, session: DatabaseSession, user: UserRow, password_hash: str) -> AuthPayload:
     tokens = context.parts.tokens
     session_id, begun_at = await accounts.open_session(
         session, user, password_hash=password_hash, lifetime=tokens.lifetime

@@ -106,6 +106,13 @@ class BatchingExecutor(CompilingExecutor, StrawberryGraphQLCoreExecutionContext)
         return function if takes.count(None) == 2 and resolver.root_parameter is None else None
 
     @classmethod
+    def resolver_name(cls, field: GraphQLField) -> str:
+        definition = field.extensions.get(DEFINITION)
+        if isinstance(definition, StrawberryField) and definition.base_resolver is not None:
+            return getattr(definition.base_resolver.wrapped_func, "__qualname__", definition.python_name)
+        return super().resolver_name(field)
+
+    @classmethod
     def ignores_info(cls, type_: GraphQLObjectType) -> bool:
         # The function is Strawberry's own unless the type defines one.
         definition = type_.extensions.get(DEFINITION)

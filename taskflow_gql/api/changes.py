@@ -171,7 +171,8 @@ class Subscription:
         info.context.parts.fanout.require_room(viewer)
         # Refused now if it is bad; made anew for each event.
         filter_of(filter, viewer, info.context.begun_at)
-        cursor = info.context.last_event_id if after is None else after
+        # A browser comes back with the request of the first time, and so with the cursor of the first time.
+        cursor = info.context.last_event_id or after
         position = None if cursor is None else await info.context.parts.fanout.position_of(cursor)
         return _stream(info, viewer, filter, position)
 

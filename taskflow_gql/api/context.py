@@ -11,13 +11,12 @@ from typing import Any
 from uuid import UUID
 
 import strawberry
-from sqlalchemy.ext.asyncio import AsyncSession
 from starlette.requests import HTTPConnection
 
 from taskflow_gql import clock
 from taskflow_gql.api.loaders import Loaders
 from taskflow_gql.config import Settings
-from taskflow_gql.database import Database
+from taskflow_gql.database import Database, DatabaseSession
 from taskflow_gql.errors import Unauthenticated
 from taskflow_gql.fanout import Fanout
 from taskflow_gql.models import UserRow
@@ -68,11 +67,11 @@ class Context:
         self.connection.state.event_cursor = cursor
 
     @property
-    def read(self) -> Callable[[], AbstractAsyncContextManager[AsyncSession]]:
+    def read(self) -> Callable[[], AbstractAsyncContextManager[DatabaseSession]]:
         return self.parts.database.read
 
     @property
-    def write(self) -> Callable[[], AbstractAsyncContextManager[AsyncSession]]:
+    def write(self) -> Callable[[], AbstractAsyncContextManager[DatabaseSession]]:
         return self.parts.database.write
 
     @property

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from enum import StrEnum
 from typing import Any
 from uuid import uuid4
 
 import strawberry
-from graphql import ExecutionResult as GraphQLExecutionResult
 from graphql import GraphQLError, GraphQLSyntaxError
 from strawberry.exceptions import MissingQueryError
-from strawberry.extensions import FieldExtension, SchemaExtension
+from strawberry.extensions import FieldExtension
 from strawberry.extensions.field_extension import AsyncExtensionResolver
 from strawberry.schema.exceptions import CannotGetOperationTypeError, InvalidOperationTypeError
-from strawberry.types import ExecutionResult
 from strawberry.types.field import StrawberryField
 
 from taskflow_gql.api.context import Info
@@ -30,6 +27,7 @@ VALIDATION_FAILED = "GRAPHQL_VALIDATION_FAILED"
 BAD_USER_INPUT = "BAD_USER_INPUT"
 TOO_COMPLEX = "QUERY_TOO_COMPLEX"
 INTERNAL = "INTERNAL_SERVER_ERROR"
+RATE_LIMITED = "RATE_LIMITED"
 
 
 class ErrorCode(StrEnum):
@@ -84,36 +82,6 @@ class AnswersRefusals(FieldExtension):
             if isinstance(refused, VersionConflict) and "task" in self._payload_type.__annotations__:
                 return self._payload_type(task=refused.task, errors=errors)
             return self._payload_type(errors=errors)
-
-
-class RenderErrors(SchemaExtension):
-    """Gives every top-level error its code, and keeps what went wrong inside the server inside the server."""
-
-    def __init__(self) -> None:
-        self._rendered_each = False
-
-    def on_validate(self) -> Iterator[None]:
-        yield
-        # In place: Strawberry has already made its result of this very list.
-        errors = self.execution_context.pre_execution_errors or []
-        errors[:] = [
-            error if "code" in (error.extensions or {}) else coded(error, VALIDATION_FAILED) for error in errors
-        ]
-
-    def on_operation(self) -> Iterator[None]:
-        yield
-        if not self._rendered_each:
-            _render(self.execution_context.result)
-
-    def on_stream_result(self, result: Any) -> Iterator[None]:
-        self._rendered_each = True
-        _render(result)
-        yield
-
-
-def _render(result: object) -> None:
-    if isinstance(result, ExecutionResult | GraphQLExecutionResult) and result.errors:
-        result.errors = [render_error(error) for error in result.errors]
 
 
 def render_error(error: GraphQLError) -> GraphQLError:

@@ -272,7 +272,7 @@ def _count_comparisons(filter_: Filter) -> int:
             return max(1, sum(map(_count_comparisons, parts)))
         case Not(part):
             return _count_comparisons(part)
-        case Search(words):
+        case Search(tuple(words)):
             return max(1, len(words))
     return 1
 

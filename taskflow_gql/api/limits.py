@@ -26,8 +26,8 @@ from graphql import (
 )
 from graphql.validation.rules import overlapping_fields_can_be_merged
 from graphql.validation.validate import ValidationAbortedError
-from strawberry.extensions import SchemaExtension
 
+from taskflow_gql.api.documents import Document
 from taskflow_gql.config import Settings
 from taskflow_gql.services.paging import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE
 from taskflow_gql.services.text import is_storable
@@ -62,6 +62,8 @@ class _Meter:
             node.name.value: node for node in document.definitions if isinstance(node, FragmentDefinitionNode)
         }
         self._measured: dict[str, Measure] = {}
+        # The variables that were asked for.
+        self.page_sizes: set[str] = set()
 
     def selection_set(self, node: SelectionSetNode | None) -> Measure:
         depth = aliases = cost = 0
@@ -115,18 +117,16 @@ class _Meter:
                 # int() of a literal with millions of digits is slow; such a page size is refused later anyway.
                 return int(value.value) if len(value.value) < 10 else MAX_PAGE_SIZE
             case VariableNode():
+                self.page_sizes.add(value.name.value)
                 given = self._variables.get(value.name.value)
                 return given if type(given) is int else MAX_PAGE_SIZE
         return DEFAULT_PAGE_SIZE
 
 
-def check_limits(document: DocumentNode, variables: Mapping[str, Any], settings: Settings) -> list[GraphQLError]:
+def _limit(meter: _Meter, operations: list[OperationDefinitionNode], settings: Settings) -> list[GraphQLError]:
     """What is too much, empty when nothing is."""
-    meter = _Meter(document, variables)
     errors = []
-    for operation in document.definitions:
-        if not isinstance(operation, OperationDefinitionNode):
-            continue
+    for operation in operations:
         measure = meter.selection_set(operation.selection_set)
         for found, allowed, what in (
             (measure.depth, settings.max_query_depth, "deep, counted in nested selections"),
@@ -137,10 +137,6 @@ def check_limits(document: DocumentNode, variables: Mapping[str, Any], settings:
                 message = f"The operation asks for too much: {found} {what}; the limit is {allowed}"
                 errors.append(GraphQLError(message, nodes=[operation], extensions={"code": TOO_COMPLEX}))
     return errors
-
-
-def _operations(document: DocumentNode) -> int:
-    return sum(isinstance(node, OperationDefinitionNode) for node in document.definitions)
 
 
 def _strings(value: object) -> Iterator[str]:
@@ -176,45 +172,52 @@ def _is_storable_document(document: DocumentNode, source: str) -> bool:
     return finder.all_storable
 
 
-class LimitOperations(SchemaExtension):
-    """Refuses what is too much, and text that no database could hold, before anything is validated or run."""
+# A client that sends ever new page sizes is measured each time.
+_MOST_MEASURES = 128
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
 
-    def on_operation(self) -> Iterator[None]:
-        self.execution_context.parse_options["max_tokens"] = self._settings.max_query_tokens
-        yield
+def problems_of_request(document: Document, variables: Mapping[str, Any], settings: Settings) -> list[GraphQLError]:
+    """Why the document must not even be validated: it asks for too much, or holds text that no database could hold."""
+    try:
+        problems = [] if all(map(is_storable, _strings(variables))) else [_bad_variable(_UNSTORABLE)]
+    except RecursionError:
+        return [_bad_variable("is nested too deeply")]
+    return _problems_of_document(document, variables, settings) + problems
 
-    def on_validate(self) -> Iterator[None]:
-        context = self.execution_context
-        assert context.graphql_document is not None
-        variables = context.variables or {}
-        errors = check_limits(context.graphql_document, variables, self._settings)
-        if not all(is_storable(text) for text in _strings(variables)):
-            errors.append(
-                GraphQLError(
-                    "A variable holds U+0000 or half a surrogate pair, which is no text that can be kept",
-                    extensions={"code": BAD_INPUT},
-                )
-            )
-        if not _is_storable_document(context.graphql_document, context.query or ""):
-            errors.append(
-                GraphQLError(
-                    "The document holds U+0000 in a text, which cannot be kept", extensions={"code": BAD_INPUT}
-                )
-            )
-        # Not `operation_name`: where the request names none, that is the first operation's, which would then be run.
-        if context._provided_operation_name is None and _operations(context.graphql_document) > 1:
-            errors.append(
-                GraphQLError("Several operations: say in operationName which to run", extensions={"code": BAD_INPUT})
-            )
-        if errors:
-            context.pre_execution_errors = errors
-        yield
-        aborted = [error for error in context.pre_execution_errors or () if isinstance(error, ValidationAbortedError)]
-        for error in aborted:
-            # The other reason, too many errors, says so itself.
-            if error.message == "Validation aborted.":
-                error.message = "The document repeats fields, or nests fragments, too much to be validated"
-                error.extensions = {"code": TOO_COMPLEX}
+
+def _problems_of_document(document: Document, variables: Mapping[str, Any], settings: Settings) -> list[GraphQLError]:
+    """Found out once for each combination of page sizes: nothing else of the variables counts."""
+    if document.page_sizes is not None:
+        sizes = tuple(_as_size(variables.get(name)) for name in document.page_sizes)
+        if sizes in document.problems:
+            return document.problems[sizes]
+    meter = _Meter(document.node, variables)
+    problems = _limit(meter, document.operations, settings)
+    if not _is_storable_document(document.node, document.text):
+        message = "The document holds U+0000 in a text, which cannot be kept"
+        problems.append(GraphQLError(message, extensions={"code": BAD_INPUT}))
+    document.page_sizes = tuple(sorted(meter.page_sizes))
+    if len(document.problems) < _MOST_MEASURES:
+        sizes = tuple(_as_size(variables.get(name)) for name in document.page_sizes)
+        document.problems[sizes] = problems
+    return problems
+
+
+def _as_size(value: object) -> int | None:
+    return value if type(value) is int else None
+
+
+_UNSTORABLE = "holds U+0000 or half a surrogate pair, which is no text that can be kept"
+
+
+def _bad_variable(how: str) -> GraphQLError:
+    return GraphQLError(f"A variable {how}", extensions={"code": BAD_INPUT})
+
+
+def explain_abortion(errors: list[GraphQLError]) -> None:
+    """Says why validation gave up, where graphql-core does not."""
+    for error in errors:
+        # The other reason, too many errors, says so itself.
+        if isinstance(error, ValidationAbortedError) and error.message == "Validation aborted.":
+            error.message = "The document repeats fields, or nests fragments, too much to be validated"
+            error.extensions = {"code": TOO_COMPLEX}

@@ -6,11 +6,11 @@ from typing import Annotated
 from uuid import UUID
 
 import strawberry
-from sqlalchemy.ext.asyncio import AsyncSession
 
 from taskflow_gql import __version__
 from taskflow_gql.api.context import Info
 from taskflow_gql.api.node import Node
+from taskflow_gql.database import DatabaseSession
 from taskflow_gql.errors import BadUserInput
 from taskflow_gql.models import TaskRow, UserRow
 from taskflow_gql.services import tasks, users
@@ -62,7 +62,7 @@ class NodeQueries:
         return [found.get(key) for key in keys]
 
 
-async def _nodes_by_id(session: AsyncSession, viewer: Viewer, keys: list[UUID]) -> dict[UUID, TaskRow | UserRow]:
+async def _nodes_by_id(session: DatabaseSession, viewer: Viewer, keys: list[UUID]) -> dict[UUID, TaskRow | UserRow]:
     found: dict[UUID, TaskRow | UserRow] = {**await tasks.tasks_by_id(session, viewer, keys)}
     missing = [key for key in keys if key not in found]
     if missing:

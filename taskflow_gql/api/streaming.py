@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 from starlette.responses import StreamingResponse
@@ -19,6 +20,7 @@ from strawberry.http.streaming import MultipartSubscriptionTransport, SSETranspo
 JSON = "application/json"
 GRAPHQL_RESPONSE = "application/graphql-response+json"
 EVENT_STREAM = "text/event-stream"
+MULTIPART = "multipart/mixed"
 
 
 class ServerSentEvents(SSETransport):
@@ -35,19 +37,21 @@ class MultipartSubscription(MultipartSubscriptionTransport):
     """Strawberry's. Named here so that both stand together."""
 
 
-def best_media_type(headers: Mapping[str, str]) -> str:
+# Clients of one kind send one header.
+@lru_cache(maxsize=256)
+def best_media_type(accept: str) -> str:
     """What the client likes best of what we can answer with: the higher q, then the earlier; JSON for no word.
 
     Some clients list `text/event-stream` with every request. That is no wish for a stream while JSON comes first.
     """
     best, best_quality = JSON, 0.0
-    for part in headers.get("accept", "").split(","):
+    for part in accept.split(","):
         name, *parameters = (piece.strip().lower() for piece in part.split(";"))
         quality = next((_quality(piece) for piece in parameters if piece.startswith("q=")), 1.0)
         if name in ("application/*", "*/*"):
             name = JSON
         is_subscription = any(piece.startswith("subscriptionspec=") for piece in parameters)
-        is_known = name in (JSON, GRAPHQL_RESPONSE, EVENT_STREAM) or (name == "multipart/mixed" and is_subscription)
+        is_known = name in (JSON, GRAPHQL_RESPONSE, EVENT_STREAM) or (name == MULTIPART and is_subscription)
         if is_known and quality > best_quality:
             best, best_quality = name, quality
     return best

@@ -18,6 +18,7 @@ from taskflow_gql.api.node import Node
 from taskflow_gql.api.pagination import After, Before, First, Last, PageInfo, page_info
 from taskflow_gql.api.task_lists import TaskList, TaskOrderArgument, selects, task_query
 from taskflow_gql.api.users import User
+from taskflow_gql.execution import IsInstance
 from taskflow_gql.models import TaskCategory, TaskPriority, TaskRow, TaskStatus, UserRow
 from taskflow_gql.services import access, stats, tasks
 from taskflow_gql.services.task_order import NEWEST_FIRST
@@ -89,9 +90,7 @@ class Task(Node):
         viewer = info.context.known_viewer
         return viewer is not None and access.may_delete(viewer, task)
 
-    @classmethod
-    def is_type_of(cls, value: object, info: object) -> bool:
-        return isinstance(value, TaskRow)
+    is_type_of = IsInstance(TaskRow)
 
 
 @strawberry.type(description="A task in a list.")

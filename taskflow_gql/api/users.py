@@ -14,6 +14,7 @@ from taskflow_gql.api.loaders import users_by_id
 from taskflow_gql.api.node import Node
 from taskflow_gql.api.pagination import After, Before, First, Last, PageInfo, page_info
 from taskflow_gql.api.task_lists import TaskList, TaskOrderArgument, selects, task_query
+from taskflow_gql.execution import IsInstance
 from taskflow_gql.models import UserRole, UserRow
 from taskflow_gql.services import users
 from taskflow_gql.services.access import Viewer
@@ -86,9 +87,7 @@ class User(Node):
         )
         return await _tasks_of(user, info, viewer, Relation.ASSIGNED, query)
 
-    @classmethod
-    def is_type_of(cls, value: object, info: object) -> bool:
-        return isinstance(value, UserRow)
+    is_type_of = IsInstance(UserRow)
 
 
 async def _tasks_of(user: UserRow, info: Info, viewer: Viewer, relation: Relation, query: TaskQuery) -> TaskList:

@@ -3,6 +3,6 @@
 from .batch import BATCH, Batch, batch_resolver
 from .executor import CompilingExecutor
 from .explain import explain
-from .sources import trust
+from .sources import IsInstance, trust
 
-__all__ = ["BATCH", "Batch", "CompilingExecutor", "batch_resolver", "explain", "trust"]
+__all__ = ["BATCH", "Batch", "CompilingExecutor", "IsInstance", "batch_resolver", "explain", "trust"]

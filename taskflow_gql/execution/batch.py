@@ -57,11 +57,11 @@ def batch_resolver(batch: Batch, loaders_of: Callable[[Any], dict[Any, Any]]) ->
         key = batch.key_of(source)
         if key is None:
             return None
-        # Equal arguments share a call; arguments without a hash (lists, dicts) are told apart by how they print.
+        # Equal arguments share a call. Arguments may have no hash (lists, dicts), and 1 and True are equal.
         loader_key = (batch, repr(sorted(arguments.items())))
         loaders = loaders_of(info.context)
         loader = cast("_Loader | None", loaders.get(loader_key))
-        if loader is None:
+        if loader is None or loader.arguments != arguments:
             loader = loaders[loader_key] = _Loader(batch, info.context, arguments)
         return loader.value(key)
 
@@ -98,6 +98,10 @@ class _Loader:
         try:
             loaded = await self.batch.load(self.context, list(waiting), **self.arguments)
             values = {key: self.batch.value_of(loaded, key) for key in waiting}
+        except asyncio.CancelledError:
+            for future in waiting.values():
+                future.cancel()
+            raise
         except Exception as error:
             for future in waiting.values():
                 future.set_exception(error)

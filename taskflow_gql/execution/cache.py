@@ -1,31 +1,35 @@
 """The plans of a schema, bounded in number and size, and hard to spoil.
 
-A document is planned when it has been seen twice, and once the cache is full only when it has been seen more often
-than the one that would have to go. So a client that sends ever new documents, or more documents than fit, in turn,
-does not cost the others their plans, nor the server the planning.
+A document is planned when it has been seen twice, and once there is no room, for another document or for its fields,
+only when it has been seen more often than the one that would have to go. So a client that sends ever new documents, or
+more documents than fit, in turn, does not cost the others their plans, nor the server the planning.
 """
 
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from graphql import (
-    DirectiveNode,
     FieldNode,
     FragmentDefinitionNode,
+    FragmentSpreadNode,
     GraphQLSchema,
     InlineFragmentNode,
     OperationDefinitionNode,
-    SelectionSetNode,
+    SelectionNode,
     VariableNode,
 )
 
 from .plan import Plan
 
-# Bounds. A planned field takes about 3 KB, so the whole cache stays below 50 MB.
+# Bounds. A planned field takes about 4 KB, and so does the syntax tree of 16 (terse) to 100 characters: the whole cache
+# stays below 130 MB, whatever clients send.
 MOST_DOCUMENTS = 512
-MOST_FIELDS = 16_384
+MOST_FIELDS = 32_768
 MOST_FIELDS_OF_DOCUMENT = 1_024
 MOST_PLANS_OF_DOCUMENT = 16
+CHARACTERS_FOR_A_FIELD = 16
+LONGEST_DOCUMENT = 65_536  # characters
 
 Key = tuple[str | int, int]
 
@@ -35,22 +39,27 @@ class Document:
 
     def __init__(
         self,
+        key: Key,
         operation: OperationDefinitionNode,
         fragments: dict[str, FragmentDefinitionNode],
-        make_room: Callable[[], None],
+        take_room: "Callable[[Document, int], bool]",
     ) -> None:
+        self.key = key
         self.operation = operation
         self.fragments = fragments
         self.plans: dict[tuple[Any, ...], Plan | None] = {}
         self.fields = 0
-        self._make_room = make_room
-        directives = list(_directives(operation.selection_set))
-        for fragment in fragments.values():
-            directives.extend(_directives(fragment.selection_set))
+        # What is kept of it without a plan, in fields.
+        self.size = _size_of(key)
+        self._take_room = take_room
+        # Of this operation alone: fragments of others may have variables that it does not know.
+        selections = list(_selections(operation, fragments))
+        directives = [directive for selection in selections for directive in selection.directives or ()]
+        spread = {selection.name.value for selection in selections if isinstance(selection, FragmentSpreadNode)}
         # Incremental delivery and variables of fragments are left to graphql-core.
-        self.can_be_planned = not any(fragment.variable_definitions for fragment in fragments.values()) and not any(
-            directive.name.value in {"defer", "stream"} for directive in directives
-        )
+        self.can_be_planned = not any(
+            fragment.variable_definitions for name, fragment in fragments.items() if name in spread
+        ) and not any(directive.name.value in {"defer", "stream"} for directive in directives)
         self.conditions = sorted(
             {
                 argument.value.name.value
@@ -68,14 +77,12 @@ class Document:
 
     def admit(self, fields: int) -> bool:
         """Whether so many more fields may be planned for this document."""
-        if self.fields + fields > MOST_FIELDS_OF_DOCUMENT:
-            return False
-        self.fields += fields
-        self._make_room()
-        return True
+        return self.fields + fields <= MOST_FIELDS_OF_DOCUMENT and self._take_room(self, fields)
 
 
 class PlanCache:
+    """Threads may share it."""
+
     def __init__(self, seen_before_planned: int, most_documents: int = MOST_DOCUMENTS) -> None:
         self.seen_before_planned = seen_before_planned
         self.most_documents = most_documents
@@ -84,24 +91,26 @@ class PlanCache:
         # How often documents were seen lately, by hash: to keep the texts themselves would be a way to fill memory.
         self._seen: dict[int, int] = {}
         self._seen_in_all = 0
+        # In fields, as all that is kept is measured.
+        self._size = 0
+        self._lock = threading.Lock()
 
     def get(
         self, key: Key, operation: OperationDefinitionNode, fragments: dict[str, FragmentDefinitionNode]
     ) -> Document | None:
         """The document, or None if it is not to be planned."""
-        seen = self._see(key)
-        document = self._documents.pop(key, None)
-        if document is None:
-            if seen < self.seen_before_planned or not self._may_enter(seen):
-                return None
-            document = Document(operation, fragments, self.make_room)
-        self._documents[key] = document
+        with self._lock:
+            seen = self._see(key)
+            document = self._documents.pop(key, None)
+            if document is None:
+                size = _size_of(key)
+                is_too_long = size > LONGEST_DOCUMENT // CHARACTERS_FOR_A_FIELD
+                if seen < self.seen_before_planned or is_too_long or not self._make_room(size, seen, documents=1):
+                    return None
+                document = Document(key, operation, fragments, self._take_room)
+                self._size += document.size
+            self._documents[key] = document
         return document if document.can_be_planned and document.is_of(operation, fragments) else None
-
-    def make_room(self) -> None:
-        fields = sum(document.fields for document in list(self._documents.values()))
-        while fields > MOST_FIELDS and len(self._documents) > 1:
-            fields -= self._documents.pop(next(iter(self._documents))).fields
 
     def __len__(self) -> int:
         return len(self._documents)
@@ -116,16 +125,28 @@ class PlanCache:
         seen = self._seen[key_hash] = self._seen.get(key_hash, 0) + 1
         return seen
 
-    def _may_enter(self, seen: int) -> bool:
-        if len(self._documents) < self.most_documents:
+    def _take_room(self, document: Document, fields: int) -> bool:
+        with self._lock:
+            # One that had to go while it was being executed gets no more plans.
+            if self._documents.get(document.key) is not document:
+                return False
+            if not self._make_room(fields, self._seen.get(hash(document.key), 0)):
+                return False
+            document.fields += fields
+            self._size += fields
             return True
-        oldest = next(iter(self._documents))
-        document = self._documents.pop(oldest)
-        if seen > self._seen.get(hash(oldest), 0):
-            return True
-        # It stays, but the next newcomer measures itself against another.
-        self._documents[oldest] = document
-        return False
+
+    def _make_room(self, size: int, seen: int, *, documents: int = 0) -> bool:
+        """Drop documents that were seen less often, as many as it takes. False where one was seen as often."""
+        while self._size + size > MOST_FIELDS or len(self._documents) + documents > self.most_documents:
+            oldest = next(iter(self._documents))
+            document = self._documents.pop(oldest)
+            if seen <= self._seen.get(hash(oldest), 0):
+                # It stays, but the next newcomer measures itself against another.
+                self._documents[oldest] = document
+                return False
+            self._size -= document.size + document.fields
+        return True
 
 
 class _Caches:
@@ -150,8 +171,23 @@ def plans_of(schema: GraphQLSchema, executor_class: type, seen_before_planned: i
     return cache
 
 
-def _directives(selection_set: SelectionSetNode) -> Iterator[DirectiveNode]:
-    for selection in selection_set.selections:
-        yield from selection.directives or ()
-        if isinstance(selection, FieldNode | InlineFragmentNode) and selection.selection_set:
-            yield from _directives(selection.selection_set)
+def _selections(
+    operation: OperationDefinitionNode, fragments: dict[str, FragmentDefinitionNode]
+) -> Iterator[SelectionNode]:
+    """All that the operation selects, fragments counted once."""
+    sets = [operation.selection_set]
+    spread: set[str] = set()
+    while sets:
+        for selection in sets.pop().selections:
+            yield selection
+            if isinstance(selection, FieldNode | InlineFragmentNode):
+                if selection.selection_set:
+                    sets.append(selection.selection_set)
+            elif isinstance(selection, FragmentSpreadNode) and selection.name.value not in spread:
+                spread.add(selection.name.value)
+                if selection.name.value in fragments:
+                    sets.append(fragments[selection.name.value].selection_set)
+
+
+def _size_of(key: Key) -> int:
+    return len(key[0]) // CHARACTERS_FOR_A_FIELD if isinstance(key[0], str) else 0

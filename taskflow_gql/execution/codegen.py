@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from graphql import GraphQLBoolean, GraphQLFloat, GraphQLID, GraphQLInt, GraphQLString
 from graphql.type import GRAPHQL_MAX_INT, GRAPHQL_MIN_INT
 
-from .completion import SERIALISED, complete_unusual_leaf, place_serialised, serialiser
+from .completion import SERIALISED, place_serialised, serialiser, unusual_leaf
 from .sources import PLAIN
 from .wait import Wait
 
@@ -61,7 +61,7 @@ def _names_used(selection: "Selection") -> dict[str, Any]:
         "PLAIN": PLAIN,
         "SERIALISED": SERIALISED,
         "Wait": Wait,
-        "complete_unusual_leaf": complete_unusual_leaf,
+        "unusual_leaf": unusual_leaf,
         "isfinite": math.isfinite,
         "place_serialised": place_serialised,
     }
@@ -119,9 +119,14 @@ def _batch_source(field: "Field", of_mapping: bool) -> str:
 def _leaf_source(field: "Field", of_mapping: bool) -> str:
     name, info = field.name, ", info" if field.resolve is not None else ""
     is_unusual = _UNUSUAL.get(field.level.nullable_type)
-    complete = f"value = complete_unusual_leaf(run, field_{name}, value, answer, position{info})"
+    complete = f"value = unusual_leaf(run, field_{name}, value, answer, position{info})"
     if is_unusual is not None:
         nullable = " and value is not None" if field.level.nullable else ""
+        if field.level.nullable_type is GraphQLID:
+            # Often of a class that prints as it should, UUIDs above all.
+            complete = (
+                f"if type(value) in PLAIN:\n        value = serialise_{name}(value)\n    else:\n        {complete}"
+            )
         return f"{_read_source(field, of_mapping)}\nif {is_unusual}{nullable}:\n    {complete}"
     return (
         f"{_read_source(field, of_mapping)}\n"

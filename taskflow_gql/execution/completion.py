@@ -8,9 +8,11 @@ the answer. What is out of the ordinary goes through `unusual`, and mostly from 
 from collections.abc import Callable
 from enum import Enum
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 from graphql import (
     GraphQLAbstractType,
+    GraphQLID,
     GraphQLLeafType,
     GraphQLObjectType,
     is_abstract_type,
@@ -21,7 +23,7 @@ from graphql import (
 from graphql.execution.executor import invalid_return_type_error
 from graphql.pyutils import Undefined, inspect
 
-from .sources import PLAIN, Kind, kind_of
+from .sources import MOST_CLASSES, PLAIN, IsInstance, Kind, kind_of
 from .wait import Wait
 
 if TYPE_CHECKING:
@@ -81,7 +83,7 @@ def _complete_leaf(level: "Level", type_: GraphQLLeafType) -> "Complete":
     return complete_leaf
 
 
-def complete_unusual_leaf(
+def unusual_leaf(
     run: "Run",
     field: "Field",
     value: Any,
@@ -112,6 +114,9 @@ def place_serialised(run: "Run", field: "Field", value: Any, answer: dict[str, A
 def serialiser(type_: GraphQLLeafType) -> Callable[[Any], Any]:
     """The type's `coerce_output_value`, which refuses to return null."""
 
+    if type_ is GraphQLID:
+        return _serialise_id
+
     def serialise(value: Any) -> Any:
         serialised = type_.coerce_output_value(value)
         if serialised is None or serialised is Undefined:
@@ -122,6 +127,11 @@ def serialiser(type_: GraphQLLeafType) -> Callable[[Any], Any]:
         return serialised
 
     return _remember_names(serialise) if is_enum_type(type_) else serialise
+
+
+def _serialise_id(value: Any) -> Any:
+    # graphql-core comes to the same after a dozen questions.
+    return str(value) if isinstance(value, UUID) else GraphQLID.coerce_output_value(value)
 
 
 def _remember_names(serialise: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -175,6 +185,7 @@ def _complete_list(level: "Level") -> "Complete":
 
 def _complete_object(level: "Level", type_: GraphQLObjectType) -> "Complete":
     selection = level.selection_of(type_)
+    is_told_by_class = isinstance(type_.is_type_of, IsInstance)
     if type_.is_type_of is None:
         level.fills = selection.fills
 
@@ -188,7 +199,13 @@ def _complete_object(level: "Level", type_: GraphQLObjectType) -> "Complete":
             return unusual(run, level, value, position, info)
         if info is None and level.field.needs_info:
             info = run.info_at(level, position)
-        return _check_and_fill(run, selection, value, position, info)
+        completed = _check_and_fill(run, selection, value, position, info)
+        if is_told_by_class and type(value) in selection.fills:
+            # It was let in, so every other of its class will be.
+            if len(level.fills) >= MOST_CLASSES:
+                level.fills.clear()
+            level.fills[type(value)] = selection.fills[type(value)]
+        return completed
 
     return complete_object if type_.is_type_of is None else complete_checked
 

@@ -1,6 +1,6 @@
 """The executor: finds or makes the plan of an operation, runs it, and leaves the rest to graphql-core."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, ClassVar
 
 from graphql import (
@@ -16,6 +16,7 @@ from graphql import (
 from graphql.execution.collect_fields import FieldDetailsList, GroupedFieldSet, collect_fields, collect_subfields
 from graphql.execution.execute import assume_not_awaitable
 from graphql.execution.incremental import IncrementalExecutor
+from graphql.execution.middleware import MiddlewareManager
 from graphql.execution.values import VariableValues
 from graphql.pyutils import AwaitableOrValue, Undefined, is_awaitable
 
@@ -23,7 +24,6 @@ from .batch import BATCH, Batch
 from .cache import MOST_PLANS_OF_DOCUMENT, Document, plans_of
 from .plan import Fill, Plan
 from .run import Run
-from .sources import is_mapping
 
 Response = ExecutionResult | ExperimentalIncrementalExecutionResults
 
@@ -58,6 +58,12 @@ class CompilingExecutor(IncrementalExecutor):
     def function_of(cls, schema: GraphQLSchema, field: GraphQLField) -> Callable[[Any], Any] | None:
         """A function of the source that does all that the field's resolver does, if there is one."""
         return None
+
+    @classmethod
+    def resolver_name(cls, field: GraphQLField) -> str:
+        """What resolves the field, for people."""
+        resolve = field.resolve or default_field_resolver
+        return getattr(resolve, "__qualname__", repr(resolve))
 
     @classmethod
     def ignores_info(cls, type_: GraphQLObjectType) -> bool:
@@ -97,7 +103,8 @@ class CompilingExecutor(IncrementalExecutor):
             return None
         if serially is None:
             serially = self.operation.operation is OperationType.MUTATION
-        of_mapping = is_mapping(type(self.root_value))
+        # Of the object, not of its class: it may be a proxy that claims another one.
+        of_mapping = isinstance(self.root_value, Mapping)
         fills = [selection.function(of_mapping) for selection in (plan.serial if serially else [plan.root])]
         return None if None in fills else fills  # type: ignore[return-value]
 
@@ -105,7 +112,8 @@ class CompilingExecutor(IncrementalExecutor):
         middleware = self.middleware_manager
         return (
             self.abort_signal is None
-            and (middleware is None or not middleware.middlewares)
+            # A class of its own may wrap resolvers without keeping anything in the list.
+            and (middleware is None or (type(middleware) is MiddlewareManager and not middleware.middlewares))
             and self.field_resolver is default_field_resolver
             and self.error_propagation
             and any(self.is_awaitable is known for known in self.awaitable_predicates)

@@ -1,6 +1,7 @@
 """Shows what the executor makes of an operation: the plan as a tree, then the generated functions."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from graphql import (
@@ -19,6 +20,17 @@ from .executor import CompilingExecutor
 from .plan import Field, Selection
 
 
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """`source` is empty where there is no plan."""
+
+    plan: str
+    source: str
+
+    def __str__(self) -> str:
+        return f"{self.plan}\n\n{self.source}" if self.source else self.plan
+
+
 def explain(
     schema: GraphQLSchema,
     document: DocumentNode | str,
@@ -26,7 +38,7 @@ def explain(
     operation_name: str | None = None,
     variables: dict[str, Any] | None = None,
     executor_class: type[CompilingExecutor] = CompilingExecutor,
-) -> str:
+) -> Explanation:
     """The plan of a valid operation, and its source for objects with attributes. Raises the first GraphQLError.
 
     The variables matter where @skip and @include look at them.
@@ -37,18 +49,19 @@ def explain(
     if isinstance(executor, list):
         raise executor[0]
     assert isinstance(executor, CompilingExecutor)
-    examined = Document(executor.operation, executor.fragment_definitions, make_room=lambda: None)
+    examined = Document(("", 0), executor.operation, executor.fragment_definitions, take_room=lambda *_: True)
     plan = executor.make_plan(examined) if examined.can_be_planned else None
     if plan is None:
-        return "Not planned: graphql-core executes this operation."
+        return Explanation("Not planned: graphql-core executes this operation.", "")
 
     operation = executor.operation
     is_serial = operation.operation is OperationType.MUTATION
     name = operation.name.value if operation.name else ""
     lines = [f"{operation.operation.value} {name}".rstrip() + (", one field after the other" if is_serial else "")]
     sources: list[str] = []
-    _explain(plan.root, "  ", lines, sources)
-    return "\n".join([*lines, "", *sources])
+    for selection in plan.serial if is_serial else [plan.root]:
+        _explain(selection, "  ", lines, sources)
+    return Explanation("\n".join(lines), "\n".join(sources))
 
 
 def _explain(selection: Selection, indent: str, lines: list[str], sources: list[str]) -> None:
@@ -77,7 +90,7 @@ def _reading(field: Field) -> str:
         return f"by {getattr(field.function, '__qualname__', repr(field.function))}, called directly"
     if field.is_read_by_default:
         return f"read from .{field.field_name}"
-    return f"resolved by {getattr(field.resolve, '__qualname__', repr(field.resolve))}"
+    return f"resolved by {field.plan.executor_class.resolver_name(field.definition)}"
 
 
 def _selections_of(field: Field) -> Iterator[Selection]:

@@ -28,7 +28,7 @@ from graphql.execution.collect_fields import FieldDetailsList, GroupedFieldSet
 
 from .codegen import generate
 from .completion import completer
-from .sources import Kind, is_mapping, kind_of
+from .sources import MOST_CLASSES, IsInstance, Kind, is_mapping, kind_of
 
 if TYPE_CHECKING:
     from .executor import CompilingExecutor
@@ -37,9 +37,6 @@ if TYPE_CHECKING:
 Fill = Callable[["Run", dict[str, Any], Any, "Position"], None]
 Complete = Callable[["Run", Any, "Position", "Info | None"], Any]
 CollectSubfields = Callable[[GraphQLObjectType, FieldDetailsList], GroupedFieldSet]
-
-# Classes of source objects remembered per selection; the bound is for programs that make classes as they go.
-_MOST_CLASSES = 64
 
 
 class Level:
@@ -107,6 +104,7 @@ class Field:
         self.needs_info = is_abstract_type(named_type) or (
             isinstance(named_type, GraphQLObjectType)
             and named_type.is_type_of is not None
+            and not isinstance(named_type.is_type_of, IsInstance)
             and not executor_class.ignores_info(named_type)
         )
         self.level = Level(self, definition.type, selection.level)
@@ -160,7 +158,7 @@ class Selection:
         """The function for objects of this class. None: the plan is at its bound, graphql-core has to do it."""
         fill = self.function(is_mapping(cls))
         if fill is not None and kind_of(cls) is Kind.PLAIN:
-            if len(self.fills) >= _MOST_CLASSES:
+            if len(self.fills) >= MOST_CLASSES:
                 self.fills.clear()
             self.fills[cls] = fill
         return fill

@@ -38,10 +38,15 @@ _IMMUTABLE = frozenset({str, int, float, bool, type(None)})
 
 
 def path_of(position: Position) -> Any:
-    if position is None or type(position) is Path:
-        return position
-    previous, key, type_name = position
-    return Path(path_of(previous), key, type_name)
+    # Not recursive: there is no limit to how deep an asynchronous answer may be.
+    inner: list[tuple[Position, str | int, str | None]] = []
+    while type(position) is tuple:
+        inner.append(position)
+        position = position[0]
+    path = position
+    for _, key, type_name in reversed(inner):
+        path = Path(path, key, type_name)
+    return path
 
 
 class Run:
@@ -358,10 +363,12 @@ class Run:
         """Forget what was left in parts of the answer that are null by now."""
         if not self.executor.collected_errors.errors:
             return
-        lost = [wait for wait in self._waits if self._is_lost(wait.position)]
-        if lost:
-            self._waits = [wait for wait in self._waits if wait not in lost]
-            self._give_up(lost)
+        kept: list[Wait] = []
+        lost: list[Wait] = []
+        for wait in self._waits:
+            (lost if self._is_lost(wait.position) else kept).append(wait)
+        self._waits = kept
+        self._give_up(lost)
         for field, slots in list(self.asked.items()):
             self.asked[field] = [slot for slot in slots if not self._is_lost(slot[2])]
             if not self.asked[field]:
@@ -390,7 +397,13 @@ class _Load:
         self.slots: list[tuple[Field, dict[str, Any], Any, Position]] = []
 
     def is_of(self, batch: Batch, arguments: dict[str, Any]) -> bool:
-        return self.batch.load == batch.load and self.batch.many == batch.many and self.arguments == arguments
+        return (
+            self.batch.load == batch.load
+            and self.batch.many == batch.many
+            and self.arguments == arguments
+            # 1 and True are equal, and yet two arguments.
+            and repr(self.arguments) == repr(arguments)
+        )
 
     async def load(self, context: Any) -> Any:
         return await self.batch.load(context, list(self.keys), **self.arguments)

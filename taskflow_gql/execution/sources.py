@@ -12,6 +12,22 @@ from types import FunctionType
 from graphql.pyutils import Undefined
 
 
+class IsInstance:
+    """An `is_type_of` that asks for nothing but the class of the value, so that the executor remembers its verdict.
+    Any other function is called for each object.
+    """
+
+    def __init__(self, *classes: type) -> None:
+        self.classes = classes
+
+    def __call__(self, value: object, _info: object) -> bool:
+        return isinstance(value, self.classes)
+
+
+# Classes of source objects remembered in one place of a plan; the bound is for programs that make classes as they go.
+MOST_CLASSES = 64
+
+
 class Kind(Enum):
     """How much the class of a value says about it."""
 

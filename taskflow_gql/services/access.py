@@ -35,20 +35,13 @@ class HasPeople(Protocol):
     def assignee_id(self) -> UUID | None: ...
 
 
-def visible_to(viewer: Viewer) -> ColumnElement[bool]:
-    """Condition on `tasks`."""
-    if viewer.is_admin:
-        return true()
-    return or_(Task.creator_id == viewer.id, Task.assignee_id == viewer.id)
-
-
-# Stands for the viewer's id in statements that are built once and run for many. It has no value of its own, so that
+# Stands for the viewer's id in statements, which are built once and run for many. It has no value of its own, so that
 # running one without saying for whom fails.
 VIEWER_ID = bindparam("viewer_id", type_=Task.creator_id.type)
 
 
 def visible(*, is_admin: bool) -> ColumnElement[bool]:
-    """`visible_to` for the parameter VIEWER_ID."""
+    """Condition on `tasks`, with the parameter VIEWER_ID."""
     return true() if is_admin else or_(Task.creator_id == VIEWER_ID, Task.assignee_id == VIEWER_ID)
 
 
@@ -60,20 +53,20 @@ def visible_scopes(*, is_admin: bool) -> list[ColumnElement[bool]]:
     return [Task.creator_id == VIEWER_ID, is_assigned]
 
 
-def events_visible_to(viewer: Viewer) -> ColumnElement[bool]:
-    """Condition on `task_events`: the task was visible before or after the change."""
-    if viewer.is_admin:
+def events_visible(*, is_admin: bool) -> ColumnElement[bool]:
+    """Condition on `task_events`, with the parameter VIEWER_ID: the task was visible before or after the change."""
+    if is_admin:
         return true()
     return or_(
-        TaskEvent.creator_id == viewer.id,
-        TaskEvent.assignee_id == viewer.id,
-        TaskEvent.previous_assignee_id == viewer.id,
+        TaskEvent.creator_id == VIEWER_ID,
+        TaskEvent.assignee_id == VIEWER_ID,
+        TaskEvent.previous_assignee_id == VIEWER_ID,
     )
 
 
-def users_visible_to(viewer: Viewer) -> ColumnElement[bool]:
+def users_visible(*, is_admin: bool) -> ColumnElement[bool]:
     """Condition on `users`, for lists. By id everybody is known: a task may name a deactivated person."""
-    return true() if viewer.is_admin else User.is_active.is_(True)
+    return true() if is_admin else User.is_active.is_(True)
 
 
 def may_see(viewer: Viewer, task: HasPeople) -> bool:

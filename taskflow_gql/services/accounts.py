@@ -15,9 +15,9 @@ from uuid import UUID
 
 from sqlalchemy import ColumnElement, bindparam, delete, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.ext.asyncio import AsyncSession
 
 from taskflow_gql import clock
+from taskflow_gql.database import DatabaseSession, among
 from taskflow_gql.errors import (
     BadUserInput,
     EmailTaken,
@@ -33,6 +33,7 @@ from taskflow_gql.services.access import Viewer
 from taskflow_gql.services.ids import make_id
 from taskflow_gql.services.text import check_email, check_full_name, check_password, check_username, is_storable
 from taskflow_gql.services.words import name_words
+from taskflow_gql.statements import Statement
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,7 @@ class Registration:
 
 
 async def check_registration(
-    session: AsyncSession, *, email: str, username: str, full_name: str, password: str
+    session: DatabaseSession, *, email: str, username: str, full_name: str, password: str
 ) -> Registration:
     """Raises Refusals with everything that is wrong, names that are taken among it."""
     problems: list[Refusal] = []
@@ -73,7 +74,7 @@ async def check_registration(
 
 
 async def create_user(
-    session: AsyncSession,
+    session: DatabaseSession,
     registration: Registration,
     password_hash: str,
     *,
@@ -96,7 +97,7 @@ async def create_user(
         "updated_at": now,
     }
     try:
-        async with session.begin_nested():
+        async with session.savepoint():
             row = (await session.execute(insert(User).values(values).returning(*USER_COLUMNS))).one()
     except IntegrityError as error:
         refuse_if_any(await _taken(session, registration))
@@ -104,7 +105,7 @@ async def create_user(
     return UserRow._make(row)
 
 
-async def _taken(session: AsyncSession, registration: Registration) -> list[Refusal]:
+async def _taken(session: DatabaseSession, registration: Registration) -> list[Refusal]:
     if not is_storable(registration.email + registration.username):
         return []
     statement = select(User.email_key, User.username_key).where(
@@ -127,23 +128,22 @@ class Candidate:
     password_hash: str | None
 
 
-async def find_candidate(session: AsyncSession, username_or_email: str) -> Candidate:
+async def find_candidate(session: DatabaseSession, username_or_email: str) -> Candidate:
     key = username_or_email.strip().casefold()
     return await _read_candidate(session, or_(User.username_key == key, User.email_key == key))
 
 
-async def find_viewer_candidate(session: AsyncSession, viewer: Viewer) -> Candidate:
+async def find_viewer_candidate(session: DatabaseSession, viewer: Viewer) -> Candidate:
     return await _read_candidate(session, User.id == viewer.id)
 
 
-async def _read_candidate(session: AsyncSession, condition: ColumnElement[bool]) -> Candidate:
+async def _read_candidate(session: DatabaseSession, condition: ColumnElement[bool]) -> Candidate:
     # A username has no @ and an address has one, so at most one row matches.
     statement = select(User.password_hash, *USER_COLUMNS).where(condition, User.is_active)
     row = (await session.execute(statement)).first()
     if row is None:
         return Candidate(None, None)
-    password_hash, *columns = row
-    return Candidate(UserRow._make(columns), password_hash)
+    return Candidate(UserRow._make(row[1:]), row[0])
 
 
 def require_match(candidate: Candidate, matches: bool) -> UserRow:
@@ -154,7 +154,7 @@ def require_match(candidate: Candidate, matches: bool) -> UserRow:
 
 
 async def open_session(
-    session: AsyncSession, user: UserRow, *, password_hash: str, lifetime: timedelta
+    session: DatabaseSession, user: UserRow, *, password_hash: str, lifetime: timedelta
 ) -> tuple[UUID, datetime]:
     """The new session's id and the time of its beginning.
 
@@ -174,34 +174,38 @@ async def open_session(
 
 
 # Run with every request, and so built once.
-_VIEWER_OF_TOKEN = (
+_VIEWER_OF_TOKEN = Statement(
     select(User.role, User.is_active, Session.id.label("session_id"))
     .outerjoin(Session, (Session.user_id == User.id) & (Session.id == bindparam("session_id")))
     .where(User.id == bindparam("user_id"))
 )
 
 
-async def authenticate(session: AsyncSession, token: AccessToken) -> Viewer:
+async def authenticate(session: DatabaseSession, token: AccessToken) -> Viewer:
     """The person behind a token whose signature is good. Raises Unauthenticated with the reason."""
     parameters = {"user_id": token.user_id, "session_id": token.session_id}
-    row = (await session.execute(_VIEWER_OF_TOKEN, parameters)).first()
-    if row is None or is_expired(token.expires_at):
+    rows = await session.run(_VIEWER_OF_TOKEN, parameters)
+    if not rows or is_expired(token.expires_at):
         raise could_not_validate()
-    if not row.is_active:
+    role, is_active, session_id = rows[0]
+    if not is_active:
         raise Unauthenticated("Could not validate credentials: the user is deactivated")
-    if row.session_id is None:
+    if session_id is None:
         raise could_not_validate()
-    return Viewer(id=token.user_id, role=row.role, session_id=token.session_id, expires_at=token.expires_at)
+    return Viewer(id=token.user_id, role=role, session_id=token.session_id, expires_at=token.expires_at)
 
 
-async def roles_by_session(session: AsyncSession, session_ids: Collection[UUID]) -> dict[UUID, UserRole]:
+async def roles_by_session(session: DatabaseSession, session_ids: Collection[UUID]) -> dict[UUID, UserRole]:
     """The roles of the people of those sessions that still stand and whose people are active."""
-    statement = (
-        select(Session.id, User.role)
-        .join(User, User.id == Session.user_id)
-        .where(Session.id.in_(session_ids), User.is_active)
-    )
-    return {row.id: row.role for row in await session.execute(statement)}
+    rows = await session.run(_ROLES_BY_SESSION, {"session_ids": session_ids})
+    return dict(rows)
+
+
+_ROLES_BY_SESSION = Statement(
+    select(Session.id, User.role)
+    .join(User, User.id == Session.user_id)
+    .where(among(Session.id, "session_ids"), User.is_active)
+)
 
 
 def check_new_password(new_password: str) -> str:
@@ -211,7 +215,7 @@ def check_new_password(new_password: str) -> str:
     return new_password
 
 
-async def change_password(session: AsyncSession, viewer: Viewer, *, old_hash: str, new_hash: str) -> None:
+async def change_password(session: DatabaseSession, viewer: Viewer, *, old_hash: str, new_hash: str) -> None:
     """Replace the hash and end the viewer's other sessions."""
     statement = update(User).where(User.id == viewer.id, User.password_hash == old_hash)
     statement = statement.values(password_hash=new_hash, updated_at=clock.now())
@@ -221,7 +225,7 @@ async def change_password(session: AsyncSession, viewer: Viewer, *, old_hash: st
     await session.execute(delete(Session).where(Session.user_id == viewer.id, Session.id != viewer.session_id))
 
 
-async def update_profile(session: AsyncSession, viewer: Viewer, changes: dict[str, Any]) -> UserRow:
+async def update_profile(session: DatabaseSession, viewer: Viewer, changes: dict[str, Any]) -> UserRow:
     """`changes` holds what was given of `full_name` and `email`; None is refused."""
     problems: list[Refusal] = []
     values: dict[str, Any] = {}
@@ -242,7 +246,7 @@ async def update_profile(session: AsyncSession, viewer: Viewer, changes: dict[st
         return UserRow._make((await session.execute(select(*USER_COLUMNS).where(User.id == viewer.id))).one())
     statement = update(User).where(User.id == viewer.id).values(updated_at=clock.now(), **values)
     try:
-        async with session.begin_nested():
+        async with session.savepoint():
             row = (await session.execute(statement.returning(*USER_COLUMNS))).one()
     except IntegrityError as error:
         raise EmailTaken from error

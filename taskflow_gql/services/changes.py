@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from functools import cache
+from typing import TYPE_CHECKING, NamedTuple, cast
 from uuid import UUID
 
-from sqlalchemy import delete, func, insert, select, update
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy import BigInteger, Integer, bindparam, delete, func, insert, select, update
 
 from taskflow_gql import clock
-from taskflow_gql.database import RECORDED_EVENT, dialect_of, top_of_each
+from taskflow_gql.database import DatabaseSession, top_of_each
 from taskflow_gql.errors import CursorExpired
 from taskflow_gql.events import EVENT_COLUMNS, TaskChanged, changed_fields, event_of_row, json_of_task
 from taskflow_gql.models import EventKind, StreamState, Task, TaskEvent, TaskRow
-from taskflow_gql.services.access import Viewer, events_visible_to
+from taskflow_gql.services.access import Viewer, events_visible
+from taskflow_gql.statements import Statement
 
 if TYPE_CHECKING:
-    from sqlalchemy import CursorResult
+    from sqlalchemy import Table
 
 
 class StreamStateRow(NamedTuple):
@@ -30,7 +31,7 @@ class StreamStateRow(NamedTuple):
 
 
 async def record_task_event(
-    session: AsyncSession, viewer: Viewer, *, before: TaskRow | None, after: TaskRow | None
+    session: DatabaseSession, viewer: Viewer, *, before: TaskRow | None, after: TaskRow | None
 ) -> None:
     """Add the change to the record, in the same transaction.
 
@@ -41,29 +42,39 @@ async def record_task_event(
     assert task is not None
     kind = EventKind.CREATED if before is None else EventKind.DELETED if after is None else EventKind.UPDATED
     fields = changed_fields(before, after) if before is not None and after is not None else []
-    await session.execute(
-        insert(TaskEvent).values(
-            kind=kind,
-            task_id=task.id,
-            actor_id=viewer.id,
-            creator_id=task.creator_id,
-            assignee_id=after and after.assignee_id,
-            previous_assignee_id=before and before.assignee_id,
-            changed_fields=",".join(fields),
-            before=json_of_task(before),
-            after=json_of_task(after),
-            occurred_at=clock.now(),
-        )
+    await session.run(
+        _INSERT,
+        {
+            "kind": kind,
+            "task_id": task.id,
+            "actor_id": viewer.id,
+            "creator_id": task.creator_id,
+            "assignee_id": after and after.assignee_id,
+            "previous_assignee_id": before and before.assignee_id,
+            "changed_fields": ",".join(fields),
+            "before": json_of_task(before),
+            "after": json_of_task(after),
+            "occurred_at": clock.now(),
+        },
     )
-    session.info[RECORDED_EVENT] = True
+    session.recorded_event = True
 
 
-async def read_stream_state(session: AsyncSession) -> StreamStateRow:
-    columns = (StreamState.stream_id, StreamState.last_position, StreamState.expired_position)
-    return StreamStateRow._make((await session.execute(select(*columns))).one())
+# All but what the database (`id`) and the relay (`position`) give.
+_EVENTS = cast("Table", TaskEvent.__table__)
+_RECORDED = [column.name for column in _EVENTS.columns if column.name not in ("id", "position")]
+_INSERT = Statement(insert(_EVENTS).values({name: bindparam(name) for name in _RECORDED}).inline())
 
 
-async def require_kept(session: AsyncSession, position: int) -> StreamStateRow:
+async def read_stream_state(session: DatabaseSession) -> StreamStateRow:
+    (row,) = await session.run(_STATE)
+    return StreamStateRow._make(row)
+
+
+_STATE = Statement(select(StreamState.stream_id, StreamState.last_position, StreamState.expired_position))
+
+
+async def require_kept(session: DatabaseSession, position: int) -> StreamStateRow:
     """Raises CursorExpired unless every event after the position is still there."""
     state = await read_stream_state(session)
     if position < state.expired_position:
@@ -71,7 +82,7 @@ async def require_kept(session: AsyncSession, position: int) -> StreamStateRow:
     return state
 
 
-async def expire_events(session: AsyncSession, older_than: datetime, *, limit: int) -> int:
+async def expire_events(session: DatabaseSession, older_than: datetime, *, limit: int) -> int:
     """Delete the oldest events, as far as they are older; how many that was.
 
     Only from the start of the stream: what is kept has no holes.
@@ -85,70 +96,84 @@ async def expire_events(session: AsyncSession, older_than: datetime, *, limit: i
         .limit(limit)
     )
     expired = 0
-    for position, occurred_at in await session.execute(oldest):
-        if position is None or occurred_at >= older_than:
+    for row in await session.execute(oldest):
+        if row.position is None or row.occurred_at >= older_than:
             break
-        expired, expired_position = expired + 1, position
+        expired, expired_position = expired + 1, row.position
     if expired:
         await session.execute(delete(TaskEvent).where(TaskEvent.position <= expired_position))
         await session.execute(update(StreamState).values(expired_position=expired_position))
     return expired
 
 
-async def read_stream_end(session: AsyncSession) -> tuple[int, frozenset[int]]:
+async def read_stream_end(session: DatabaseSession) -> tuple[int, frozenset[int]]:
     """Where "from now on" begins: the last position, and the ids of events that are committed but not placed yet.
 
     Everything committed before this read has a position up to the first or an id in the second; everything
     committed after it has neither.
     """
-    statement = select(StreamState.last_position, TaskEvent.id).outerjoin(TaskEvent, TaskEvent.position.is_(None))
-    rows = (await session.execute(statement)).all()
-    return rows[0].last_position, frozenset(row.id for row in rows if row.id is not None)
+    rows = await session.run(_STREAM_END)
+    return rows[0][0], frozenset(event_id for _, event_id in rows if event_id is not None)
 
 
-async def place_events(session: AsyncSession, *, limit: int) -> tuple[int, int]:
+_STREAM_END = Statement(
+    select(StreamState.last_position, TaskEvent.id).outerjoin(TaskEvent, TaskEvent.position.is_(None))
+)
+
+
+async def place_events(session: DatabaseSession, *, limit: int) -> tuple[int, int]:
     """Give positions to committed events that have none, oldest first. Returns how many, and the last position.
 
     The lock on the state's row is held until the transaction ends, so positions are given by one process at a time
     and become visible in order. The events are read by a statement of their own after the lock is there: one that
     waited for the lock would still look at the world of before it.
     """
-    state = select(StreamState.last_position).where(StreamState.id == 1).with_for_update()
-    last_position = (await session.execute(state)).scalar_one()
-    unplaced = (
-        select(TaskEvent.id, func.row_number().over(order_by=TaskEvent.id).label("number"))
-        .where(TaskEvent.position.is_(None))
-        .order_by(TaskEvent.id)
-        .limit(limit)
-        .subquery()
-    )
-    placed = await session.execute(
-        update(TaskEvent)
-        .where(TaskEvent.id == unplaced.c.id)
-        .values(position=last_position + unplaced.c.number)
-        .execution_options(synchronize_session=False)
-    )
-    count = cast("CursorResult[Any]", placed).rowcount
-    if count:
-        last_position += count
-        await session.execute(update(StreamState).values(last_position=last_position))
-    return count, last_position
+    ((last_position,),) = await session.run(_LOCK_STATE)
+    placed = await session.run(_PLACE, {"last_position": last_position, "most": limit})
+    if placed:
+        last_position += len(placed)
+        await session.run(_SET_LAST_POSITION, {"last": last_position})
+    return len(placed), last_position
 
 
-async def has_unplaced_events(session: AsyncSession) -> bool:
-    statement = select(TaskEvent.id).where(TaskEvent.position.is_(None)).limit(1)
-    return (await session.execute(statement)).first() is not None
+_LOCK_STATE = Statement(select(StreamState.last_position).where(StreamState.id == 1).with_for_update())
+_UNPLACED = (
+    select(TaskEvent.id, func.row_number().over(order_by=TaskEvent.id).label("number"))
+    .where(TaskEvent.position.is_(None))
+    .order_by(TaskEvent.id)
+    .limit(bindparam("most", type_=Integer))
+    .subquery()
+)
+_PLACE = Statement(
+    update(_EVENTS)
+    .where(_EVENTS.c.id == _UNPLACED.c.id)
+    .values(position=bindparam("last_position", type_=BigInteger) + _UNPLACED.c.number)
+    .returning(_EVENTS.c.id)
+)
+_SET_LAST_POSITION = Statement(update(cast("Table", StreamState.__table__)).values(last_position=bindparam("last")))
+
+
+async def has_unplaced_events(session: DatabaseSession) -> bool:
+    return bool(await session.run(_ANY_UNPLACED))
+
+
+_ANY_UNPLACED = Statement(select(TaskEvent.id).where(TaskEvent.position.is_(None)).limit(1))
 
 
 async def events_after(
-    session: AsyncSession, position: int, *, viewer: Viewer | None = None, limit: int
+    session: DatabaseSession, position: int, *, viewer: Viewer | None = None, limit: int
 ) -> list[TaskChanged]:
     """Placed events in order of position; with a viewer, those that this person may see before or after the change."""
-    statement = select(*EVENT_COLUMNS).where(TaskEvent.position > position)
-    if viewer is not None:
-        statement = statement.where(events_visible_to(viewer))
-    statement = statement.order_by(TaskEvent.position).limit(limit)
-    return [event_of_row(row) for row in await session.execute(statement)]
+    # Without a viewer everything, as an admin sees it.
+    statement = _events_after(is_admin=viewer is None or viewer.is_admin)
+    parameters = {"position": position, "most": limit, "viewer_id": viewer and viewer.id}
+    return [event_of_row(row) for row in await session.run(statement, parameters)]
+
+
+@cache
+def _events_after(*, is_admin: bool) -> Statement:
+    after = select(*EVENT_COLUMNS).where(TaskEvent.position > bindparam("position"), events_visible(is_admin=is_admin))
+    return Statement(after.order_by(TaskEvent.position).limit(bindparam("most", type_=Integer)))
 
 
 def audience(event: TaskChanged) -> set[UUID]:
@@ -163,21 +188,28 @@ def audience(event: TaskChanged) -> set[UUID]:
 
 
 async def history_of_tasks(
-    session: AsyncSession, viewer: Viewer, task_ids: Collection[UUID], position: int, *, limit: int
+    session: DatabaseSession, viewer: Viewer, task_ids: Collection[UUID], position: int, *, limit: int
 ) -> dict[UUID, list[TaskChanged]]:
     """For each task its first placed events after the position that the viewer may see: one statement for all."""
-    rows = select(*EVENT_COLUMNS).where(TaskEvent.position > position, events_visible_to(viewer))
+    statement = _histories(session.dialect_name, viewer.is_admin, limit)
+    parameters = {"task_ids": task_ids, "position": position, "viewer_id": viewer.id}
+    events_by_task: dict[UUID, list[TaskChanged]] = {task_id: [] for task_id in task_ids}
+    for task_id, *values in await session.run(statement, parameters):
+        events_by_task[task_id].append(event_of_row(values))
+    return events_by_task
+
+
+@cache
+def _histories(dialect_name: str, is_admin: bool, limit: int) -> Statement:
+    rows = select(*EVENT_COLUMNS).where(TaskEvent.position > bindparam("position"), events_visible(is_admin=is_admin))
     page = top_of_each(
-        dialect_of(session),
+        dialect_name,
         rows,
         parent=Task.id,
         child=TaskEvent.task_id,
-        keys=task_ids,
+        keys="task_ids",
         order_by=[TaskEvent.position.asc()],
         limit=limit,
     )
     columns = [page.c[column.key] for column in EVENT_COLUMNS]
-    events_by_task: dict[UUID, list[TaskChanged]] = {task_id: [] for task_id in task_ids}
-    for task_id, *values in await session.execute(select(page.c.parent_id, *columns).order_by(page.c.position)):
-        events_by_task[task_id].append(event_of_row(values))
-    return events_by_task
+    return Statement(select(page.c.parent_id, *columns).order_by(page.c.position))

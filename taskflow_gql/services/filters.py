@@ -14,9 +14,10 @@ from enum import StrEnum
 from typing import Any, TypeAlias
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, and_, false, func, not_, or_, select, true
+from sqlalchemy import ColumnElement, and_, bindparam, false, func, literal, not_, or_, select, true
+from sqlalchemy.types import TypeEngine
 
-from taskflow_gql.database import matches_words, position_of
+from taskflow_gql.database import ValueList, WordsQuery, among, matches_words, position_of
 from taskflow_gql.models import Task, TaskPriority, TaskRow, TaskStatus
 from taskflow_gql.models.task import PRIORITY_RANK, STATUS_RANK
 from taskflow_gql.services.words import search_words, words_of
@@ -39,26 +40,33 @@ class Operator(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Slot:
+    """The place of a value that is given when the statement is run, as the parameter of this name."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
 class Compare:
     """One comparison of a field of TaskRow. Text is compared by its casefold(); `value` has it folded already."""
 
     field: str
     operator: Operator
-    value: Value | tuple[Value, ...] | bool
+    value: Value | tuple[Value, ...] | bool | Slot
 
 
 @dataclass(frozen=True, slots=True)
 class Search:
     """Every word starts a word of title or description. No words: every task."""
 
-    words: tuple[str, ...]
+    words: tuple[str, ...] | Slot
 
 
 @dataclass(frozen=True, slots=True)
 class Overdue:
     """Due before `now` and not completed."""
 
-    now: datetime
+    now: datetime | Slot
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +111,35 @@ def search_for(text: str) -> Search:
     return Search(tuple(sorted(set(words_of(text)))))
 
 
+def without_values(filter_: Filter) -> tuple[Filter, dict[str, Any]]:
+    """The filter with slots for its values, and the values: filters that differ in nothing else are one statement."""
+    values: dict[str, Any] = {}
+
+    def slot(value: Any) -> Slot:
+        name = f"filter_{len(values)}"
+        values[name] = value
+        return Slot(name)
+
+    def emptied(part: Filter) -> Filter:
+        match part:
+            case AllOf(parts):
+                return AllOf(tuple(map(emptied, parts)))
+            case AnyOf(parts):
+                return AnyOf(tuple(map(emptied, parts)))
+            case Not(inner):
+                return Not(emptied(inner))
+            case Search(words):
+                return Search(slot(words)) if words else part
+            case Overdue(now):
+                return Overdue(slot(now))
+            case Compare(_, Operator.IS_NULL, _):
+                return part
+            case Compare(field, op, value):
+                return Compare(field, op, slot(_ranked(field, value)))
+
+    return emptied(filter_), values
+
+
 def condition(filter_: Filter) -> ColumnElement[bool]:
     """The filter as a condition on `tasks`; true or false for every row, never null."""
     match filter_:
@@ -113,9 +150,9 @@ def condition(filter_: Filter) -> ColumnElement[bool]:
         case Not(part):
             return not_(condition(part))
         case Search(words):
-            return matches_words(Task.id, Task.search_words, words) if words else true()
+            return matches_words(Task.id, Task.search_words, _bound(words, WordsQuery())) if words else true()
         case Overdue(now):
-            is_due = and_(Task.due_date.is_not(None), Task.due_date < now)
+            is_due = and_(Task.due_date.is_not(None), Task.due_date < _bound(now, Task.due_date.type))
             return and_(is_due, Task.status != TaskStatus.COMPLETED)
         case Compare(field, op, value):
             return _compare_column(field, op, value)
@@ -153,26 +190,36 @@ def _conjuncts(filter_: Filter) -> tuple[Filter, ...]:
 
 def _compare_column(field: str, op: Operator, value: Any) -> ColumnElement[bool]:
     column: Any = _KEY_COLUMN.get(field, getattr(Task, field))
-    if field in _RANKED:
-        places = {each: place for place, each in enumerate(_RANKED[field])}
-        value = tuple(map(places.__getitem__, value)) if isinstance(value, tuple) else places[value]
     compared: ColumnElement[bool]
     match op:
         case Operator.IS_NULL:
             is_null: ColumnElement[bool] = column.is_(None)
             return is_null if value else not_(is_null)
-        case Operator.IN:
-            compared = column.in_(value)
-        case Operator.NOT_IN:
-            compared = column.not_in(value)
+        case Operator.IN | Operator.NOT_IN:
+            compared = among(column, _bound(_ranked(field, value), ValueList(column.type)))
+            if op is Operator.NOT_IN:
+                compared = not_(compared)
         # Not LIKE: SQLite's has a limit on the pattern's length and a mind of its own about case.
         case Operator.CONTAINS:
-            compared = position_of(column, value) > 0
+            compared = position_of(column, _bound(value, column.type)) > 0
         case Operator.STARTS_WITH:
-            compared = func.substr(column, 1, len(value)) == value
+            start = _bound(value, column.type)
+            compared = func.substr(column, 1, func.length(start)) == start
         case _:
-            compared = _COMPARISONS[op](column, value)
+            compared = _COMPARISONS[op](column, _bound(_ranked(field, value), column.type))
     return and_(column.is_not(None), compared) if field in _NULLABLE else compared
+
+
+def _ranked(field: str, value: Any) -> Any:
+    """The places of the enum's values where the column holds places."""
+    if field not in _RANKED or isinstance(value, Slot):
+        return value
+    places = {each: place for place, each in enumerate(_RANKED[field])}
+    return tuple(map(places.__getitem__, value)) if isinstance(value, tuple) else places[value]
+
+
+def _bound(value: Any, type_: TypeEngine[Any]) -> ColumnElement[Any]:
+    return bindparam(value.name, type_=type_) if isinstance(value, Slot) else literal(value, type_)
 
 
 def matches(filter_: Filter, task: TaskRow) -> bool:
@@ -184,14 +231,15 @@ def matches(filter_: Filter, task: TaskRow) -> bool:
             return any(matches(part, task) for part in parts)
         case Not(part):
             return not matches(part, task)
-        case Search(words):
+        case Search(tuple(words)):
             found = search_words(task.title, task.description).split()
             return all(any(word.startswith(start) for word in found) for start in words)
-        case Overdue(now):
+        case Overdue(datetime() as now):
             is_due = task.due_date is not None and task.due_date < now
             return is_due and task.status is not TaskStatus.COMPLETED
         case Compare(field, op, value):
             return _compare_value(getattr(task, field), op, value)
+    raise TypeError(f"{filter_} has no value")
 
 
 def _compare_value(found: Any, op: Operator, value: Any) -> bool:

@@ -248,12 +248,12 @@ def page_of_each(
     columns: Sequence[InstrumentedAttribute[Any]],
     parent: InstrumentedAttribute[UUID],
     child: InstrumentedAttribute[Any],
-    parent_ids: ColumnElement[Any],
+    parent_ids: str,
     where: ColumnElement[bool],
     order: Order[Any],
     shape: PageShape,
 ) -> Select[Any]:
-    """The same page for each of several parents, in one statement: rows of (parent id, columns)."""
+    """The same page for each parent of the parameter `parent_ids`, in one statement: rows of (parent id, columns)."""
     page = top_of_each(
         dialect_name,
         select(*columns, *_labelled(order)).where(where, *_bounds(order, shape)),

@@ -6,16 +6,15 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any, TypedDict
 from uuid import UUID
 
-from sqlalchemy import Select, and_, bindparam, delete, func, insert, select, update
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy import and_, bindparam, delete, func, insert, select, update
 from sqlalchemy.orm import aliased
 
 from taskflow_gql import clock
-from taskflow_gql.database import dialect_of
+from taskflow_gql.database import DatabaseSession, among
 from taskflow_gql.errors import (
     AssigneeNotFound,
     BadUserInput,
@@ -33,10 +32,9 @@ from taskflow_gql.services.access import (
     may_update,
     visible,
     visible_scopes,
-    visible_to,
 )
 from taskflow_gql.services.changes import record_task_event
-from taskflow_gql.services.filters import EVERYTHING, Filter, condition, search_scopes
+from taskflow_gql.services.filters import EVERYTHING, Filter, condition, search_scopes, without_values
 from taskflow_gql.services.ids import make_id, parse_id
 from taskflow_gql.services.paging import (
     Order,
@@ -52,6 +50,7 @@ from taskflow_gql.services.paging import (
 from taskflow_gql.services.task_order import NEWEST_FIRST
 from taskflow_gql.services.text import check_description, check_title
 from taskflow_gql.services.words import text_keys
+from taskflow_gql.statements import Statement
 
 
 class TaskChanges(TypedDict, total=False):
@@ -70,14 +69,19 @@ class TaskChanges(TypedDict, total=False):
 _REQUIRED = {"title": "Title", "status": "Status", "priority": "Priority", "category": "Category"}
 
 
-async def get_task(session: AsyncSession, viewer: Viewer, task_id: str) -> TaskRow | None:
+async def get_task(session: DatabaseSession, viewer: Viewer, task_id: str) -> TaskRow | None:
     return (await tasks_by_id(session, viewer, [parse_id(task_id)])).get(UUID(task_id))
 
 
-async def tasks_by_id(session: AsyncSession, viewer: Viewer, task_ids: Collection[UUID]) -> dict[UUID, TaskRow]:
+async def tasks_by_id(session: DatabaseSession, viewer: Viewer, task_ids: Collection[UUID]) -> dict[UUID, TaskRow]:
     """Those of the tasks that the viewer may see."""
-    rows = await session.execute(select(*TASK_COLUMNS).where(Task.id.in_(task_ids), visible_to(viewer)))
+    rows = await session.run(_tasks_by_id(viewer.is_admin), {"task_ids": task_ids, "viewer_id": viewer.id})
     return {task.id: task for task in map(TaskRow._make, rows)}
+
+
+@cache
+def _tasks_by_id(is_admin: bool) -> Statement:
+    return Statement(select(*TASK_COLUMNS).where(among(Task.id, "task_ids"), visible(is_admin=is_admin)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,32 +104,32 @@ _COLUMN_OF_RELATION = {Relation.CREATED: Task.creator_id, Relation.ASSIGNED: Tas
 
 
 async def list_tasks(
-    session: AsyncSession, viewer: Viewer, query: TaskQuery, *, with_people: bool = False
+    session: DatabaseSession, viewer: Viewer, query: TaskQuery, *, with_people: bool = False
 ) -> tuple[Page[TaskRow], dict[UUID, UserRow]]:
     """A page, and with `with_people` the creators and assignees of its tasks: one statement either way."""
     shape, parameters = shape_of(query.order, query.request)
-    statement = _page_statement(viewer.is_admin, query.filter, query.order, shape, with_people)
-    rows = (await session.execute(statement, {**parameters, "viewer_id": viewer.id})).all()
+    filter_, values = without_values(query.filter)
+    statement = _page_statement(viewer.is_admin, filter_, query.order, shape, with_people)
+    rows = await session.run(statement, {**parameters, **values, "viewer_id": viewer.id})
     tasks = [TaskRow._make(row[:_TASK_WIDTH]) for row in rows]
-    people = {
-        row[start]: UserRow._make(row[start : start + _USER_WIDTH])
-        for row in (rows if with_people else ())
-        for start in (_TASK_WIDTH, _TASK_WIDTH + _USER_WIDTH)
-        if row[start] is not None
-    }
+    people: dict[UUID, UserRow] = {}
+    for row in rows if with_people else ():
+        for start in (_TASK_WIDTH, _TASK_WIDTH + _USER_WIDTH):
+            if row[start] is not None and row[start] not in people:
+                people[row[start]] = UserRow._make(row[start : start + _USER_WIDTH])
     return make_page(tasks, query.order, query.request), people
 
 
 _TASK_WIDTH, _USER_WIDTH = len(TaskRow._fields), len(UserRow._fields)
 
 
-# Building a statement costs more than running it. The filter's values are part of what a statement is kept under, so
-# there may be many; each holds some hundred kilobytes of SQLAlchemy's objects.
+# Building a statement costs more than running it. There are as many as there are shapes of filters; each holds some
+# hundred kilobytes of SQLAlchemy's objects.
 @lru_cache(maxsize=128)
 def _page_statement(
     is_admin: bool, filter_: Filter, order: Order[TaskRow], shape: PageShape, with_people: bool
-) -> Select[Any]:
-    """Wants `viewer_id` and the parameters of the shape."""
+) -> Statement:
+    """Wants `viewer_id`, the filter's values and the parameters of the shape."""
     # Somebody's own tasks are few enough to be searched as they come.
     filters = search_scopes(filter_) if is_admin else [condition(filter_)]
     scopes = [and_(scope, one) for scope in visible_scopes(is_admin=is_admin) for one in filters]
@@ -133,10 +137,10 @@ def _page_statement(
     columns = [page.c[column.key] for column in TASK_COLUMNS]
     sorted_by = sort_columns(page, order, shape)
     if not with_people:
-        return select(*columns).order_by(*sorted_by)
+        return Statement(select(*columns).order_by(*sorted_by))
     creator, assignee = aliased(User), aliased(User)
     people = [getattr(user, name) for user in (creator, assignee) for name in UserRow._fields]
-    return (
+    return Statement(
         select(*columns, *people)
         .join(creator, creator.id == page.c.creator_id)
         .outerjoin(assignee, assignee.id == page.c.assignee_id)
@@ -145,14 +149,15 @@ def _page_statement(
 
 
 async def list_tasks_of_users(
-    session: AsyncSession, viewer: Viewer, relation: Relation, user_ids: Collection[UUID], query: TaskQuery
+    session: DatabaseSession, viewer: Viewer, relation: Relation, user_ids: Collection[UUID], query: TaskQuery
 ) -> dict[UUID, Page[TaskRow]]:
     """The same page for each person, of those of their tasks that the viewer may see: one statement for all."""
     shape, parameters = shape_of(query.order, query.request)
-    statement = _pages_statement(dialect_of(session), viewer.is_admin, relation, query.filter, query.order, shape)
-    parameters |= {"viewer_id": viewer.id, "user_ids": list(user_ids)}
+    filter_, values = without_values(query.filter)
+    statement = _pages_statement(session.dialect_name, viewer.is_admin, relation, filter_, query.order, shape)
+    parameters |= {**values, "viewer_id": viewer.id, "user_ids": user_ids}
     rows_by_user: dict[UUID, list[TaskRow]] = {user_id: [] for user_id in user_ids}
-    for user_id, *columns in await session.execute(statement, parameters):
+    for user_id, *columns in await session.run(statement, parameters):
         rows_by_user[user_id].append(TaskRow._make(columns))
     return {user_id: make_page(rows, query.order, query.request) for user_id, rows in rows_by_user.items()}
 
@@ -160,43 +165,54 @@ async def list_tasks_of_users(
 @lru_cache(maxsize=128)
 def _pages_statement(
     dialect_name: str, is_admin: bool, relation: Relation, filter_: Filter, order: Order[TaskRow], shape: PageShape
-) -> Select[Any]:
-    """Wants `viewer_id`, `user_ids` and the parameters of the shape."""
-    return page_of_each(
+) -> Statement:
+    """Wants `viewer_id`, `user_ids`, the filter's values and the parameters of the shape."""
+    pages = page_of_each(
         dialect_name,
         TASK_COLUMNS,
         User.id,
         _COLUMN_OF_RELATION[relation],
-        bindparam("user_ids", expanding=True),
+        "user_ids",
         and_(visible(is_admin=is_admin), condition(filter_)),
         order,
         shape,
     )
+    return Statement(pages)
 
 
-async def count_tasks(session: AsyncSession, viewer: Viewer, filter_: Filter) -> int:
-    statement = select(func.count()).select_from(Task).where(visible_to(viewer), condition(filter_))
-    return (await session.execute(statement)).scalar_one()
+async def count_tasks(session: DatabaseSession, viewer: Viewer, filter_: Filter) -> int:
+    filter_, values = without_values(filter_)
+    ((count,),) = await session.run(_count_statement(viewer.is_admin, filter_), {**values, "viewer_id": viewer.id})
+    return int(count)
+
+
+@lru_cache(maxsize=128)
+def _count_statement(is_admin: bool, filter_: Filter) -> Statement:
+    """Wants `viewer_id` and the filter's values."""
+    return Statement(
+        select(func.count()).select_from(Task).where(visible(is_admin=is_admin), condition(filter_)),
+    )
 
 
 async def count_tasks_of_users(
-    session: AsyncSession, viewer: Viewer, relation: Relation, user_ids: Collection[UUID], filter_: Filter
+    session: DatabaseSession, viewer: Viewer, relation: Relation, user_ids: Collection[UUID], filter_: Filter
 ) -> dict[UUID, int]:
+    filter_, values = without_values(filter_)
+    parameters = {**values, "viewer_id": viewer.id, "user_ids": user_ids}
+    counted = await session.run(_counts_statement(viewer.is_admin, relation, filter_), parameters)
+    return {**dict.fromkeys(user_ids, 0), **dict(counted)}
+
+
+@lru_cache(maxsize=128)
+def _counts_statement(is_admin: bool, relation: Relation, filter_: Filter) -> Statement:
+    """Wants `viewer_id`, `user_ids` and the filter's values."""
     column = _COLUMN_OF_RELATION[relation]
-    statement = (
-        select(column, func.count())
-        .where(column.in_(user_ids), visible_to(viewer), condition(filter_))
-        .group_by(column)
-    )
-    counts = dict.fromkeys(user_ids, 0)
-    for user_id, count in await session.execute(statement):
-        if user_id is not None:
-            counts[user_id] = count
-    return counts
+    found = and_(among(column, "user_ids"), visible(is_admin=is_admin), condition(filter_))
+    return Statement(select(column, func.count()).where(found).group_by(column))
 
 
 async def create_task(
-    session: AsyncSession,
+    session: DatabaseSession,
     viewer: Viewer,
     *,
     title: str,
@@ -228,13 +244,13 @@ async def create_task(
         created_at=now,
         updated_at=now,
     )
-    await session.execute(insert(Task).values(**task._asdict(), **text_keys(task.title, task.description)))
+    await session.run(_INSERT, {**task._asdict(), **text_keys(task.title, task.description)})
     await record_task_event(session, viewer, before=None, after=task)
     return task
 
 
 async def update_task(
-    session: AsyncSession,
+    session: DatabaseSession,
     viewer: Viewer,
     task_id: str,
     changes: TaskChanges,
@@ -264,7 +280,7 @@ async def update_task(
 
 
 async def set_task_status(
-    session: AsyncSession,
+    session: DatabaseSession,
     viewer: Viewer,
     task_id: str,
     status: TaskStatus,
@@ -279,7 +295,7 @@ async def set_task_status(
 
 
 async def toggle_task_completion(
-    session: AsyncSession, viewer: Viewer, task_id: str, *, expected_version: int | None = None
+    session: DatabaseSession, viewer: Viewer, task_id: str, *, expected_version: int | None = None
 ) -> TaskRow:
     """COMPLETED becomes PENDING; anything else becomes COMPLETED."""
     task = await _require_task_for_update(session, viewer, task_id)
@@ -291,25 +307,30 @@ async def toggle_task_completion(
 
 
 async def delete_task(
-    session: AsyncSession, viewer: Viewer, task_id: str, *, expected_version: int | None = None
+    session: DatabaseSession, viewer: Viewer, task_id: str, *, expected_version: int | None = None
 ) -> TaskRow:
     """The task as it last stood."""
     task = await _require_task_for_update(session, viewer, task_id)
     if not may_delete(viewer, task):
         raise Forbidden("Only task creator can delete task")
     _require_version(task, expected_version)
-    await session.execute(delete(Task).where(Task.id == task.id))
+    await session.run(_DELETE, {"task_id": task.id})
     await record_task_event(session, viewer, before=task, after=None)
     return task
 
 
-async def _require_task_for_update(session: AsyncSession, viewer: Viewer, task_id: str) -> TaskRow:
+async def _require_task_for_update(session: DatabaseSession, viewer: Viewer, task_id: str) -> TaskRow:
     """Locked until the transaction ends, so that what is checked is what is changed."""
-    statement = select(*TASK_COLUMNS).where(Task.id == parse_id(task_id, field="id"), visible_to(viewer))
-    row = (await session.execute(statement.with_for_update())).first()
-    if row is None:
-        raise NotFound("There is no such task, or you may not see it", field="id")
-    return TaskRow._make(row)
+    parameters = {"task_id": parse_id(task_id, field="id"), "viewer_id": viewer.id}
+    for row in await session.run(_task_for_update(viewer.is_admin), parameters):
+        return TaskRow._make(row)
+    raise NotFound("There is no such task, or you may not see it", field="id")
+
+
+@cache
+def _task_for_update(is_admin: bool) -> Statement:
+    found = select(*TASK_COLUMNS).where(Task.id == bindparam("task_id"), visible(is_admin=is_admin))
+    return Statement(found.with_for_update())
 
 
 def _require_version(task: TaskRow, expected_version: int | None) -> None:
@@ -317,7 +338,7 @@ def _require_version(task: TaskRow, expected_version: int | None) -> None:
         raise VersionConflict(task, expected_version)
 
 
-async def _check_assignee(session: AsyncSession, assignee_id: str | None, problems: list[Refusal]) -> UUID | None:
+async def _check_assignee(session: DatabaseSession, assignee_id: str | None, problems: list[Refusal]) -> UUID | None:
     if assignee_id is None:
         return None
     try:
@@ -326,13 +347,17 @@ async def _check_assignee(session: AsyncSession, assignee_id: str | None, proble
         problems.append(problem)
         return None
     # FOR SHARE: the person cannot be deactivated between this check and the commit.
-    statement = select(User.id).where(User.id == key, User.is_active).with_for_update(read=True)
-    if (await session.execute(statement)).first() is None:
+    if not await session.run(_ACTIVE_USER, {"user_id": key}):
         problems.append(AssigneeNotFound())
     return key
 
 
-async def _change_task(session: AsyncSession, viewer: Viewer, task: TaskRow, values: dict[str, Any]) -> TaskRow:
+_ACTIVE_USER = Statement(
+    select(User.id).where(User.id == bindparam("user_id"), User.is_active).with_for_update(read=True)
+)
+
+
+async def _change_task(session: DatabaseSession, viewer: Viewer, task: TaskRow, values: dict[str, Any]) -> TaskRow:
     """Write what differs and record it. A change that changes nothing is no change: no version, no event."""
     values = {name: value for name, value in values.items() if getattr(task, name) != value}
     if not values:
@@ -344,6 +369,17 @@ async def _change_task(session: AsyncSession, viewer: Viewer, task: TaskRow, val
     written = {**values, "version": changed.version, "updated_at": now}
     if "title" in values or "description" in values:
         written |= text_keys(changed.title, changed.description)
-    await session.execute(update(Task).where(Task.id == task.id).values(written))
+    await session.run(_update(frozenset(written)), {**written, "task_id": task.id})
     await record_task_event(session, viewer, before=task, after=changed)
     return changed
+
+
+_INSERT = Statement(insert(Task))
+_DELETE = Statement(delete(Task).where(Task.id == bindparam("task_id")))
+
+
+@cache
+def _update(columns: frozenset[str]) -> Statement:
+    """Of the columns that a change writes; there are few combinations."""
+    values: dict[str, Any] = {name: bindparam(name) for name in sorted(columns)}
+    return Statement(update(Task).where(Task.id == bindparam("task_id")).values(values))

@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from functools import lru_cache
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, and_, bindparam, delete, false, func, or_, select, true, update
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy import ColumnElement, and_, delete, false, func, or_, select, true, update
 
 from taskflow_gql import clock
-from taskflow_gql.database import position_of
+from taskflow_gql.database import DatabaseSession, among, position_of
 from taskflow_gql.errors import Forbidden, NotFound
 from taskflow_gql.models import USER_COLUMNS, Session, User, UserRole, UserRow
-from taskflow_gql.services.access import Viewer, require_admin, users_visible_to
+from taskflow_gql.services.access import Viewer, require_admin, users_visible
 from taskflow_gql.services.ids import parse_id
-from taskflow_gql.services.paging import Order, Page, PageRequest, SortKey, make_page, page_of, shape_of, sort_columns
+from taskflow_gql.services.paging import (
+    Order,
+    Page,
+    PageRequest,
+    PageShape,
+    SortKey,
+    make_page,
+    page_of,
+    shape_of,
+    sort_columns,
+)
 from taskflow_gql.services.words import name_words, words_of
+from taskflow_gql.statements import Statement
 
 BY_USERNAME: Order[UserRow] = Order(
     # Usernames are letters, digits and `_.-`, so casefold() of the name is the key that the row was stored with.
@@ -23,33 +34,38 @@ BY_USERNAME: Order[UserRow] = Order(
 )
 
 
-async def get_user(session: AsyncSession, viewer: Viewer, user_id: str) -> UserRow | None:
+async def get_user(session: DatabaseSession, viewer: Viewer, user_id: str) -> UserRow | None:
     return (await users_by_id(session, [parse_id(user_id)])).get(UUID(user_id))
 
 
-_USERS_BY_ID = select(*USER_COLUMNS).where(User.id.in_(bindparam("user_ids", expanding=True)))
+_USERS_BY_ID = Statement(select(*USER_COLUMNS).where(among(User.id, "user_ids")))
 
 
-async def users_by_id(session: AsyncSession, user_ids: Collection[UUID]) -> dict[UUID, UserRow]:
+async def users_by_id(session: DatabaseSession, user_ids: Collection[UUID]) -> dict[UUID, UserRow]:
     """Anybody, active or not: whoever may read a task may know who made it."""
-    rows = await session.execute(_USERS_BY_ID, {"user_ids": list(user_ids)})
+    rows = await session.run(_USERS_BY_ID, {"user_ids": user_ids})
     return {user.id: user for user in map(UserRow._make, rows)}
 
 
 async def list_users(
-    session: AsyncSession, viewer: Viewer, request: PageRequest, *, search: str | None = None
+    session: DatabaseSession, viewer: Viewer, request: PageRequest, *, search: str | None = None
 ) -> Page[UserRow]:
     shape, parameters = shape_of(BY_USERNAME, request)
-    page = page_of(USER_COLUMNS, [and_(users_visible_to(viewer), _found_by(search))], BY_USERNAME, shape)
-    columns = [page.c[column.key] for column in USER_COLUMNS]
-    statement = select(*columns).order_by(*sort_columns(page, BY_USERNAME, shape))
-    rows = await session.execute(statement, parameters)
+    rows = await session.run(_users_page(viewer.is_admin, search, shape), parameters)
     return make_page([UserRow._make(row) for row in rows], BY_USERNAME, request)
 
 
-async def count_users(session: AsyncSession, viewer: Viewer, *, search: str | None = None) -> int:
-    statement = select(func.count()).select_from(User).where(users_visible_to(viewer), _found_by(search))
-    return (await session.execute(statement)).scalar_one()
+@lru_cache(maxsize=128)
+def _users_page(is_admin: bool, search: str | None, shape: PageShape) -> Statement:
+    """Wants the parameters of the shape."""
+    page = page_of(USER_COLUMNS, [and_(users_visible(is_admin=is_admin), _found_by(search))], BY_USERNAME, shape)
+    columns = [page.c[column.key] for column in USER_COLUMNS]
+    return Statement(select(*columns).order_by(*sort_columns(page, BY_USERNAME, shape)))
+
+
+async def count_users(session: DatabaseSession, viewer: Viewer, *, search: str | None = None) -> int:
+    statement = select(func.count()).select_from(User).where(users_visible(is_admin=viewer.is_admin), _found_by(search))
+    return int((await session.execute(statement)).scalar_one())
 
 
 def _found_by(search: str | None) -> ColumnElement[bool]:
@@ -61,7 +77,7 @@ def _found_by(search: str | None) -> ColumnElement[bool]:
     return or_(func.substr(User.username_key, 1, len(start)) == start, in_name)
 
 
-async def set_user_role(session: AsyncSession, viewer: Viewer, user_id: str, role: UserRole) -> UserRow:
+async def set_user_role(session: DatabaseSession, viewer: Viewer, user_id: str, role: UserRole) -> UserRow:
     require_admin(viewer)
     user = await _require_user_for_update(session, user_id)
     if user.role is role:
@@ -71,7 +87,7 @@ async def set_user_role(session: AsyncSession, viewer: Viewer, user_id: str, rol
     return await _update_user(session, user.id, role=role)
 
 
-async def deactivate_user(session: AsyncSession, viewer: Viewer, user_id: str) -> UserRow:
+async def deactivate_user(session: DatabaseSession, viewer: Viewer, user_id: str) -> UserRow:
     """Also ends every session of the user."""
     require_admin(viewer)
     user = await _require_user_for_update(session, user_id)
@@ -82,7 +98,7 @@ async def deactivate_user(session: AsyncSession, viewer: Viewer, user_id: str) -
     return await _update_user(session, user.id, is_active=False)
 
 
-async def reactivate_user(session: AsyncSession, viewer: Viewer, user_id: str) -> UserRow:
+async def reactivate_user(session: DatabaseSession, viewer: Viewer, user_id: str) -> UserRow:
     require_admin(viewer)
     user = await _require_user_for_update(session, user_id)
     if user.is_active:
@@ -90,7 +106,7 @@ async def reactivate_user(session: AsyncSession, viewer: Viewer, user_id: str) -
     return await _update_user(session, user.id, is_active=True)
 
 
-async def _require_user_for_update(session: AsyncSession, user_id: str) -> UserRow:
+async def _require_user_for_update(session: DatabaseSession, user_id: str) -> UserRow:
     # The admins first, in one order: two admins who demote each other at once must queue here, not deadlock, and
     # the second must see what the first did.
     key = parse_id(user_id, field="userId")
@@ -101,7 +117,7 @@ async def _require_user_for_update(session: AsyncSession, user_id: str) -> UserR
     return UserRow._make(row)
 
 
-async def _active_admins_for_update(session: AsyncSession) -> list[UUID]:
+async def _active_admins_for_update(session: DatabaseSession) -> list[UUID]:
     statement = (
         select(User.id)
         .where(User.role == UserRole.ADMIN, User.is_active)
@@ -116,7 +132,7 @@ def _refuse_last_admin(user: UserRow, active_admins: list[UUID]) -> None:
         raise Forbidden("This is the last active admin: make somebody else an admin first", field="userId")
 
 
-async def _update_user(session: AsyncSession, user_id: UUID, **values: object) -> UserRow:
+async def _update_user(session: DatabaseSession, user_id: UUID, **values: object) -> UserRow:
     statement = update(User).where(User.id == user_id).values(updated_at=clock.now(), **values)
     row = (await session.execute(statement.returning(*USER_COLUMNS))).one()
     return UserRow._make(row)

@@ -36,7 +36,8 @@ def test_every_code_of_a_payload_is_reached_by_a_test(code: ErrorCode) -> None:
     assert f'"{code}"' in sources(TESTS / "api")
 
 
-@pytest.mark.parametrize("error", sorted(subclasses(errors.TaskflowError), key=str))
+# Nobody is told that a server stops: their connection is closed.
+@pytest.mark.parametrize("error", sorted(subclasses(errors.TaskflowError) - {errors.ServerStops}, key=str))
 def test_every_code_of_an_error_is_reached_by_a_test(error: type[errors.TaskflowError]) -> None:
     if hasattr(error, "code"):
         assert f'"{error.code}"' in sources(TESTS)

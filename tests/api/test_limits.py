@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from graphql import get_introspection_query, parse
 
-from taskflow_gql.api.limits import check_limits
+from taskflow_gql.api.documents import Document
+from taskflow_gql.api.limits import problems_of_request
 from taskflow_gql.config import Settings
 from tests.client import Api, Person
 from tests.conftest import make_settings, serving
@@ -145,7 +146,7 @@ async def test_a_page_counts_as_many_times_as_it_is_long(web: Api, ann: Person) 
 def test_the_cost_is_the_number_of_values_that_may_have_to_be_answered() -> None:
     def cost(query: str, **variables: Any) -> int:
         settings = SETTINGS.model_copy(update={"max_query_cost": -1})
-        (error,) = check_limits(parse(query), variables, settings)
+        (error,) = problems_of_request(Document(query, parse(query)), variables, settings)
         return int(error.message.removeprefix("The operation asks for too much: ").split()[0])
 
     assert cost("{ me { id username } }") == 3

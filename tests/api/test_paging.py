@@ -9,13 +9,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, event, text
-from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy import text
 
-from taskflow_gql.database import Database
+from taskflow_gql.database import Database, DatabaseSession
 from tests.client import Api, Person
 from tests.conftest import make_admin
-from tests.factories import make_task, make_user, make_viewer
+from tests.factories import make_task, make_user, make_viewer, noting_statements
 
 PAGE = """
 query($first: Int, $after: String, $last: Int, $before: String) {
@@ -40,7 +39,7 @@ def ids(page: dict[str, Any]) -> list[str]:
     return [node["id"] for node in page["nodes"]]
 
 
-async def tie(session: AsyncSession) -> None:
+async def tie(session: DatabaseSession) -> None:
     """All tasks were created in the same microsecond."""
     await session.execute(text("UPDATE tasks SET created_at = (SELECT min(created_at) FROM tasks)"))
 
@@ -291,15 +290,12 @@ async def test_a_page_of_fifty_costs_as_many_statements_as_a_page_of_one(api: Ap
 
 @contextmanager
 def statements() -> Iterator[list[str]]:
-    """What is sent to any database meanwhile, but for what relay and fan-out read on their own account."""
+    """What is sent to the database meanwhile, but for what relay and fan-out read on their own account."""
     executed: list[str] = []
 
-    def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+    def note(statement: str) -> None:
         if "task_events" not in statement and "stream_state" not in statement:
             executed.append(statement)
 
-    event.listen(Engine, "before_cursor_execute", note)
-    try:
+    with noting_statements(note):
         yield executed
-    finally:
-        event.remove(Engine, "before_cursor_execute", note)

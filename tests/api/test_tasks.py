@@ -76,7 +76,7 @@ async def deactivate(api: Api, by: Person, person: Person) -> None:
 
 async def count_events(database: Database) -> int:
     async with database.read() as session:
-        return (await session.execute(select(func.count()).select_from(TaskEvent))).scalar_one()
+        return int((await session.execute(select(func.count()).select_from(TaskEvent))).scalar_one())
 
 
 async def make_boss(api: Api, database: Database) -> Person:

@@ -48,7 +48,7 @@ async def make_boss(api: Api, database: Database, username: str = "boss") -> Per
 async def count_admins(database: Database) -> int:
     async with database.read() as session:
         statement = select(func.count()).select_from(User).where(User.role == UserRole.ADMIN, User.is_active)
-        return (await session.execute(statement)).scalar_one()
+        return int((await session.execute(statement)).scalar_one())
 
 
 def refused(code: str, message: str, *field: str) -> dict[str, Any]:

@@ -130,6 +130,41 @@ async def test_arguments_tell_loads_apart() -> None:
     ]
 
 
+@pytest.mark.parametrize("executor_class", [None, PlansAtOnce])
+async def test_arguments_that_are_equal_but_not_the_same_are_told_apart(executor_class: Any) -> None:
+    async def load(context: object, ids: list[str], **arguments: Any) -> Mapping[str, Any]:
+        return dict.fromkeys(ids, repr(arguments))
+
+    result = await run_loading(load, executor_class)
+    assert result.data == {"tasks": [{"one": "{'x': {'a': 1}}", "yes": "{'x': {'a': True}}"}]}
+
+
+@pytest.mark.parametrize("executor_class", [None, PlansAtOnce])
+async def test_a_load_that_is_cancelled_cancels_the_operation(executor_class: Any) -> None:
+    async def load(context: object, ids: list[str], **arguments: Any) -> Mapping[str, Any]:
+        raise asyncio.CancelledError
+
+    with pytest.raises(asyncio.CancelledError):
+        async with asyncio.timeout(60):
+            await run_loading(load, executor_class)
+
+
+async def run_loading(load: Any, executor_class: Any) -> ExecutionResult:
+    """The same field twice, with arguments 1 and True."""
+    schema = build_schema("scalar X type Query { tasks: [Task!]! } type Task { loaded(x: X): String }")
+    batch = Batch(load, "id")
+    field = schema.type_map["Task"].fields["loaded"]  # type: ignore[attr-defined]
+    field.extensions[BATCH] = batch
+    field.resolve = batch_resolver(batch, vars)
+    document = parse("query($one: X, $yes: X) { tasks { one: loaded(x: $one) yes: loaded(x: $yes) } }")
+    variables = {"one": {"a": 1}, "yes": {"a": True}}
+    result = execute(
+        schema, document, ROOT | {"tasks": [task("1", "a")]}, Database(), variables, executor_class=executor_class
+    )
+    assert not isinstance(result, ExecutionResult)
+    return await result
+
+
 async def test_nothing_is_loaded_for_nothing() -> None:
     result, database = await run("{ users { boss { name } } }")
     assert result.data == {"users": [{"boss": None}] * 3}

@@ -2,6 +2,9 @@
 
 import gc
 import linecache
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from random import Random
 from typing import Any
 
 from graphql import (
@@ -118,14 +121,68 @@ def test_the_size_of_a_plan_is_bounded() -> None:
     assert document.fields <= cache_module.MOST_FIELDS_OF_DOCUMENT
 
 
+def planned(schema: GraphQLSchema) -> dict[str | int, int]:
+    """The documents with plans, and how many fields are planned of each."""
+    documents = plans_of(schema, PlansAtOnce, 1)._documents.values()
+    return {document.key[0]: document.fields for document in documents if document.fields}
+
+
+def four_fields(name: str) -> str:
+    return f"{{ me {{ {name}: name b: name c: name }} }}"
+
+
 def test_the_size_of_all_plans_is_bounded(monkeypatch: Any) -> None:
-    monkeypatch.setattr(cache_module, "MOST_FIELDS", 30)
+    monkeypatch.setattr(cache_module, "MOST_FIELDS", 50)
     schema = build_schema(SCHEMA)
     for number in range(50):
-        run(schema, f"{{ me {{ a{number}: name b: name c: name }} }}")
-        cache = plans_of(schema, PlansAtOnce, 1)
-        assert sum(document.fields for document in cache._documents.values()) <= 30
-    assert 5 < len(cache) < 10
+        for _ in range(number // 10 + 1):
+            assert run(schema, four_fields(f"a{number}")).data == {"me": {f"a{number}": "ann", "b": "ann", "c": "ann"}}
+        assert sum(planned(schema).values()) <= 50
+    # The later ones were seen more often.
+    assert four_fields("a0") not in planned(schema)
+
+
+def test_documents_that_do_not_fit_leave_the_others_their_plans(monkeypatch: Any) -> None:
+    monkeypatch.setattr(cache_module, "MOST_FIELDS", 50)
+    schema = build_schema(SCHEMA)
+    for _ in range(20):
+        run(schema, four_fields("popular"))
+    flood = [four_fields(f"a{number}") for number in range(20)]
+    for text in flood:
+        run(schema, text)
+    first = planned(schema)
+    for _ in range(5):
+        for text in flood:
+            run(schema, text)
+    assert planned(schema) == first
+    assert four_fields("popular") in first
+
+
+def test_long_documents_take_room_and_longer_ones_have_none() -> None:
+    cache = PlanCache(seen_before_planned=1)
+    for number in range(20):
+        see(cache, f"{{ a{number} }}".ljust(cache_module.LONGEST_DOCUMENT))
+        assert not see(cache, f"{{ a{number} }}".ljust(cache_module.LONGEST_DOCUMENT + 16))
+    assert len(cache) == cache_module.MOST_FIELDS * cache_module.CHARACTERS_FOR_A_FIELD // cache_module.LONGEST_DOCUMENT
+
+
+def test_threads_may_share_a_schema(monkeypatch: Any) -> None:
+    monkeypatch.setattr(cache_module, "MOST_DOCUMENTS", 32)
+    schema = build_schema(SCHEMA)
+    texts = [four_fields(f"a{number}") for number in range(64)]
+
+    def work(seed: int) -> int:
+        random = Random(seed)
+        chosen = [texts[int(random.random() ** 3 * len(texts))] for _ in range(1000)]
+        return sum(run(schema, text).errors is None for text in chosen)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            assert list(pool.map(work, range(4))) == [1000] * 4
+    finally:
+        sys.setswitchinterval(interval)
 
 
 def test_the_plans_of_a_document_are_bounded() -> None:
@@ -139,6 +196,21 @@ def test_the_plans_of_a_document_are_bounded() -> None:
         assert run(schema, text, variables).data == {"me": expected}
     [document] = plans_of(schema, PlansAtOnce, 1)._documents.values()
     assert len(document.plans) == cache_module.MOST_PLANS_OF_DOCUMENT
+
+
+def test_operations_of_a_document_have_plans_of_their_own() -> None:
+    schema = build_schema(SCHEMA)
+    document = parse("""
+      query A { me { name } }
+      query B($yes: Boolean!) { me { ...F } }
+      fragment F on User { name @include(if: $yes) friend { name @skip(if: $yes) } }
+    """)
+    for name, variables in (("A", {}), ("B", {"yes": True}), ("B", {"yes": False})):
+        options: dict[str, Any] = {"operation_name": name, "variable_values": variables}
+        expected = execute(schema, document, {"me": {"name": "ann"}}, **options)
+        assert execute(schema, document, {"me": {"name": "ann"}}, executor_class=PlansAtOnce, **options) == expected
+    documents = plans_of(schema, PlansAtOnce, 1)._documents.values()
+    assert [len(document.plans) for document in documents] == [1, 2]
 
 
 def test_a_copy_of_a_schema_has_plans_of_its_own() -> None:

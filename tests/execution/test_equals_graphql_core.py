@@ -1,10 +1,12 @@
 """graphql-core's executor is the oracle: whatever it answers, the compiled operation has to answer."""
 
 import asyncio
+import gc
 import json
 import re
+import warnings
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from random import Random
 from typing import Any
@@ -23,6 +25,14 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_garbage_for_others() -> Iterator[None]:
+    yield
+    with warnings.catch_warnings(action="ignore"):
+        gc.collect()
+
 
 # A generous bound for what takes milliseconds: an operation that hangs has to fail, not a machine that is busy.
 TIMEOUT_SECONDS = 60

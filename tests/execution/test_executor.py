@@ -21,6 +21,7 @@ from graphql.execution import MiddlewareManager
 from graphql.pyutils import AbortController
 
 from taskflow_gql.execution import CompilingExecutor, trust
+from taskflow_gql.execution.cache import MOST_FIELDS_OF_DOCUMENT
 
 SCHEMA = build_schema("""
 type Query { users: [User!]! maybe: [User] strict: User! a: User b: User name: String node: Node }
@@ -149,6 +150,29 @@ async def test_a_slow_field_does_not_delay_the_children_of_another() -> None:
     assert order == ["fast", "child", "slow"]
 
 
+async def test_an_asynchronous_answer_may_be_deeper_than_the_stack() -> None:
+    class Endless:
+        id = 1
+
+        @property
+        def friend(self) -> Any:
+            async def friend() -> Endless:
+                return Endless()
+
+            return friend()
+
+    # As deep as a plan may be, and deeper than Python's own limit, which is 1,000.
+    depth = MOST_FIELDS_OF_DOCUMENT - 2
+    fragments = [f"fragment F{number} on User {{ friend {{ ...F{number + 1} }} }}" for number in range(depth)]
+    query = "\n".join(["{ a { ...F0 } }", *fragments, f"fragment F{depth} on User {{ id }}"])
+    result = await run(query, {"a": Endless()})
+    assert result.errors is None
+    answer = result.data["a"]
+    for _ in range(depth):
+        answer = answer["friend"]
+    assert answer == {"id": "1"}
+
+
 async def test_mutations_run_one_after_the_other() -> None:
     log: list[str] = []
 
@@ -205,6 +229,24 @@ def test_what_is_synchronous_needs_no_event_loop() -> None:
     assert Planned.runs == 1
 
 
+def test_a_response_name_may_be_any_name() -> None:
+    """Also one that stands in the generated code."""
+    for name in ("run", "value", "Wait", "field", "leaf", "unusual_leaf", "complete_unusual_leaf", "place_serialised"):
+        result = run(f"{{ {name}: users {{ {name}: id }} name }}", {"users": [{"id": 1}], "name": 5})
+        assert result == ExecutionResult({name: [{name: "1"}], "name": "5"}, None)
+
+
+def test_a_root_value_may_claim_another_class() -> None:
+    class Proxy:
+        __class__ = property(lambda _self: dict)
+
+        def get(self, name: str) -> str:
+            return f"my {name}"
+
+    assert run("{ name }", Proxy()).data == {"name": "my name"}
+    assert Planned.runs == 1
+
+
 def test_a_traceback_shows_the_field() -> None:
     class Broken:
         @property
@@ -243,6 +285,7 @@ def test_rows_with_dynamic_attributes() -> None:
     [
         {"abort_signal": AbortController().signal},
         {"middleware": MiddlewareManager(lambda next_, source, info, **args: next_(source, info, **args))},
+        {"middleware": type("OfItsOwn", (MiddlewareManager,), {"get_field_resolver": lambda _, resolve: resolve})()},
         {"field_resolver": lambda source, info: source[info.field_name]},
         {"is_awaitable": lambda value: False},
     ],

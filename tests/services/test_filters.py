@@ -9,7 +9,7 @@ import operator
 import os
 import re
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from itertools import groupby
 from random import Random
@@ -21,12 +21,11 @@ from graphql import Undefined, coerce_input_value
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import insert, select
-from sqlalchemy.ext.asyncio import AsyncSession
 from strawberry.types.arguments import convert_argument
 
 from taskflow_gql.api.filters import MAX_COMPARISONS, MAX_DEPTH, MAX_LIST_LENGTH, MAX_VALUES, TaskFilter, filter_of
 from taskflow_gql.api.schema import make_schema
-from taskflow_gql.database import Database
+from taskflow_gql.database import Database, DatabaseSession
 from taskflow_gql.errors import BadUserInput
 from taskflow_gql.models import Task, TaskCategory, TaskPriority, TaskRow, TaskStatus, User, UserRole
 from taskflow_gql.services.access import Viewer
@@ -117,21 +116,25 @@ def make_task(**fields: Any) -> TaskRow:
     return TaskRow(**(row | {"completed_at": row.get("completed_at", NOW) if is_completed else None}))
 
 
-async def insert_tasks(session: AsyncSession, tasks: Sequence[TaskRow]) -> None:
+async def insert_tasks(session: DatabaseSession, tasks: Sequence[TaskRow]) -> None:
     rows = [task._asdict() | text_keys(task.title, task.description) for task in tasks]
     if rows:
         await session.execute(insert(Task), rows)
 
 
+class _NeverCommitted(Exception):
+    pass
+
+
 @asynccontextmanager
-async def holding(database: Database, tasks: Sequence[TaskRow]) -> AsyncIterator[AsyncSession]:
+async def holding(database: Database, tasks: Sequence[TaskRow]) -> AsyncIterator[DatabaseSession]:
     """A session that sees PEOPLE and these tasks, in a transaction that is never committed."""
-    async with database.engine.execution_options(writes=True).connect() as connection:
-        async with AsyncSession(connection) as session:
+    with suppress(_NeverCommitted):
+        async with database.write() as session:
             await session.execute(insert(User), [make_user(name, id) for name, id in PEOPLE.items()])
             await insert_tasks(session, tasks)
             yield session
-        await connection.rollback()
+            raise _NeverCommitted
 
 
 # ---------------------------------------------------------------- random tasks
@@ -381,7 +384,7 @@ def _words(text: str) -> list[str]:
 # ---------------------------------------------------------------- the property
 
 
-async def chosen(session: AsyncSession, filter_: Filter) -> set[UUID]:
+async def chosen(session: DatabaseSession, filter_: Filter) -> set[UUID]:
     return set((await session.execute(select(Task.id).where(condition(filter_)))).scalars())
 
 
@@ -414,7 +417,7 @@ async def test_search_finds_the_same_words_everywhere(database: Database, texts:
             await check(session, tasks, {"search": term})
 
 
-async def check(session: AsyncSession, tasks: list[TaskRow], wanted: FilterJson) -> None:
+async def check(session: DatabaseSession, tasks: list[TaskRow], wanted: FilterJson) -> None:
     filter_ = read_filter(wanted)
     expected = {task for task in tasks if holds(wanted, task)}
     assert {task for task in tasks if matches(filter_, task)} == expected, wanted

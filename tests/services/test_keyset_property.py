@@ -11,9 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import delete, insert, update
-from sqlalchemy.ext.asyncio import AsyncSession
 
-from taskflow_gql.database import Database
+from taskflow_gql.database import Database, DatabaseSession
 from taskflow_gql.models import Task, TaskCategory, TaskPriority, TaskRow, TaskStatus, User, UserRow
 from taskflow_gql.services.access import Viewer, may_see
 from taskflow_gql.services.filters import matches
@@ -69,7 +68,7 @@ async def walk(
 class Colleagues:
     """They make, change and delete tasks, again and again, and remember of which tasks the place may have changed."""
 
-    def __init__(self, session: AsyncSession, seed: int, tasks: list[TaskRow]) -> None:
+    def __init__(self, session: DatabaseSession, seed: int, tasks: list[TaskRow]) -> None:
         self._session = session
         self._random = Random(seed)
         self._tasks = {task.id: task for task in tasks}

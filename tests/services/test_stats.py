@@ -6,13 +6,13 @@ from collections import Counter
 
 from hypothesis import given
 from hypothesis import strategies as st
-from sqlalchemy import event
 
 from taskflow_gql.database import Database
 from taskflow_gql.models import TaskCategory, TaskPriority, TaskStatus
 from taskflow_gql.services.access import Viewer, may_see
 from taskflow_gql.services.filters import EVERYTHING
 from taskflow_gql.services.stats import TaskStats, task_stats
+from tests.factories import noting_statements
 from tests.services.test_filters import (
     ANN,
     BOSS,
@@ -53,11 +53,8 @@ async def test_statistics_count_what_a_filter_finds_among_what_somebody_may_see(
 async def test_statistics_are_one_statement_and_list_every_value_in_the_order_of_its_enum(database: Database) -> None:
     statements: list[str] = []
     async with holding(database, []) as session:
-        engine = database.engine.sync_engine
-        note = lambda *given: statements.append(given[2])  # noqa: E731
-        event.listen(engine, "before_cursor_execute", note)
-        found = await task_stats(session, ANN, EVERYTHING, NOW)
-        event.remove(engine, "before_cursor_execute", note)
+        with noting_statements(statements.append):
+            found = await task_stats(session, ANN, EVERYTHING, NOW)
     assert len(statements) == 1
     assert found == TaskStats(
         0, dict.fromkeys(TaskStatus, 0), dict.fromkeys(TaskPriority, 0), dict.fromkeys(TaskCategory, 0), 0

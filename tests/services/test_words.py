@@ -6,9 +6,8 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Select, select, text
-from sqlalchemy.ext.asyncio import AsyncSession
 
-from taskflow_gql.database import Database
+from taskflow_gql.database import Database, DatabaseSession
 from taskflow_gql.models import Task
 from taskflow_gql.services.filters import condition, search_for
 from taskflow_gql.services.words import name_words, search_words, text_keys, words_of
@@ -136,11 +135,11 @@ async def test_vacuum_which_may_give_rows_new_numbers_does_not_break_the_search(
     await check_fts5(database, rows=3)
 
 
-async def plan_of(session: AsyncSession, statement: Select[Any], *, is_sqlite: bool) -> str:
+async def plan_of(database: Database, session: DatabaseSession, statement: Select[Any]) -> str:
     """How the database would run the statement, one step a line."""
-    dialect = session.get_bind().dialect
-    sql = str(statement.compile(dialect=dialect, compile_kwargs={"literal_binds": True}))
-    explained = await session.execute(text(f"EXPLAIN {'QUERY PLAN ' if is_sqlite else ''}{sql}".replace(":", r"\:")))
+    sql = str(statement.compile(dialect=database.engine.dialect, compile_kwargs={"literal_binds": True}))
+    explain = "EXPLAIN QUERY PLAN" if database.is_sqlite else "EXPLAIN"
+    explained = await session.execute(text(f"{explain} {sql}".replace(":", r"\:")))
     return "\n".join(str(row[-1]) for row in explained)
 
 
@@ -150,7 +149,7 @@ async def test_search_reads_the_index_and_not_the_tasks(database: Database) -> N
         if not database.is_sqlite:
             # A few dozen rows are read faster as they stand; what counts is that the index can answer.
             await session.execute(text("SET LOCAL enable_seqscan = off"))
-        plan = await plan_of(session, statement, is_sqlite=database.is_sqlite)
+        plan = await plan_of(database, session, statement)
     assert ("VIRTUAL TABLE INDEX" if database.is_sqlite else "ex_tasks_search") in plan
     assert "SCAN tasks" not in plan
     assert "Seq Scan on tasks" not in plan

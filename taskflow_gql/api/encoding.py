@@ -1,0 +1,38 @@
+"""JSON as clients send and get it."""
+
+from __future__ import annotations
+
+import json
+from json import JSONDecodeError
+
+import orjson
+
+
+def encode_json(value: object) -> bytes:
+    try:
+        return orjson.dumps(value)
+    except TypeError:
+        # Half a surrogate pair, say, which an error may quote from the request; the standard library escapes it.
+        return json.dumps(value).encode()
+
+
+def decode_json(data: str | bytes) -> object:
+    """Raises JSONDecodeError, whatever is wrong."""
+    try:
+        return orjson.loads(data)
+    except orjson.JSONDecodeError:
+        # Stricter than the standard library: what is text to that one is refused later, with better words.
+        return _decode_leniently(data)
+
+
+def _decode_leniently(data: str | bytes) -> object:
+    try:
+        return json.loads(data)
+    except JSONDecodeError:
+        raise
+    except RecursionError as error:
+        raise JSONDecodeError("nested too deeply", "", 0) from error
+    except UnicodeDecodeError as error:
+        raise JSONDecodeError("not UTF-8", "", 0) from error
+    except ValueError as error:
+        raise JSONDecodeError("a number of too many digits", "", 0) from error

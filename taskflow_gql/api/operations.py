@@ -1,0 +1,215 @@
+"""From an operation's text to its answer, for every transport.
+
+Takes the place of Strawberry's own way, which has hooks for all that could be done with every request: here nothing
+is done with a request that can be done with its document (docs/decisions/0007-short-ways.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import aclosing
+from inspect import isawaitable
+from typing import Any
+
+import strawberry
+from graphql import ExecutionResult as CoreResult
+from graphql import (
+    GraphQLError,
+    NoSchemaIntrospectionCustomRule,
+    execute,
+    parse,
+    specified_rules,
+    subscribe,
+    validate,
+)
+from strawberry.exceptions import MissingQueryError
+from strawberry.execution import optimized_is_awaitable
+from strawberry.schema.exceptions import CannotGetOperationTypeError, InvalidOperationTypeError
+from strawberry.types import ExecutionResult
+from strawberry.types.execution import PreExecutionError
+from strawberry.types.graphql import OperationType
+
+from taskflow_gql.api.context import Context
+from taskflow_gql.api.documents import Document, Documents
+from taskflow_gql.api.errors import VALIDATION_FAILED, coded, render_error
+from taskflow_gql.api.limits import explain_abortion, problems_of_request
+from taskflow_gql.config import Settings
+
+_ALL_TYPES = frozenset(OperationType)
+
+
+class Refused(Exception):
+    """The operation is not run. `errors` are rendered."""
+
+    def __init__(self, errors: list[GraphQLError]) -> None:
+        super().__init__(errors)
+        self.errors = errors
+
+
+class Schema(strawberry.Schema):
+    """Strawberry's, with an `execute` and a `stream` of its own. Extensions and middleware have no place in them."""
+
+    def __init__(self, *arguments: Any, settings: Settings, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._settings = settings
+        self._documents = Documents()
+        self._rules = [*specified_rules]
+        if not settings.allows_introspection:
+            self._rules.append(NoSchemaIntrospectionCustomRule)
+
+    async def execute(
+        self,
+        query: str | None,
+        variable_values: dict[str, Any] | None = None,
+        context_value: Any | None = None,
+        root_value: Any | None = None,
+        operation_name: str | None = None,
+        allowed_operation_types: Iterable[OperationType] | None = None,
+        operation_extensions: dict[str, Any] | None = None,
+    ) -> ExecutionResult:
+        """Raises MissingQueryError, CannotGetOperationTypeError and InvalidOperationTypeError; other errors, rendered,
+        are in the result, which is a PreExecutionError when nothing was run.
+        """
+        try:
+            document, _ = self._prepare(query, variable_values, operation_name, allowed_operation_types or _ALL_TYPES)
+        except Refused as refused:
+            return PreExecutionError(data=None, errors=refused.errors)
+        return await self._execute(document, variable_values, _for_operation(context_value), operation_name)
+
+    async def stream(
+        self,
+        query: str | None,
+        variable_values: dict[str, Any] | None = None,
+        context_value: Any | None = None,
+        root_value: Any | None = None,
+        operation_name: str | None = None,
+        operation_extensions: dict[str, Any] | None = None,
+        allowed_operation_types: Iterable[OperationType] | None = None,
+    ) -> AsyncGenerator[ExecutionResult]:
+        """The results of a subscription, or the one result of another operation."""
+        return self._results(query, variable_values, context_value, operation_name, allowed_operation_types)
+
+    async def _results(
+        self,
+        query: str | None,
+        variables: dict[str, Any] | None,
+        context: Any,
+        operation_name: str | None,
+        allowed_types: Iterable[OperationType] | None,
+    ) -> AsyncGenerator[ExecutionResult]:
+        try:
+            document, type_ = self._prepare(query, variables, operation_name, allowed_types or _ALL_TYPES)
+        except Refused as refused:
+            yield PreExecutionError(data=None, errors=refused.errors)
+            return
+        except (MissingQueryError, CannotGetOperationTypeError, InvalidOperationTypeError) as error:
+            yield PreExecutionError(data=None, errors=[render_error(_as_graphql_error(error))])
+            return
+        context = _for_operation(context)
+        if type_ is not OperationType.SUBSCRIPTION:
+            yield await self._execute(document, variables, context, operation_name)
+            return
+        try:
+            events = subscribe(
+                self._schema,
+                document.node,
+                context_value=context,
+                variable_values=variables,
+                operation_name=operation_name,
+                executor_class=self.execution_context_class,
+            )
+            if isawaitable(events):
+                events = await events
+            if isinstance(events, CoreResult):
+                yield PreExecutionError(data=None, errors=_rendered(events.errors))
+                return
+            async with aclosing(events):  # type: ignore[type-var]
+                async for result in events:
+                    yield ExecutionResult(result.data, _rendered(result.errors))
+        # What the stream itself ends with.
+        except Exception as error:
+            yield ExecutionResult(None, [render_error(_as_graphql_error(error))])
+
+    def _prepare(
+        self,
+        query: str | None,
+        variables: dict[str, Any] | None,
+        operation_name: str | None,
+        allowed_types: Iterable[OperationType],
+    ) -> tuple[Document, OperationType]:
+        if not query:
+            raise MissingQueryError
+        document = self._documents.get(query)
+        is_new = document is None
+        if document is None:
+            document = self._parse(query)
+        operation = document.operation(operation_name)
+        if operation is None:
+            raise CannotGetOperationTypeError(operation_name)
+        type_ = OperationType(operation.operation.value)
+        if type_ not in allowed_types:
+            raise InvalidOperationTypeError(type_)
+        problems = problems_of_request(document, variables or {}, self._settings)
+        if operation_name is None and len(document.operations) > 1:
+            message = "Several operations: say in operationName which to run"
+            problems.append(GraphQLError(message, extensions={"code": "BAD_USER_INPUT"}))
+        if problems:
+            raise Refused(problems)
+        if is_new:
+            if errors := validate(self._schema, document.node, self._rules):
+                explain_abortion(errors)
+                raise Refused(
+                    [
+                        error if "code" in (error.extensions or {}) else coded(error, VALIDATION_FAILED)
+                        for error in errors
+                    ]
+                )
+            self._documents.keep(query, document)
+        return document, type_
+
+    def _parse(self, query: str) -> Document:
+        try:
+            return Document(query, parse(query, max_tokens=self._settings.max_query_tokens))
+        # Not only of syntax: the parser is recursive.
+        except (GraphQLError, RecursionError) as error:
+            raise Refused([render_error(_as_graphql_error(error))]) from error
+
+    async def _execute(
+        self, document: Document, variables: dict[str, Any] | None, context: Any, operation_name: str | None
+    ) -> ExecutionResult:
+        try:
+            result = execute(
+                self._schema,
+                document.node,
+                context_value=context,
+                variable_values=variables,
+                operation_name=operation_name,
+                executor_class=self.execution_context_class,
+                is_awaitable=optimized_is_awaitable,  # type: ignore[arg-type]
+            )
+            if not isinstance(result, CoreResult):
+                result = await result
+        except Exception as error:
+            return PreExecutionError(data=None, errors=[render_error(_as_graphql_error(error))])
+        return ExecutionResult(result.data, _rendered(result.errors))
+
+
+def _for_operation(context: Any) -> Any:
+    # Nothing that was found out for one operation serves another: Strawberry hands the connection's context to each of
+    # a WebSocket.
+    return context.for_operation() if isinstance(context, Context) else context
+
+
+def _rendered(errors: list[GraphQLError] | None) -> list[GraphQLError] | None:
+    return errors and [render_error(error) for error in errors]
+
+
+def _as_graphql_error(error: Exception) -> GraphQLError:
+    match error:
+        case GraphQLError():
+            return error
+        case CannotGetOperationTypeError():
+            return GraphQLError(error.as_http_error_reason(), original_error=error)
+        case InvalidOperationTypeError():
+            return GraphQLError(f"A {error.operation_type.value} is not taken here", original_error=error)
+    return GraphQLError(str(error), original_error=error)
