@@ -9,7 +9,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 $(shell [ -x .venv/bin/python ] || rm -rf .venv)
 
 .DELETE_ON_ERROR:
-.PHONY: help serve test browser-test faults lint schema clean
+.PHONY: help serve test browser-test client-test faults bench lint schema clean
 
 help: ## say what there is (`make` alone does this too)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile
@@ -25,8 +25,14 @@ browser-test: .venv/.installed-test ## run the tests that need a browser (Chromi
 	  || { echo 'Chromium or ChromeDriver is missing. On Debian: apt-get install chromium chromium-driver' >&2; exit 1; }
 	.venv/bin/pytest -m browser $(ARGS)
 
+client-test: .venv/.installed-test docs/recipes/node_modules/.package-lock.json ## run docs/recipes in Node, through faults
+	.venv/bin/pytest tests/clients -m clients $(ARGS)
+
 faults: .venv/.installed-test ## ten minutes of faults under load, and a verdict
 	TASKFLOW_FAULT_SECONDS=600 .venv/bin/pytest tests/faults -s $(ARGS)
+
+bench: .venv/.installed-bench .bench/.installed ## a quarter of an hour of measuring beside PostGraphile, Mercurius and others
+	.venv/bin/python -m bench.serving $(ARGS)
 
 lint: .venv/.installed-lint ## check style and types
 	.venv/bin/ruff check
@@ -37,7 +43,7 @@ schema: .venv/.installed ## write schema.graphql anew
 	.venv/bin/taskflow export-schema $(ARGS)
 
 clean: ## remove .venv and caches; the data under .taskflow stays
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .bench bench/peers/node_modules docs/recipes/node_modules .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps let a second run start at once: pip runs again only when pyproject.toml has changed.
@@ -49,9 +55,22 @@ clean: ## remove .venv and caches; the data under .taskflow stays
 	.venv/bin/pip install --quiet --editable '.[test]'
 	@touch $@
 
-# The types of the tests are checked too, so what they import is needed here.
+.venv/.installed-bench: .venv/pyvenv.cfg pyproject.toml
+	.venv/bin/pip install --quiet --editable '.[test,bench]'
+	@touch $@
+
+.bench/.installed: bench/peers/install bench/peers/package.json bench/peers/package-lock.json
+	bench/peers/install
+	@touch $@
+
+# The types of the tests and benches are checked too, so what they import is needed here.
 .venv/.installed-lint: .venv/pyvenv.cfg pyproject.toml
-	.venv/bin/pip install --quiet --editable '.[test,lint]'
+	.venv/bin/pip install --quiet --editable '.[test,bench,lint]'
+	@touch $@
+
+docs/recipes/node_modules/.package-lock.json: docs/recipes/package-lock.json
+	@command -v npm >/dev/null || { echo 'Node with npm is missing. On Debian: apt-get install nodejs npm' >&2; exit 1; }
+	npm ci --prefix docs/recipes --ignore-scripts --no-audit --no-fund
 	@touch $@
 
 .venv/pyvenv.cfg:

@@ -251,7 +251,18 @@ def test_containers_run_commands_that_exist() -> None:
 def test_makefile_has_every_verb_that_the_readme_names() -> None:
     text = read("Makefile")
     explained = re.findall(r"^([a-z-]+):.* ## .+$", text, re.MULTILINE)
-    assert explained == ["help", "serve", "test", "browser-test", "faults", "lint", "schema", "clean"]
+    assert explained == [
+        "help",
+        "serve",
+        "test",
+        "browser-test",
+        "client-test",
+        "faults",
+        "bench",
+        "lint",
+        "schema",
+        "clean",
+    ]
     assert re.findall(r"^\.PHONY: (.*)$", text, re.MULTILINE) == [" ".join(explained)]
     named = re.findall(r"(?:^|`)make ([a-z-]+)", read("README.md"), re.MULTILINE)
     assert set(named) - set(explained) == set()
@@ -267,6 +278,7 @@ def test_ci_runs_every_check_and_ends_with_the_tests() -> None:
         "make lint",
         ".venv/bin/taskflow export-schema --check",
         "make browser-test",
+        "make client-test",
         "make test",
     ]
     assert lines[-1] == "make test"
