@@ -1,0 +1,1 @@
+"""The servers that taskflow is compared with; see `bench/serving.py`."""
