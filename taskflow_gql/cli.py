@@ -123,7 +123,7 @@ def serve(
         signal.signal(number, lambda *_: sys.exit(0))
     greet(settings, listener.getsockname()[1])
     config = uvicorn.Config(
-        "taskflow_gql.app:create_app",
+        "taskflow_gql.app:create_server",
         factory=True,
         workers=settings.workers,
         log_config=None,
@@ -152,6 +152,9 @@ def listen(settings: Settings) -> socket.socket:
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        # Who takes nothing for so long is cut off by the kernel too, where we wait for nothing and so notice nothing.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * settings.stream_send_timeout_seconds)
     listener.set_inheritable(True)
     try:
         listener.bind((settings.host, settings.port))

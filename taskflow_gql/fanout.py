@@ -70,6 +70,8 @@ class Subscriber:
         Raises what it was ended with.
         """
         while True:
+            # Before looking, not before waiting: what is offered while the table is read must wake us.
+            self._wake.clear()
             if self._must_read_table:
                 # Cleared first: what is offered while we read is queued again, and dropped below if it was read.
                 self._must_read_table = False
@@ -92,7 +94,6 @@ class Subscriber:
                 if fresh:
                     return fresh
                 continue
-            self._wake.clear()
             await self._wake.wait()
 
 

@@ -14,7 +14,7 @@ from uuid import UUID
 import pytest
 
 from taskflow_gql.bus import MemoryBus
-from taskflow_gql.database import Database
+from taskflow_gql.database import Database, DatabaseSession
 from taskflow_gql.errors import BadUserInput, CursorExpired, ServerStops, TooManySubscriptions, Unauthenticated
 from taskflow_gql.events import TaskChanged, TaskField, encode_cursor
 from taskflow_gql.fanout import Fanout, Subscriber
@@ -124,6 +124,31 @@ async def test_a_subscriber_who_is_slower_than_its_queue_misses_nothing(
         await create(database, ann, *numbered(5, 10))
         assert await hear(quick, database, 6) == numbered(6, 9)
         assert await hear(slow, database, 5) == numbered(5, 10)
+
+
+async def test_what_comes_while_the_table_is_read_is_told_without_further_news(
+    database: Database, bus: MemoryBus, ann: Viewer
+) -> None:
+    async with (
+        running(database, bus) as fanout,
+        fanout.subscribe(ann, after=0) as reader,
+        fanout.subscribe(ann) as other,
+    ):
+
+        class Interrupted(Database):
+            has_read = False
+
+            @asynccontextmanager
+            async def read(self) -> AsyncIterator[DatabaseSession]:
+                async with database.read() as session:
+                    yield session
+                if not self.has_read:
+                    self.has_read = True
+                    await create(database, ann, "Meanwhile")
+                    await place(database, bus)
+                    assert await hear(other, database, 1) == ["Meanwhile"]
+
+        assert await hear(reader, Interrupted(database.engine), 1) == ["Meanwhile"]
 
 
 async def test_a_subscriber_far_behind_reads_the_table_in_batches(

@@ -46,6 +46,8 @@ class Context:
     connection: HTTPConnection
     # The payload of connection_init; Strawberry puts it here before `on_ws_connect`.
     connection_params: dict[str, Any] | None = None
+    # Whether the document has a `changesCursor` somewhere.
+    asks_for_cursor: bool = False
     loaders: Loaders = field(init=False)
     begun_at: datetime = field(default_factory=clock.now, init=False)
     _viewer: Viewer | None = field(default=None, init=False)
@@ -55,9 +57,9 @@ class Context:
     def __post_init__(self) -> None:
         self.loaders = Loaders(self.parts.database, self.parts.fanout)
 
-    def for_operation(self) -> Context:
+    def for_operation(self, *, asks_for_cursor: bool = False) -> Context:
         """A fresh context: nothing that one operation has loaded, or whom it found behind the token, serves another."""
-        return replace(self)
+        return replace(self, asks_for_cursor=asks_for_cursor)
 
     def begin_event(self, viewer: Viewer, cursor: str) -> None:
         """Before the next event of a subscription is resolved: forget what was loaded for the last one."""
@@ -117,6 +119,10 @@ class Context:
     def note_sign_in(self, user: UserRow) -> None:
         """Shows the person their own private fields in the answer. Later fields still need a token."""
         self._signed_in.add(user.id)
+
+    async def changes_cursor(self) -> str | None:
+        """Where the stream stands before a list is read, if the document asks for it."""
+        return await self.loaders.changes_cursor() if self.asks_for_cursor else None
 
     async def require_viewer(self) -> Viewer:
         viewer = await self.viewer()

@@ -19,6 +19,7 @@ class Document:
         self.text = text
         self.node = node
         self.operations = [one for one in node.definitions if isinstance(one, OperationDefinitionNode)]
+        self.asks_for_cursor = "changesCursor" in text
         # The names of the variables that are page sizes, and the problems by their values.
         self.page_sizes: tuple[str, ...] | None = None
         self.problems: dict[tuple[Any, ...], list[GraphQLError]] = {}

@@ -12,13 +12,12 @@ from strawberry.dataloader import DataLoader
 from taskflow_gql.database import Database
 from taskflow_gql.events import TaskChanged
 from taskflow_gql.fanout import Fanout
-from taskflow_gql.models import TaskRow, UserRow
+from taskflow_gql.models import UserRow
 from taskflow_gql.relay import Relay
 from taskflow_gql.services import changes, tasks, users
 from taskflow_gql.services.access import Viewer
 from taskflow_gql.services.filters import Filter
-from taskflow_gql.services.paging import Page
-from taskflow_gql.services.tasks import Relation, TaskQuery
+from taskflow_gql.services.tasks import Relation
 
 if TYPE_CHECKING:
     from taskflow_gql.api.context import Context
@@ -36,16 +35,7 @@ class Loaders:
         # The loaders of batched fields, where they are not run by the compiling executor.
         self.of_batches: dict[Any, Any] = {}
         # One loader for each way of asking: the same field under two aliases may have two sets of arguments.
-        self._tasks_of_users: dict[tuple[Relation, TaskQuery], DataLoader[UUID, Page[TaskRow]]] = {}
         self._task_counts_of_users: dict[tuple[Relation, Filter], DataLoader[UUID, int]] = {}
-
-    def tasks_of_users(self, viewer: Viewer, relation: Relation, query: TaskQuery) -> DataLoader[UUID, Page[TaskRow]]:
-        async def load(user_ids: Sequence[UUID]) -> list[Page[TaskRow]]:
-            async with self._database.read() as session:
-                pages = await tasks.list_tasks_of_users(session, viewer, relation, user_ids, query)
-            return [pages[user_id] for user_id in user_ids]
-
-        return self._tasks_of_users.setdefault((relation, query), DataLoader(load))
 
     def task_counts_of_users(self, viewer: Viewer, relation: Relation, filter_: Filter) -> DataLoader[UUID, int]:
         async def load(user_ids: Sequence[UUID]) -> list[int]:

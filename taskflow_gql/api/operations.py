@@ -74,7 +74,7 @@ class Schema(strawberry.Schema):
             document, _ = self._prepare(query, variable_values, operation_name, allowed_operation_types or _ALL_TYPES)
         except Refused as refused:
             return PreExecutionError(data=None, errors=refused.errors)
-        return await self._execute(document, variable_values, _for_operation(context_value), operation_name)
+        return await self._execute(document, variable_values, _for_operation(context_value, document), operation_name)
 
     async def stream(
         self,
@@ -105,7 +105,7 @@ class Schema(strawberry.Schema):
         except (MissingQueryError, CannotGetOperationTypeError, InvalidOperationTypeError) as error:
             yield PreExecutionError(data=None, errors=[render_error(_as_graphql_error(error))])
             return
-        context = _for_operation(context)
+        context = _for_operation(context, document)
         if type_ is not OperationType.SUBSCRIPTION:
             yield await self._execute(document, variables, context, operation_name)
             return
@@ -194,10 +194,12 @@ class Schema(strawberry.Schema):
         return ExecutionResult(result.data, _rendered(result.errors))
 
 
-def _for_operation(context: Any) -> Any:
+def _for_operation(context: Any, document: Document) -> Any:
     # Nothing that was found out for one operation serves another: Strawberry hands the connection's context to each of
     # a WebSocket.
-    return context.for_operation() if isinstance(context, Context) else context
+    if not isinstance(context, Context):
+        return context
+    return context.for_operation(asks_for_cursor=document.asks_for_cursor)
 
 
 def _rendered(errors: list[GraphQLError] | None) -> list[GraphQLError] | None:

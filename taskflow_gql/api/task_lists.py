@@ -9,7 +9,7 @@ from typing import Annotated
 import strawberry
 from graphql import FieldNode, FragmentSpreadNode, InlineFragmentNode, SelectionSetNode
 
-from taskflow_gql.api.context import Info
+from taskflow_gql.api.context import Context, Info
 from taskflow_gql.api.enums import OrderDirection
 from taskflow_gql.api.filters import TaskFilter, filter_of
 from taskflow_gql.models import TaskRow
@@ -25,7 +25,7 @@ class TaskList:
 
     page: Page[TaskRow]
     count: Callable[[], Awaitable[int]]
-    # Read before the page was, when it is selected.
+    # Read before the page was, when the document asks for it.
     changes_cursor: str | None
 
 
@@ -47,9 +47,8 @@ TaskOrderArgument = Annotated[
 
 
 def task_query(
-    info: Info,
+    context: Context,
     viewer: Viewer,
-    *,
     first: int | None,
     after: str | None,
     last: int | None,
@@ -62,13 +61,13 @@ def task_query(
     return TaskQuery(
         request=PageRequest.of(first=first, after=after, last=last, before=before),
         # The operation's own moment, so that the same filter of fifty parents is one filter to their loader.
-        filter=filter_of(filter, viewer, info.context.begun_at),
+        filter=filter_of(filter, viewer, context.begun_at),
         order=order_by(keys) if keys else NEWEST_FIRST,
     )
 
 
 def selects(info: Info, *names: str) -> bool:
-    """Whether one of these fields is asked for within the list: what it needs is then read with the page, or before."""
+    """Whether one of these fields is asked for within the list: what it needs is then read with the page."""
     return any(_selects(info, node.selection_set, names, depth=0) for node in info._raw_info.field_nodes)
 
 

