@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
@@ -14,6 +14,7 @@ import strawberry
 from starlette.requests import HTTPConnection
 
 from taskflow_gql import clock
+from taskflow_gql.api.documents import Document
 from taskflow_gql.api.loaders import Loaders
 from taskflow_gql.config import Settings
 from taskflow_gql.database import Database, DatabaseSession
@@ -24,6 +25,7 @@ from taskflow_gql.relay import Relay
 from taskflow_gql.security import PasswordHasher, TokenSigner
 from taskflow_gql.services import accounts
 from taskflow_gql.services.access import Viewer
+from taskflow_gql.services.tasks import People
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +48,7 @@ class Context:
     connection: HTTPConnection
     # The payload of connection_init; Strawberry puts it here before `on_ws_connect`.
     connection_params: dict[str, Any] | None = None
-    # Whether the document has a `changesCursor` somewhere.
-    asks_for_cursor: bool = False
+    document: Document | None = None
     loaders: Loaders = field(init=False)
     begun_at: datetime = field(default_factory=clock.now, init=False)
     _viewer: Viewer | None = field(default=None, init=False)
@@ -57,9 +58,9 @@ class Context:
     def __post_init__(self) -> None:
         self.loaders = Loaders(self.parts.database, self.parts.fanout)
 
-    def for_operation(self, *, asks_for_cursor: bool = False) -> Context:
+    def for_operation(self, document: Document | None = None) -> Context:
         """A fresh context: nothing that one operation has loaded, or whom it found behind the token, serves another."""
-        return replace(self, asks_for_cursor=asks_for_cursor)
+        return replace(self, document=document)
 
     def begin_event(self, viewer: Viewer, cursor: str) -> None:
         """Before the next event of a subscription is resolved: forget what was loaded for the last one."""
@@ -72,9 +73,12 @@ class Context:
     def read(self) -> Callable[[], AbstractAsyncContextManager[DatabaseSession]]:
         return self.parts.database.read
 
-    @property
-    def write(self) -> Callable[[], AbstractAsyncContextManager[DatabaseSession]]:
-        return self.parts.database.write
+    @asynccontextmanager
+    async def write(self) -> AsyncIterator[DatabaseSession]:
+        async with self.parts.database.write() as session:
+            yield session
+        # What was loaded for an earlier field of this mutation may have changed.
+        self.loaders = Loaders(self.parts.database, self.parts.fanout)
 
     @property
     def batch_loaders(self) -> dict[Any, Any]:
@@ -101,7 +105,8 @@ class Context:
             if self._viewer is None:
                 claims = self.parts.tokens.read(token)
                 async with self.read() as session:
-                    self._viewer = await accounts.authenticate(session, claims)
+                    self._viewer, user = await accounts.authenticate(session, claims)
+                self.loaders.people[user.id] = user
         return self._viewer
 
     @property
@@ -122,7 +127,14 @@ class Context:
 
     async def changes_cursor(self) -> str | None:
         """Where the stream stands before a list is read, if the document asks for it."""
-        return await self.loaders.changes_cursor() if self.asks_for_cursor else None
+        asks = self.document is not None and self.document.asks_for_cursor
+        return await self.loaders.changes_cursor() if asks else None
+
+    @property
+    def people(self) -> People | None:
+        """Where to put the people of tasks that are read, if the document asks for people."""
+        asks = self.document is not None and self.document.asks_for_people
+        return self.loaders.people if asks else None
 
     async def require_viewer(self) -> Viewer:
         viewer = await self.viewer()

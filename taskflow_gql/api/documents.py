@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
 from typing import Any
 
@@ -11,6 +12,8 @@ from graphql import DocumentNode, GraphQLError, OperationDefinitionNode
 _MOST_DOCUMENTS = 1000
 _LONGEST_DOCUMENT = 10_000
 
+_PEOPLE = re.compile(r"\b(creator|assignee)\b\s*\{")
+
 
 class Document:
     """A document, and what `api.limits` has found out about it."""
@@ -19,7 +22,9 @@ class Document:
         self.text = text
         self.node = node
         self.operations = [one for one in node.definitions if isinstance(one, OperationDefinitionNode)]
+        # What lists had better read along. Where the document says so, but of another field, it is read in vain.
         self.asks_for_cursor = "changesCursor" in text
+        self.asks_for_people = _PEOPLE.search(text) is not None
         # The names of the variables that are page sizes, and the problems by their values.
         self.page_sizes: tuple[str, ...] | None = None
         self.problems: dict[tuple[Any, ...], list[GraphQLError]] = {}

@@ -199,7 +199,7 @@ def _for_operation(context: Any, document: Document) -> Any:
     # a WebSocket.
     if not isinstance(context, Context):
         return context
-    return context.for_operation(asks_for_cursor=document.asks_for_cursor)
+    return context.for_operation(document)
 
 
 def _rendered(errors: list[GraphQLError] | None) -> list[GraphQLError] | None:

@@ -1,4 +1,4 @@
-"""What the lists of tasks have in common: their arguments, checked, and what is asked for within them."""
+"""What the lists of tasks have in common: their arguments, checked."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import strawberry
-from graphql import FieldNode, FragmentSpreadNode, InlineFragmentNode, SelectionSetNode
 
-from taskflow_gql.api.context import Context, Info
+from taskflow_gql.api.context import Context
 from taskflow_gql.api.enums import OrderDirection
 from taskflow_gql.api.filters import TaskFilter, filter_of
 from taskflow_gql.models import TaskRow
@@ -64,28 +63,3 @@ def task_query(
         filter=filter_of(filter, viewer, context.begun_at),
         order=order_by(keys) if keys else NEWEST_FIRST,
     )
-
-
-def selects(info: Info, *names: str) -> bool:
-    """Whether one of these fields is asked for within the list: what it needs is then read with the page."""
-    return any(_selects(info, node.selection_set, names, depth=0) for node in info._raw_info.field_nodes)
-
-
-def _selects(info: Info, selections: SelectionSetNode | None, names: tuple[str, ...], *, depth: int) -> bool:
-    # The fields of a task stand at most three levels below their list: edges, node, creator.
-    if selections is None or depth > 2:
-        return False
-    for selection in selections.selections:
-        match selection:
-            case FieldNode():
-                found = selection.name.value in names or _selects(info, selection.selection_set, names, depth=depth + 1)
-            case InlineFragmentNode():
-                found = _selects(info, selection.selection_set, names, depth=depth)
-            case FragmentSpreadNode():
-                fragment = info._raw_info.fragments[selection.name.value]
-                found = _selects(info, fragment.selection_set, names, depth=depth)
-            case _:
-                found = False
-        if found:
-            return True
-    return False

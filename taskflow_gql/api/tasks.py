@@ -16,7 +16,7 @@ from taskflow_gql.api.filters import TaskFilterArgument, filter_of
 from taskflow_gql.api.loaders import users_by_id
 from taskflow_gql.api.node import Node
 from taskflow_gql.api.pagination import After, Before, First, Last, PageInfo, page_info
-from taskflow_gql.api.task_lists import TaskList, TaskOrderArgument, selects, task_query
+from taskflow_gql.api.task_lists import TaskList, TaskOrderArgument, task_query
 from taskflow_gql.api.users import User
 from taskflow_gql.execution import IsInstance
 from taskflow_gql.models import TaskCategory, TaskPriority, TaskRow, TaskStatus, UserRow
@@ -191,7 +191,7 @@ class TaskQueries:
     ) -> TaskRow | None:
         viewer = await info.context.require_viewer()
         async with info.context.read() as session:
-            return await tasks.get_task(session, viewer, id)
+            return await tasks.get_task(session, viewer, id, info.context.people)
 
     @strawberry.field(
         graphql_type=TaskConnection,
@@ -210,10 +210,8 @@ class TaskQueries:
         viewer = await info.context.require_viewer()
         query = task_query(info.context, viewer, first, after, last, before, filter, order_by)
         cursor = await info.context.changes_cursor()
-        with_people = selects(info, "creator", "assignee")
         async with info.context.read() as session:
-            page, people = await tasks.list_tasks(session, viewer, query, with_people=with_people)
-        info.context.loaders.people.update(people)
+            page = await tasks.list_tasks(session, viewer, query, info.context.people)
 
         async def count() -> int:
             async with info.context.read() as session:

@@ -45,7 +45,7 @@ async def _tasks_of_users(
     query = task_query(context, viewer, first, after, last, before, filter, order_by)
     cursor = await context.changes_cursor()
     async with context.read() as session:
-        pages = await tasks.list_tasks_of_users(session, viewer, relation, user_ids, query)
+        pages = await tasks.list_tasks_of_users(session, viewer, relation, user_ids, query, context.people)
     counts = context.loaders.task_counts_of_users(viewer, relation, query.filter)
     return {user_id: TaskList(page, partial(counts.load, user_id), cursor) for user_id, page in pages.items()}
 

@@ -175,24 +175,26 @@ async def open_session(
 
 # Run with every request, and so built once.
 _VIEWER_OF_TOKEN = Statement(
-    select(User.role, User.is_active, Session.id.label("session_id"))
+    select(*USER_COLUMNS, Session.id.label("session_id"))
     .outerjoin(Session, (Session.user_id == User.id) & (Session.id == bindparam("session_id")))
     .where(User.id == bindparam("user_id"))
 )
 
 
-async def authenticate(session: DatabaseSession, token: AccessToken) -> Viewer:
+async def authenticate(session: DatabaseSession, token: AccessToken) -> tuple[Viewer, UserRow]:
     """The person behind a token whose signature is good. Raises Unauthenticated with the reason."""
     parameters = {"user_id": token.user_id, "session_id": token.session_id}
     rows = await session.run(_VIEWER_OF_TOKEN, parameters)
     if not rows or is_expired(token.expires_at):
         raise could_not_validate()
-    role, is_active, session_id = rows[0]
-    if not is_active:
+    *columns, session_id = rows[0]
+    user = UserRow._make(columns)
+    if not user.is_active:
         raise Unauthenticated("Could not validate credentials: the user is deactivated")
     if session_id is None:
         raise could_not_validate()
-    return Viewer(id=token.user_id, role=role, session_id=token.session_id, expires_at=token.expires_at)
+    viewer = Viewer(id=user.id, role=user.role, session_id=token.session_id, expires_at=token.expires_at)
+    return viewer, user
 
 
 async def roles_by_session(session: DatabaseSession, session_ids: Collection[UUID]) -> dict[UUID, UserRole]:

@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Generic, TypeVar
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Select, Subquery, and_, bindparam, literal, or_, select, tuple_, union_all
+from sqlalchemy import ColumnElement, Subquery, and_, bindparam, literal, or_, select, tuple_, union_all
 from sqlalchemy.orm import InstrumentedAttribute
 
 from taskflow_gql.database import top_of_each
@@ -252,9 +252,9 @@ def page_of_each(
     where: ColumnElement[bool],
     order: Order[Any],
     shape: PageShape,
-) -> Select[Any]:
-    """The same page for each parent of the parameter `parent_ids`, in one statement: rows of (parent id, columns)."""
-    page = top_of_each(
+) -> Subquery:
+    """The same page for each parent of the parameter `parent_ids`, with `parent_id` beside the columns."""
+    return top_of_each(
         dialect_name,
         select(*columns, *_labelled(order)).where(where, *_bounds(order, shape)),
         parent=parent,
@@ -263,8 +263,6 @@ def page_of_each(
         order_by=order.clauses(backward=shape.backward),
         limit=shape.limit,
     )
-    statement = select(page.c.parent_id, *(page.c[column.key] for column in columns))
-    return statement.order_by(page.c.parent_id, *sort_columns(page, order, shape))
 
 
 def _bounds(order: Order[Any], shape: PageShape) -> list[ColumnElement[bool]]:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from functools import cache, lru_cache
-from typing import Any, TypedDict
+from typing import Any, TypeAlias, TypedDict
 from uuid import UUID
 
-from sqlalchemy import and_, bindparam, delete, func, insert, select, update
+from sqlalchemy import Select, and_, bindparam, delete, func, insert, select, update
 from sqlalchemy.orm import aliased
 
 from taskflow_gql import clock
@@ -69,19 +69,54 @@ class TaskChanges(TypedDict, total=False):
 _REQUIRED = {"title": "Title", "status": "Status", "priority": "Priority", "category": "Category"}
 
 
-async def get_task(session: DatabaseSession, viewer: Viewer, task_id: str) -> TaskRow | None:
-    return (await tasks_by_id(session, viewer, [parse_id(task_id)])).get(UUID(task_id))
+# Where readers of tasks put the creators and assignees of what they read. With it those come in the same statement.
+People: TypeAlias = dict[UUID, UserRow]
 
 
-async def tasks_by_id(session: DatabaseSession, viewer: Viewer, task_ids: Collection[UUID]) -> dict[UUID, TaskRow]:
+async def get_task(
+    session: DatabaseSession, viewer: Viewer, task_id: str, people: People | None = None
+) -> TaskRow | None:
+    return (await tasks_by_id(session, viewer, [parse_id(task_id)], people)).get(UUID(task_id))
+
+
+async def tasks_by_id(
+    session: DatabaseSession, viewer: Viewer, task_ids: Collection[UUID], people: People | None = None
+) -> dict[UUID, TaskRow]:
     """Those of the tasks that the viewer may see."""
-    rows = await session.run(_tasks_by_id(viewer.is_admin), {"task_ids": task_ids, "viewer_id": viewer.id})
-    return {task.id: task for task in map(TaskRow._make, rows)}
+    statement = _tasks_by_id(viewer.is_admin, people is not None)
+    rows = await session.run(statement, {"task_ids": task_ids, "viewer_id": viewer.id})
+    return {task.id: task for task in (_read_row(row, people) for row in rows)}
 
 
 @cache
-def _tasks_by_id(is_admin: bool) -> Statement:
-    return Statement(select(*TASK_COLUMNS).where(among(Task.id, "task_ids"), visible(is_admin=is_admin)))
+def _tasks_by_id(is_admin: bool, with_people: bool) -> Statement:
+    found = _select([*TASK_COLUMNS], Task, with_people)
+    return Statement(found.where(among(Task.id, "task_ids"), visible(is_admin=is_admin)))
+
+
+_CREATOR, _ASSIGNEE = aliased(User), aliased(User)
+_PEOPLE = [getattr(user, name) for user in (_CREATOR, _ASSIGNEE) for name in UserRow._fields]
+_TASK_WIDTH, _USER_WIDTH = len(TaskRow._fields), len(UserRow._fields)
+
+
+def _select(columns: list[Any], tasks: Any, with_people: bool) -> Select[Any]:
+    """The columns, which begin with TASK_COLUMNS, and with people those of the two people behind them."""
+    if not with_people:
+        return select(*columns)
+    return (
+        select(*columns[:_TASK_WIDTH], *_PEOPLE, *columns[_TASK_WIDTH:])
+        .join(_CREATOR, _CREATOR.id == tasks.creator_id)
+        .outerjoin(_ASSIGNEE, _ASSIGNEE.id == tasks.assignee_id)
+    )
+
+
+def _read_row(row: Sequence[Any], people: People | None) -> TaskRow:
+    if people is not None:
+        for start in (_TASK_WIDTH, _TASK_WIDTH + _USER_WIDTH):
+            user_id = row[start]
+            if user_id is not None and user_id not in people:
+                people[user_id] = UserRow._make(row[start : start + _USER_WIDTH])
+    return TaskRow._make(row[:_TASK_WIDTH])
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,23 +139,13 @@ _COLUMN_OF_RELATION = {Relation.CREATED: Task.creator_id, Relation.ASSIGNED: Tas
 
 
 async def list_tasks(
-    session: DatabaseSession, viewer: Viewer, query: TaskQuery, *, with_people: bool = False
-) -> tuple[Page[TaskRow], dict[UUID, UserRow]]:
-    """A page, and with `with_people` the creators and assignees of its tasks: one statement either way."""
+    session: DatabaseSession, viewer: Viewer, query: TaskQuery, people: People | None = None
+) -> Page[TaskRow]:
     shape, parameters = shape_of(query.order, query.request)
     filter_, values = without_values(query.filter)
-    statement = _page_statement(viewer.is_admin, filter_, query.order, shape, with_people)
+    statement = _page_statement(viewer.is_admin, filter_, query.order, shape, people is not None)
     rows = await session.run(statement, {**parameters, **values, "viewer_id": viewer.id})
-    tasks = [TaskRow._make(row[:_TASK_WIDTH]) for row in rows]
-    people: dict[UUID, UserRow] = {}
-    for row in rows if with_people else ():
-        for start in (_TASK_WIDTH, _TASK_WIDTH + _USER_WIDTH):
-            if row[start] is not None and row[start] not in people:
-                people[row[start]] = UserRow._make(row[start : start + _USER_WIDTH])
-    return make_page(tasks, query.order, query.request), people
-
-
-_TASK_WIDTH, _USER_WIDTH = len(TaskRow._fields), len(UserRow._fields)
+    return make_page([_read_row(row, people) for row in rows], query.order, query.request)
 
 
 # Building a statement costs more than running it. There are as many as there are shapes of filters; each holds some
@@ -135,39 +160,44 @@ def _page_statement(
     scopes = [and_(scope, one) for scope in visible_scopes(is_admin=is_admin) for one in filters]
     page = page_of(TASK_COLUMNS, scopes, order, shape)
     columns = [page.c[column.key] for column in TASK_COLUMNS]
-    sorted_by = sort_columns(page, order, shape)
-    if not with_people:
-        return Statement(select(*columns).order_by(*sorted_by))
-    creator, assignee = aliased(User), aliased(User)
-    people = [getattr(user, name) for user in (creator, assignee) for name in UserRow._fields]
-    return Statement(
-        select(*columns, *people)
-        .join(creator, creator.id == page.c.creator_id)
-        .outerjoin(assignee, assignee.id == page.c.assignee_id)
-        .order_by(*sorted_by)
-    )
+    return Statement(_select(columns, page.c, with_people).order_by(*sort_columns(page, order, shape)))
 
 
 async def list_tasks_of_users(
-    session: DatabaseSession, viewer: Viewer, relation: Relation, user_ids: Collection[UUID], query: TaskQuery
+    session: DatabaseSession,
+    viewer: Viewer,
+    relation: Relation,
+    user_ids: Collection[UUID],
+    query: TaskQuery,
+    people: People | None = None,
 ) -> dict[UUID, Page[TaskRow]]:
     """The same page for each person, of those of their tasks that the viewer may see: one statement for all."""
     shape, parameters = shape_of(query.order, query.request)
     filter_, values = without_values(query.filter)
-    statement = _pages_statement(session.dialect_name, viewer.is_admin, relation, filter_, query.order, shape)
+    with_people = people is not None
+    dialect_name = session.dialect_name
+    statement = _pages_statement(dialect_name, viewer.is_admin, relation, filter_, query.order, shape, with_people)
     parameters |= {**values, "viewer_id": viewer.id, "user_ids": user_ids}
     rows_by_user: dict[UUID, list[TaskRow]] = {user_id: [] for user_id in user_ids}
-    for user_id, *columns in await session.run(statement, parameters):
-        rows_by_user[user_id].append(TaskRow._make(columns))
+    for row in await session.run(statement, parameters):
+        rows_by_user[row[-1]].append(_read_row(row, people))
     return {user_id: make_page(rows, query.order, query.request) for user_id, rows in rows_by_user.items()}
 
 
 @lru_cache(maxsize=128)
 def _pages_statement(
-    dialect_name: str, is_admin: bool, relation: Relation, filter_: Filter, order: Order[TaskRow], shape: PageShape
+    dialect_name: str,
+    is_admin: bool,
+    relation: Relation,
+    filter_: Filter,
+    order: Order[TaskRow],
+    shape: PageShape,
+    with_people: bool,
 ) -> Statement:
-    """Wants `viewer_id`, `user_ids`, the filter's values and the parameters of the shape."""
-    pages = page_of_each(
+    """Wants `viewer_id`, `user_ids`, the filter's values and the parameters of the shape; the last column is the person
+    whose page it is.
+    """
+    page = page_of_each(
         dialect_name,
         TASK_COLUMNS,
         User.id,
@@ -177,7 +207,9 @@ def _pages_statement(
         order,
         shape,
     )
-    return Statement(pages)
+    columns = [*(page.c[column.key] for column in TASK_COLUMNS), page.c.parent_id]
+    found = _select(columns, page.c, with_people)
+    return Statement(found.order_by(page.c.parent_id, *sort_columns(page, order, shape)))
 
 
 async def count_tasks(session: DatabaseSession, viewer: Viewer, filter_: Filter) -> int:

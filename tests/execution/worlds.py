@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator
 from random import Random
 from typing import Any
+from uuid import UUID
 
 from graphql import (
     GraphQLArgument,
@@ -36,7 +37,7 @@ from graphql import (
 )
 from graphql.pyutils import Undefined
 
-from taskflow_gql.execution import BATCH, Batch, batch_resolver
+from taskflow_gql.execution import BATCH, Batch, IsInstance, batch_resolver
 
 OBJECT_TYPES = ["T0", "T1", "T2", "T3"]
 
@@ -67,7 +68,7 @@ class World:
         resolves_type = random.choice([None, self._resolve_type])
         interface = GraphQLInterfaceType("I", lambda: {"name": GraphQLField(GraphQLString)}, resolve_type=resolves_type)
         for name in [*OBJECT_TYPES, "M"]:
-            is_type_of = random.choice([None, None, self._is_type_of(name)])
+            is_type_of = random.choice([None, None, self._is_type_of(name), IsInstance(ObjectSource, MappingSource)])
             objects[name] = GraphQLObjectType(
                 name,
                 # Called when all types exist.
@@ -270,7 +271,7 @@ class World:
             "Int": [1, -7, True, 3.0, "4"],
             "Float": [1.5, 2, "2.5"],
             "Boolean": [True, False, 1, 0.0],
-            "ID": ["id", 9],
+            "ID": ["id", 9, UUID(int=9)],
             "Level": [0, 1, "top", "top"],
             "Odd": ["x", 1, (1, 2), Odd()],
         }

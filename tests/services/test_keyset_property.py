@@ -155,7 +155,7 @@ async def test_paging_through_tasks_while_others_work_finds_every_untouched_task
         async def read(request: PageRequest) -> Page[TaskRow]:
             query = TaskQuery(request, filter_, order)
             if relation is None:
-                return (await list_tasks(session, viewer, query))[0]
+                return await list_tasks(session, viewer, query)
             return (await list_tasks_of_users(session, viewer, relation, list(PEOPLE.values()), query))[owner]
 
         colleagues = Colleagues(session, seed, tasks)
@@ -221,7 +221,7 @@ async def test_a_page_goes_on_from_where_a_deleted_task_was(database: Database, 
     async with holding(database, tasks) as session:
 
         async def read(request: PageRequest) -> Page[TaskRow]:
-            return (await list_tasks(session, BOSS, TaskQuery(request)))[0]
+            return await list_tasks(session, BOSS, TaskQuery(request))
 
         async def delete_what_was_shown(page: Page[TaskRow]) -> None:
             await session.execute(delete(Task).where(Task.id.in_([task.id for task in page.rows])))
