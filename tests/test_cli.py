@@ -392,7 +392,7 @@ async def test_explain_shows_plan_statements_and_functions(settings: Settings, d
 async def test_explain_counts_statements_that_are_run_again(settings: Settings, database: Database) -> None:
     async with database.write() as session:
         await make_user(session, "ann")
-    query = "{ me { username } again: me { id } }"
+    query = "{ me { username } users(first: 1) { nodes { id } } again: users(first: 1) { nodes { username } } }"
     ran = await taskflow("explain", "-", "--as", "ANN@example.com", typed=query, **environment_of(settings))
     statements = sections(ran)["sql"]
     assert re.findall("^-- [0-9].*", statements, re.MULTILINE) == ["-- 1, run 2 times"]

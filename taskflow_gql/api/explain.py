@@ -149,6 +149,8 @@ class _TrustingContext(Context):
     async def viewer(self) -> Viewer | None:
         if self.trusted is not None:
             self._viewer = Viewer(self.trusted.id, self.trusted.role, session_id=make_id(), expires_at=clock.now())
+            # Comes with the check of a token.
+            self.loaders.people[self.trusted.id] = self.trusted
         return self._viewer
 
 
