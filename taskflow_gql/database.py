@@ -33,6 +33,7 @@ from sqlalchemy import (
     event,
     func,
     literal,
+    literal_column,
     make_url,
     select,
     true,
@@ -288,11 +289,28 @@ def top_of_each(
     """
     if dialect_name == "postgresql":
         parents = select(parent.label("parent_id")).where(among(parent, keys)).subquery("parents")
-        top = rows.where(child == parents.c.parent_id).order_by(*order_by).limit(limit).lateral("top")
+        rows = rows.where(child == parents.c.parent_id).order_by(*order_by)
+        # Written out, not a parameter: PostgreSQL has to know it to plan well once.
+        top = rows.limit(literal_column(str(limit))).lateral("top")
         return select(parents.c.parent_id, top).join(top, true()).subquery("page")
     number = func.row_number().over(partition_by=child, order_by=list(order_by)).label("number")
     numbered = rows.add_columns(child.label("parent_id"), number).where(among(child, keys)).subquery("numbered")
     return select(numbered).where(numbered.c.number <= limit).subquery("page")
+
+
+def look_up(
+    dialect_name: str, statement: Select[Any], model: type[Model], key: ColumnElement[Any], name: str
+) -> tuple[Select[Any], Any]:
+    """The statement with one more row beside each of its own, the one of the model with that id if any, and the
+    columns of that row.
+
+    PostgreSQL goes to the index for each: its estimates prefer to read a table of some thousands whole.
+    """
+    if dialect_name == "postgresql":
+        row = select(model.__table__).where(model.__table__.c.id == key).limit(literal_column("1")).lateral(name)
+        return statement.outerjoin(row, true()), row.c
+    aliased = model.__table__.alias(name)
+    return statement.outerjoin(aliased, aliased.c.id == key), aliased.c
 
 
 def database_url(settings: Settings) -> URL:

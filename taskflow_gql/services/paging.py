@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, Generic, TypeVar
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Subquery, and_, bindparam, literal, or_, select, tuple_, union_all
+from sqlalchemy import ColumnElement, Subquery, and_, bindparam, literal, literal_column, or_, select, tuple_, union_all
 from sqlalchemy.orm import InstrumentedAttribute
 
 from taskflow_gql.database import top_of_each
@@ -230,17 +230,19 @@ def page_of(
     `scopes` are conditions of which each row meets at most one. Each is read by itself, from an index that fits it,
     no further than the page is long: an OR of the two would have all rows read and sorted.
     """
+    # Not a parameter: PostgreSQL would plan for a tenth of the table, and because that is dear, plan anew each time.
+    limit: ColumnElement[int] = literal_column(str(shape.limit))
     parts = [
         select(*columns, *_labelled(order))
         .where(scope, *_bounds(order, shape))
         .order_by(*order.clauses(backward=shape.backward))
-        .limit(shape.limit)
+        .limit(limit)
         for scope in scopes
     ]
     if len(parts) == 1:
         return parts[0].subquery("page")
     both = union_all(*(select(part.subquery()) for part in parts)).subquery("scopes")
-    return select(both).order_by(*sort_columns(both, order, shape)).limit(shape.limit).subquery("page")
+    return select(both).order_by(*sort_columns(both, order, shape)).limit(limit).subquery("page")
 
 
 def page_of_each(

@@ -11,10 +11,9 @@ from typing import Any, TypeAlias, TypedDict
 from uuid import UUID
 
 from sqlalchemy import Select, and_, bindparam, delete, func, insert, select, update
-from sqlalchemy.orm import aliased
 
 from taskflow_gql import clock
-from taskflow_gql.database import DatabaseSession, among
+from taskflow_gql.database import DatabaseSession, among, look_up
 from taskflow_gql.errors import (
     AssigneeNotFound,
     BadUserInput,
@@ -83,31 +82,29 @@ async def tasks_by_id(
     session: DatabaseSession, viewer: Viewer, task_ids: Collection[UUID], people: People | None = None
 ) -> dict[UUID, TaskRow]:
     """Those of the tasks that the viewer may see."""
-    statement = _tasks_by_id(viewer.is_admin, people is not None)
+    statement = _tasks_by_id(session.dialect_name, viewer.is_admin, people is not None)
     rows = await session.run(statement, {"task_ids": task_ids, "viewer_id": viewer.id})
     return {task.id: task for task in (_read_row(row, people) for row in rows)}
 
 
 @cache
-def _tasks_by_id(is_admin: bool, with_people: bool) -> Statement:
-    found = _select([*TASK_COLUMNS], Task, with_people)
+def _tasks_by_id(dialect_name: str, is_admin: bool, with_people: bool) -> Statement:
+    found = _select(dialect_name, [*TASK_COLUMNS], Task, with_people)
     return Statement(found.where(among(Task.id, "task_ids"), visible(is_admin=is_admin)))
 
 
-_CREATOR, _ASSIGNEE = aliased(User), aliased(User)
-_PEOPLE = [getattr(user, name) for user in (_CREATOR, _ASSIGNEE) for name in UserRow._fields]
 _TASK_WIDTH, _USER_WIDTH = len(TaskRow._fields), len(UserRow._fields)
 
 
-def _select(columns: list[Any], tasks: Any, with_people: bool) -> Select[Any]:
+def _select(dialect_name: str, columns: list[Any], tasks: Any, with_people: bool) -> Select[Any]:
     """The columns, which begin with TASK_COLUMNS, and with people those of the two people behind them."""
+    statement: Select[Any] = select(*columns)
     if not with_people:
-        return select(*columns)
-    return (
-        select(*columns[:_TASK_WIDTH], *_PEOPLE, *columns[_TASK_WIDTH:])
-        .join(_CREATOR, _CREATOR.id == tasks.creator_id)
-        .outerjoin(_ASSIGNEE, _ASSIGNEE.id == tasks.assignee_id)
-    )
+        return statement
+    statement, creator = look_up(dialect_name, statement, User, tasks.creator_id, "creator")
+    statement, assignee = look_up(dialect_name, statement, User, tasks.assignee_id, "assignee")
+    people = [getattr(user, name) for user in (creator, assignee) for name in UserRow._fields]
+    return statement.with_only_columns(*columns[:_TASK_WIDTH], *people, *columns[_TASK_WIDTH:])
 
 
 def _read_row(row: Sequence[Any], people: People | None) -> TaskRow:
@@ -143,7 +140,7 @@ async def list_tasks(
 ) -> Page[TaskRow]:
     shape, parameters = shape_of(query.order, query.request)
     filter_, values = without_values(query.filter)
-    statement = _page_statement(viewer.is_admin, filter_, query.order, shape, people is not None)
+    statement = _page_statement(session.dialect_name, viewer.is_admin, filter_, query.order, shape, people is not None)
     rows = await session.run(statement, {**parameters, **values, "viewer_id": viewer.id})
     return make_page([_read_row(row, people) for row in rows], query.order, query.request)
 
@@ -152,7 +149,12 @@ async def list_tasks(
 # hundred kilobytes of SQLAlchemy's objects.
 @lru_cache(maxsize=128)
 def _page_statement(
-    is_admin: bool, filter_: Filter, order: Order[TaskRow], shape: PageShape, with_people: bool
+    dialect_name: str,
+    is_admin: bool,
+    filter_: Filter,
+    order: Order[TaskRow],
+    shape: PageShape,
+    with_people: bool,
 ) -> Statement:
     """Wants `viewer_id`, the filter's values and the parameters of the shape."""
     # Somebody's own tasks are few enough to be searched as they come.
@@ -160,7 +162,7 @@ def _page_statement(
     scopes = [and_(scope, one) for scope in visible_scopes(is_admin=is_admin) for one in filters]
     page = page_of(TASK_COLUMNS, scopes, order, shape)
     columns = [page.c[column.key] for column in TASK_COLUMNS]
-    return Statement(_select(columns, page.c, with_people).order_by(*sort_columns(page, order, shape)))
+    return Statement(_select(dialect_name, columns, page.c, with_people).order_by(*sort_columns(page, order, shape)))
 
 
 async def list_tasks_of_users(
@@ -208,7 +210,7 @@ def _pages_statement(
         shape,
     )
     columns = [*(page.c[column.key] for column in TASK_COLUMNS), page.c.parent_id]
-    found = _select(columns, page.c, with_people)
+    found = _select(dialect_name, columns, page.c, with_people)
     return Statement(found.order_by(page.c.parent_id, *sort_columns(page, order, shape)))
 
 
