@@ -26,12 +26,14 @@ from strawberry.exceptions import MissingQueryError
 from strawberry.execution import optimized_is_awaitable
 from strawberry.schema.exceptions import CannotGetOperationTypeError, InvalidOperationTypeError
 from strawberry.types import ExecutionResult
+from strawberry.types.base import StrawberryObjectDefinition
 from strawberry.types.execution import PreExecutionError
 from strawberry.types.graphql import OperationType
 
 from taskflow_gql.api.context import Context
 from taskflow_gql.api.documents import Document, Documents
 from taskflow_gql.api.errors import VALIDATION_FAILED, coded, render_error
+from taskflow_gql.api.inputs import build_quickly
 from taskflow_gql.api.limits import explain_abortion, problems_of_request
 from taskflow_gql.config import Settings
 
@@ -51,6 +53,9 @@ class Schema(strawberry.Schema):
 
     def __init__(self, *arguments: Any, settings: Settings, **options: Any) -> None:
         super().__init__(*arguments, **options)
+        for type_ in self.schema_converter.type_map.values():
+            if isinstance(type_.definition, StrawberryObjectDefinition) and type_.definition.is_input:
+                build_quickly(type_.definition, self.config)
         self._settings = settings
         self._documents = Documents()
         self._rules = [*specified_rules]
