@@ -43,6 +43,10 @@ class ServerStops(TaskflowError):
         super().__init__("The server stops: come back with your last cursor")
 
 
+# When to try again where too much is open. No clock runs there, but others close what they have open.
+RETRY_AFTER_SECONDS = 10
+
+
 class TooManySubscriptions(TaskflowError):
     code = "RATE_LIMITED"
 

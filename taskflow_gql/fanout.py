@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
 from uuid import UUID
@@ -32,11 +32,13 @@ class Subscriber:
         self.viewer = viewer
         self.position = 0
         self._skip: frozenset[int] = frozenset()
-        self._queue: deque[TaskChanged] = deque()
+        # A list, and no asyncio.Event below: there are thousands of subscribers, and an empty deque is 760 bytes.
+        self._queue: list[TaskChanged] = []
         self._queue_size = queue_size
         self._must_read_table = False
         self._end_reason: TaskflowError | None = None
-        self._wake = asyncio.Event()
+        self._has_news = False
+        self._waiter: asyncio.Future[None] | None = None
 
     def begin(self, position: int, skip: frozenset[int]) -> None:
         """Everything after the position, but for the events with these ids."""
@@ -57,12 +59,17 @@ class Subscriber:
             self._must_read_table = True
         else:
             self._queue.append(event)
-        self._wake.set()
+        self._wake()
 
     def end(self, reason: TaskflowError) -> None:
         """Nothing more is delivered."""
         self._end_reason = reason
-        self._wake.set()
+        self._wake()
+
+    def _wake(self) -> None:
+        self._has_news = True
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
     async def next_batch(self, database: Database) -> list[TaskChanged]:
         """Waits for events after `position` that the viewer may see before or after the change; in order.
@@ -71,7 +78,7 @@ class Subscriber:
         """
         while True:
             # Before looking, not before waiting: what is offered while the table is read must wake us.
-            self._wake.clear()
+            self._has_news = False
             if self._must_read_table:
                 # Cleared first: what is offered while we read is queued again, and dropped below if it was read.
                 self._must_read_table = False
@@ -83,8 +90,7 @@ class Subscriber:
                     self._queue.clear()
                     self._must_read_table = True
             else:
-                events = list(self._queue)
-                self._queue.clear()
+                events, self._queue = self._queue, []
             if self._end_reason is not None:
                 raise self._end_reason
             events = [event for event in events if event.position > self.position]
@@ -94,7 +100,9 @@ class Subscriber:
                 if fresh:
                     return fresh
                 continue
-            await self._wake.wait()
+            if not self._has_news:
+                self._waiter = asyncio.get_running_loop().create_future()
+                await self._waiter
 
 
 class Fanout:

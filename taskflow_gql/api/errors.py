@@ -18,7 +18,14 @@ from strawberry.types.field import StrawberryField
 from taskflow_gql.api.context import Info
 from taskflow_gql.api.enums import describe_enum
 from taskflow_gql.database import is_unreachable
-from taskflow_gql.errors import Refusal, Refusals, TaskflowError, VersionConflict
+from taskflow_gql.errors import (
+    RETRY_AFTER_SECONDS,
+    Refusal,
+    Refusals,
+    TaskflowError,
+    TooManySubscriptions,
+    VersionConflict,
+)
 
 log = logging.getLogger("taskflow_gql.errors")
 
@@ -103,6 +110,8 @@ def render_error(error: GraphQLError) -> GraphQLError:
             # Seeing the cause, Strawberry would close a WebSocket with all its other operations.
             rendered.original_error = None
             return rendered
+        case _, TooManySubscriptions():
+            return coded(error, cause.code, message=cause.message, retryAfter=RETRY_AFTER_SECONDS)
         case _, TaskflowError():
             return coded(error, cause.code, message=cause.message)
         case _, None:
@@ -111,7 +120,7 @@ def render_error(error: GraphQLError) -> GraphQLError:
     return _internal(error)
 
 
-def coded(error: GraphQLError, code: str, *, message: str | None = None) -> GraphQLError:
+def coded(error: GraphQLError, code: str, *, message: str | None = None, **more: object) -> GraphQLError:
     return GraphQLError(
         message or error.message,
         nodes=error.nodes,
@@ -119,7 +128,7 @@ def coded(error: GraphQLError, code: str, *, message: str | None = None) -> Grap
         positions=error.positions,
         path=error.path,
         original_error=error.original_error,
-        extensions={"code": code},
+        extensions={"code": code, **more},
     )
 
 

@@ -28,7 +28,8 @@ from strawberry.types.unset import UnsetType
 
 from taskflow_gql.api.context import Context, Parts
 from taskflow_gql.api.encoding import decode_json, encode_json
-from taskflow_gql.errors import ServerStops, Unauthenticated
+from taskflow_gql.api.errors import RATE_LIMITED
+from taskflow_gql.errors import RETRY_AFTER_SECONDS, ServerStops, Unauthenticated
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ class TransportWSHandler(BaseGraphQLTransportWSHandler[Context, None]):
             await self.handle_invalid_message(problem)
         elif message["type"] == "subscribe" and self._is_full and message["id"] not in self.operations:
             words = f"This connection has {self.max_subscriptions_per_connection} operations open: complete some first"
-            error = {"message": words, "extensions": {"code": "RATE_LIMITED"}}
+            error = {"message": words, "extensions": {"code": RATE_LIMITED, "retryAfter": RETRY_AFTER_SECONDS}}
             await self.websocket.send_json({"type": "error", "id": message["id"], "payload": [error]})
         elif message["type"] == "connection_init" and message.get("payload") is None:
             # The protocol takes null for none.

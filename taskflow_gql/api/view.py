@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Mapping
 from json import JSONDecodeError
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from starlette.datastructures import Headers, QueryParams
@@ -35,7 +36,7 @@ from taskflow_gql.api.streaming import (
     ServerSentEvents,
     best_media_type,
 )
-from taskflow_gql.errors import ServerStops
+from taskflow_gql.errors import RETRY_AFTER_SECONDS, ServerStops
 
 _GRAPHIQL_PAGE = Path(__file__).parent.parent / "static" / "graphiql" / "index.html"
 _GRAPHIQL_HEADERS = {
@@ -111,9 +112,15 @@ class GraphQLView:
                 return
             result = await self._execute(Request(scope, receive), asked)
         except RequestError as error:
-            code = RATE_LIMITED if error.status == 429 else BAD_USER_INPUT
-            body = {"errors": [{"message": error.message, "extensions": {"code": code}}]}
-            await _send_json(send, error.status, media_type, body, allow=error.allow)
+            extensions: dict[str, object] = {"code": BAD_USER_INPUT}
+            headers = {}
+            if error.allow:
+                headers["allow"] = error.allow
+            if error.status == 429:
+                extensions = {"code": RATE_LIMITED, "retryAfter": RETRY_AFTER_SECONDS}
+                headers["retry-after"] = str(RETRY_AFTER_SECONDS)
+            body = {"errors": [{"message": error.message, "extensions": extensions}]}
+            await _send_json(send, error.status, media_type, body, headers)
         except ClientDisconnect:
             pass
         else:
@@ -131,7 +138,7 @@ class GraphQLView:
                 # 429 instead of the handshake; without the extension for that, servers make it 403.
                 socket = WebSocket(scope, receive, send)
                 if "websocket.http.response" in scope.get("extensions", {}):
-                    await socket.send_denial_response(Response("Too many connections from your address\n", 429))
+                    await socket.send_denial_response(_too_many_connections())
                 else:
                     await socket.close()
 
@@ -215,6 +222,11 @@ class GraphQLView:
         )
 
 
+def _too_many_connections() -> Response:
+    headers = {"Retry-After": str(RETRY_AFTER_SECONDS)}
+    return Response("Too many connections from your address\n", 429, headers)
+
+
 def _encode(value: object) -> str:
     return encode_json(value).decode()
 
@@ -274,14 +286,15 @@ def _is_request_error(result: ExecutionResult) -> bool:
     return isinstance(result, PreExecutionError) or not any(error.path for error in result.errors or ())
 
 
-async def _send_json(send: Send, status: int, media_type: str, body: object, *, allow: str | None = None) -> None:
+async def _send_json(
+    send: Send, status: int, media_type: str, body: object, more_headers: Mapping[str, str] = MappingProxyType({})
+) -> None:
     encoded = encode_json(body)
     content_type = GRAPHQL_RESPONSE if media_type == GRAPHQL_RESPONSE else JSON
     headers = [
         (b"content-type", f"{content_type}; charset=utf-8".encode()),
         (b"content-length", b"%d" % len(encoded)),
+        *((name.encode(), value.encode()) for name, value in more_headers.items()),
     ]
-    if allow:
-        headers.append((b"allow", allow.encode()))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": encoded})

@@ -9,6 +9,7 @@ import logging
 import shutil
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.typing import Origin, Subprotocol
 
+from taskflow_gql.api import sockets
+from taskflow_gql.config import Settings
 from taskflow_gql.database import Database
 from tests.client import CREATE_TASK, Api, Person, Socket
 from tests.conftest import make_admin, make_settings, serving
@@ -237,7 +240,7 @@ async def test_one_socket_has_room_for_a_hundred_subscriptions(web: Api) -> None
             await socket.subscribe(SUBSCRIPTION, id="one too many")
             message = await socket.receive()
             assert (message["type"], message["id"]) == ("error", "one too many")
-            assert [error["extensions"] for error in message["payload"]] == [{"code": "RATE_LIMITED"}]
+            assert [error["extensions"] for error in message["payload"]] == [{"code": "RATE_LIMITED", "retryAfter": 10}]
         await socket.send(type="complete", id="7")
         assert await ask(socket, QUERY, id="7") == {"data": NAME}
 
@@ -425,3 +428,12 @@ async def leave_early(api: Api, by: Person) -> None:
             await socket.send(type="subscribe", id=str(n), payload={"query": "{ users { nodes { id } } }"})
         await socket.receive()
         socket.connection.transport.abort()
+
+
+async def test_who_never_introduces_themselves_is_closed_with_4408(
+    sqlite_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sockets, "_CONNECTION_INIT_TIMEOUT", timedelta(seconds=0.3))
+    async with serving(sqlite_settings) as api, api.socket() as silent, anonymous_socket(api) as polite:
+        assert await silent.close_code() == 4408
+        assert (await ask(polite, "{ serverInfo { name } }"))["data"]

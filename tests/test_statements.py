@@ -1,0 +1,129 @@
+"""Statements that are built once, on both ways to a database."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from uuid import UUID, uuid4
+
+import pytest
+from sqlalchemy import bindparam, func, literal, select, text
+from sqlalchemy.exc import DBAPIError, StatementError
+
+from taskflow_gql.config import Settings
+from taskflow_gql.database import Database, among, create_engine
+from taskflow_gql.models import StreamState, Task, User, UserRole
+from taskflow_gql.statements import Statement
+from tests.factories import make_user
+
+
+async def test_what_a_statement_reads_is_what_sqlalchemy_reads(database: Database) -> None:
+    async with database.write() as session:
+        users = [
+            await make_user(session, name, role=role) for name, role in zip("abc", [*UserRole, "ADMIN"], strict=True)
+        ]
+    columns = (User.id, User.username, User.role, User.is_active, User.created_at)
+    statement = Statement(select(*columns).where(User.username >= bindparam("least")).order_by(User.username))
+    async with database.read() as session:
+        found = await session.run(statement, {"least": "b"})
+        expected = await session.execute(statement.clause, {"least": "b"})
+        assert [tuple(row) for row in found] == [tuple(row) for row in expected]
+    assert [row[0] for row in found] == [user.id for user in users[1:]]
+    assert found[0][2] is UserRole.ADMIN
+    assert found[0][4].utcoffset() is not None
+
+
+async def test_a_parameter_without_a_value_is_no_null(database: Database) -> None:
+    statement = Statement(select(func.count()).select_from(User).where(User.username == bindparam("username")))
+    async with database.read() as session:
+        with pytest.raises((KeyError, StatementError)):
+            await session.run(statement)
+        assert await session.run(statement, {"username": "nobody"}) in ([[0]], [(0,)])
+
+
+async def test_any_number_of_values_is_one_statement(database: Database) -> None:
+    async with database.write() as session:
+        users = [await make_user(session, name) for name in ("ann", "bob", "eva")]
+    by_id = Statement(select(User.username).where(among(User.id, "ids")).order_by(User.username))
+    by_name = Statement(select(User.username).where(among(User.username, "names")).order_by(User.username))
+    async with database.read() as session:
+        for chosen in ([], users[:1], users):
+            ids: list[UUID] = [user.id for user in chosen]
+            names = [user.username for user in chosen]
+            assert [row[0] for row in await session.run(by_id, {"ids": [*ids, uuid4()]})] == names
+            assert [row[0] for row in await session.run(by_name, {"names": [*names, "it's", '"']})] == names
+
+
+async def test_a_parameter_that_expands_is_refused_where_statements_are_compiled(
+    postgresql_settings: Settings,
+) -> None:
+    database = Database(create_engine(postgresql_settings))
+    async with database.read() as session:
+        with pytest.raises(TypeError, match="among"):
+            await session.run(Statement(select(User.id).where(User.id.in_([uuid4()]))))
+    await database.close()
+
+
+async def test_both_ways_are_one_transaction(database: Database) -> None:
+    counted = Statement(select(func.count()).select_from(User))
+    with suppress(ZeroDivisionError):
+        async with database.write() as session:
+            await make_user(session, "ann")
+            (row,) = await session.run(counted)
+            assert row[0] == 1
+            assert (await session.execute(counted.clause)).scalar_one() == 1
+            raise ZeroDivisionError
+    async with database.read() as session:
+        assert (await session.run(counted))[0][0] == 0
+
+
+async def test_a_transaction_that_has_failed_is_not_taken_for_committed(postgresql_settings: Settings) -> None:
+    database = Database(create_engine(postgresql_settings))
+    wrong = Statement(select(literal(1) % literal(0)))
+
+    async def write() -> None:
+        async with database.write() as session:
+            await make_user(session, "ann")
+            with pytest.raises(DBAPIError):
+                await session.run(wrong)
+
+    with pytest.raises(RuntimeError, match="rolled back"):
+        await write()
+    async with database.read() as session:
+        assert (await session.run(Statement(select(func.count()).select_from(User))))[0][0] == 0
+    await database.close()
+
+
+async def test_a_read_finds_another_connection_when_its_own_was_ended(postgresql_settings: Settings) -> None:
+    database = Database(create_engine(postgresql_settings))
+    one = Statement(select(StreamState.id))
+    async with database.read() as session:
+        await asyncio.gather(*(session.run(one) for _ in range(8)))
+    async with database.connect() as connection:
+        ended = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database()"
+        await connection.execute(text(f"{ended} AND pid <> pg_backend_pid()"))
+    async with database.read() as session:
+        assert [len(rows) for rows in await asyncio.gather(*(session.run(one) for _ in range(8)))] == [1] * 8
+    await database.close()
+
+
+@pytest.mark.parametrize("kind", ["read", "write"])
+async def test_who_is_cancelled_in_a_statement_leaves_no_connection_behind(
+    postgresql_settings: Settings, kind: str
+) -> None:
+    database = Database(create_engine(postgresql_settings.model_copy(update={"database_max_overflow": 0})))
+    sleeping = Statement(select(func.pg_sleep(60)))
+
+    async def sleep() -> None:
+        async with getattr(database, kind)() as session:
+            await session.run(sleeping)
+
+    for _ in range(postgresql_settings.database_pool_size + 2):
+        task = asyncio.create_task(sleep())
+        await asyncio.sleep(0.1)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    async with asyncio.timeout(5), database.read() as session:
+        assert await session.run(Statement(select(func.count()).select_from(Task))) == [[0]]
+    await database.close()
