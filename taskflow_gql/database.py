@@ -54,8 +54,16 @@ from taskflow_gql.config import Settings, make_data_dir
 from taskflow_gql.errors import ConfigurationError
 from taskflow_gql.statements import Rows, Statement
 
-# What asyncpg raises on a connection whose other end is gone.
-_HUNG_UP = (asyncpg.PostgresConnectionError, asyncpg.InterfaceError, ConnectionError)
+# What asyncpg raises on a connection whose other end is gone, or says that it is going.
+_HUNG_UP = (
+    asyncpg.PostgresConnectionError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    # Its goodbye has come in while the connection lay in the pool.
+    asyncpg.InternalClientError,
+    asyncpg.InterfaceError,
+    ConnectionError,
+)
 
 # asyncpg takes TLS as an argument and knows nothing of libpq's query parameters.
 _SSL_MODES = {"disable", "allow", "prefer", "require", "verify-ca", "verify-full"}
@@ -529,8 +537,8 @@ class _PostgresSession(DatabaseSession):
         try:
             return await driver.fetch(sql, *arguments)
         except BaseException as error:
-            # Cancelled, or out of time: it may still be answering.
-            if not isinstance(error, Exception) or isinstance(error, TimeoutError):
+            # After a wrong statement it is as good as before. Cancelled or out of time, it may still be answering.
+            if not isinstance(error, asyncpg.PostgresError) or isinstance(error, _HUNG_UP):
                 driver.terminate()
             raise
         finally:
@@ -681,7 +689,12 @@ class Database:
         try:
             yield
         # The last comes from connecting.
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, self.engine.dialect.loaded_dbapi.Error) as error:
+        except (
+            asyncpg.PostgresError,
+            asyncpg.InterfaceError,
+            asyncpg.InternalClientError,
+            self.engine.dialect.loaded_dbapi.Error,
+        ) as error:
             kind = IntegrityError if isinstance(error, asyncpg.IntegrityConstraintViolationError) else DBAPIError
             is_lost = isinstance(error, _HUNG_UP)
             raise kind(sql, None, error, hide_parameters=True, connection_invalidated=is_lost) from error
