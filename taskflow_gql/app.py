@@ -130,7 +130,7 @@ def create_server() -> Starlette:
     # nor through what a request makes before it has made much.
     gc.collect()
     gc.freeze()
-    gc.set_threshold(10_000, 20, 50)
+    gc.set_threshold(5_000, 10, 10)
     return app
 
 
