@@ -28,7 +28,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from taskflow_gql.app import create_app
 from taskflow_gql.config import Settings
-from taskflow_gql.database import create_engine
+from taskflow_gql.database import Database, create_engine
 from taskflow_gql.migrate import migrate
 from taskflow_gql.seed import Seeding, seed_database
 from tests.servers import PostgresServer
@@ -48,12 +48,16 @@ out = Console()
 class Statements:
     """What the app says to its database."""
 
-    def __init__(self, engine: AsyncEngine) -> None:
+    def __init__(self, database: Database) -> None:
         self.seen: list[tuple[str, Any]] = []
-        event.listen(engine.sync_engine, "before_cursor_execute", self._note)
+        event.listen(database.engine.sync_engine, "before_cursor_execute", self._note_cursor)
+        database.on_statement = self._note
 
-    def _note(self, _connection: Any, _cursor: Any, sql: str, parameters: Any, _context: Any, _many: bool) -> None:
-        self.seen.append((sql, parameters))
+    def _note(self, sql: str, parameters: Any) -> None:
+        self.seen.append((sql, tuple(parameters)))
+
+    def _note_cursor(self, _connection: Any, _cursor: Any, sql: str, parameters: Any, *_: Any) -> None:
+        self._note(sql, parameters)
 
 
 class Client:
@@ -93,6 +97,8 @@ class Client:
                 if " tasks" in sql:
                     explained = await connection.exec_driver_sql(f"EXPLAIN {sql}", parameters)
                     plans.append("\n".join(explained.scalars()))
+        if not plans:
+            raise RuntimeError("No statement on tasks was seen, so no plan can be judged")
         return plans
 
 
@@ -177,11 +183,11 @@ async def depth_ratio(client: Client, deep: str) -> float:
 async def client_of(url: str) -> AsyncIterator[Client]:
     settings = Settings(_env_file=None, database_url=url, secret_key=SECRET, log_level="WARNING")  # type: ignore[arg-type,call-arg]
     app = create_app(settings)
-    engine = app.state.parts.database.engine
+    database: Database = app.state.parts.database
     async with app.router.lifespan_context(app):
         transport = httpx.ASGITransport(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://bench", timeout=120) as http:
-            yield Client(http, Statements(engine), engine)
+            yield Client(http, Statements(database), database.engine)
 
 
 @contextmanager
