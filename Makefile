@@ -4,6 +4,8 @@ PYTHON ?= python3
 ARGS =
 
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
+# Node trusts a list of its own; the machine's has the certificates of a company's proxy as well.
+export NODE_EXTRA_CA_CERTS ?= $(wildcard /etc/ssl/certs/ca-certificates.crt)
 
 # An upgrade of the system can take away the Python that .venv was made with; then .venv is made anew.
 $(shell [ -x .venv/bin/python ] || rm -rf .venv)
