@@ -539,7 +539,7 @@ class _PostgresSession(DatabaseSession):
         except BaseException as error:
             # After a wrong statement it is as good as before. Cancelled or out of time, it may still be answering.
             if not isinstance(error, asyncpg.PostgresError) or isinstance(error, _HUNG_UP):
-                driver.terminate()
+                await _end(driver)
             raise
         finally:
             await self._database.give_back(pooled)
@@ -565,7 +565,7 @@ class _PostgresSession(DatabaseSession):
         try:
             await driver.execute(opening)
         except BaseException:
-            driver.terminate()
+            await _end(driver)
             await connection.close()
             raise
         return connection, driver
@@ -618,8 +618,16 @@ class _PostgresTransaction(_PostgresSession):
     async def close(self) -> None:
         if self._driver is not None:
             # Neither committed nor rolled back. Nobody must get it in this state.
-            self._driver.terminate()
+            await _end(self._driver)
         await super().close()
+
+
+async def _end(driver: asyncpg.Connection) -> None:
+    """Ends a connection, and what it may still be doing: `terminate()` alone would leave the server at it."""
+    try:
+        await asyncio.shield(driver.close(timeout=2))
+    except (asyncpg.PostgresError, *_HUNG_UP, OSError, TimeoutError):
+        driver.terminate()
 
 
 class Database:
@@ -638,7 +646,8 @@ class Database:
         # Out of the pool for the next read, as taking one costs half as much as the read. They count as the pool's, so
         # at most half of it.
         self._at_hand: list[PoolProxiedConnection] = []
-        self._most_at_hand = 0 if self.is_sqlite else cast("QueuePool", engine.pool).size() // 2
+        self._pool = cast("QueuePool", engine.pool)
+        self._most_at_hand = 0 if self.is_sqlite else self._pool.size() // 2
         # SQLite has one writer at a time. Waiting here is fair and free; its own busy handler sleeps and polls.
         self._writer: asyncio.Lock | nullcontext[None] = asyncio.Lock() if self.is_sqlite else nullcontext()
 
@@ -678,7 +687,9 @@ class Database:
         return await self.engine.raw_connection()
 
     async def give_back(self, pooled: PoolProxiedConnection) -> None:
-        if len(self._at_hand) < self._most_at_hand and not pooled.driver_connection.is_closed():  # type: ignore[union-attr]
+        is_open = not pooled.driver_connection.is_closed()  # type: ignore[union-attr]
+        # Not when all are out: somebody may wait for one, whom only the pool wakes.
+        if is_open and len(self._at_hand) < self._most_at_hand and self._pool.checkedout() < self._pool.size():
             self._at_hand.append(pooled)
         else:
             await greenlet_spawn(pooled.close)

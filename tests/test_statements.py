@@ -126,4 +126,8 @@ async def test_who_is_cancelled_in_a_statement_leaves_no_connection_behind(
             await task
     async with asyncio.timeout(5), database.read() as session:
         assert await session.run(Statement(select(func.count()).select_from(Task))) == [[0]]
+        # Nor the server at work on what nobody waits for any more.
+        active = "state = 'active' AND query LIKE '%pg_sleep(%' AND pid <> pg_backend_pid()"
+        still = text(f"SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND {active}")  # noqa: S608
+        assert (await session.execute(still)).scalar_one() == 0
     await database.close()

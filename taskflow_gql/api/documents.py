@@ -11,6 +11,8 @@ from graphql import DocumentNode, GraphQLError, OperationDefinitionNode
 # A front end has some hundred documents. Longer ones are rare, and a thousand of them would be a lot of memory.
 _MOST_DOCUMENTS = 1000
 _LONGEST_DOCUMENT = 10_000
+# Of all together. A parsed document takes some 150 times its text.
+_MOST_CHARACTERS = 500_000
 
 _PEOPLE = re.compile(r"\b(creator|assignee)\b\s*\{")
 
@@ -42,6 +44,7 @@ class Documents:
 
     def __init__(self) -> None:
         self._valid: OrderedDict[str, Document] = OrderedDict()
+        self._characters = 0
 
     def get(self, text: str) -> Document | None:
         document = self._valid.get(text)
@@ -52,6 +55,9 @@ class Documents:
     def keep(self, text: str, document: Document) -> None:
         if len(text) > _LONGEST_DOCUMENT:
             return
+        if text not in self._valid:
+            self._characters += len(text)
         self._valid[text] = document
-        if len(self._valid) > _MOST_DOCUMENTS:
-            self._valid.popitem(last=False)
+        while len(self._valid) > _MOST_DOCUMENTS or self._characters > _MOST_CHARACTERS:
+            gone, _ = self._valid.popitem(last=False)
+            self._characters -= len(gone)

@@ -140,16 +140,17 @@ def _limit(meter: _Meter, operations: list[OperationDefinitionNode], settings: S
 
 
 def _strings(value: object) -> Iterator[str]:
-    match value:
-        case str():
-            yield value
-        case dict():
-            for key, item in value.items():
-                yield key
-                yield from _strings(item)
-        case list():
-            for item in value:
-                yield from _strings(item)
+    # Not recursive: variables may be nested as deep as they are long.
+    rest = [value]
+    while rest:
+        match rest.pop():
+            case str() as text:
+                yield text
+            case dict() as items:
+                yield from items
+                rest.extend(items.values())
+            case list() as items:
+                rest.extend(items)
 
 
 class _TextFinder(Visitor):
@@ -173,15 +174,12 @@ def _is_storable_document(document: DocumentNode, source: str) -> bool:
 
 
 # A client that sends ever new page sizes is measured each time.
-_MOST_MEASURES = 128
+_MOST_MEASURES = 16
 
 
 def problems_of_request(document: Document, variables: Mapping[str, Any], settings: Settings) -> list[GraphQLError]:
     """Why the document must not even be validated: it asks for too much, or holds text that no database could hold."""
-    try:
-        problems = [] if all(map(is_storable, _strings(variables))) else [_bad_variable(_UNSTORABLE)]
-    except RecursionError:
-        return [_bad_variable("is nested too deeply")]
+    problems = [] if all(map(is_storable, _strings(variables))) else [_unstorable_variable()]
     return _problems_of_document(document, variables, settings) + problems
 
 
@@ -204,14 +202,13 @@ def _problems_of_document(document: Document, variables: Mapping[str, Any], sett
 
 
 def _as_size(value: object) -> int | None:
-    return value if type(value) is int else None
+    # What counts alike is alike.
+    return max(1, min(value, MAX_PAGE_SIZE)) if type(value) is int else None
 
 
-_UNSTORABLE = "holds U+0000 or half a surrogate pair, which is no text that can be kept"
-
-
-def _bad_variable(how: str) -> GraphQLError:
-    return GraphQLError(f"A variable {how}", extensions={"code": BAD_INPUT})
+def _unstorable_variable() -> GraphQLError:
+    message = "A variable holds U+0000 or half a surrogate pair, which is no text that can be kept"
+    return GraphQLError(message, extensions={"code": BAD_INPUT})
 
 
 def explain_abortion(errors: list[GraphQLError]) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from functools import lru_cache
+from enum import StrEnum
+from functools import cache, lru_cache
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, and_, delete, false, func, or_, select, true, update
+from sqlalchemy import ColumnElement, Text, and_, bindparam, delete, func, or_, select, true, update
 
 from taskflow_gql import clock
 from taskflow_gql.database import DatabaseSession, among, position_of
@@ -51,30 +52,56 @@ async def list_users(
     session: DatabaseSession, viewer: Viewer, request: PageRequest, *, search: str | None = None
 ) -> Page[UserRow]:
     shape, parameters = shape_of(BY_USERNAME, request)
-    rows = await session.run(_users_page(viewer.is_admin, search, shape), parameters)
+    by_name, values = _search(search)
+    rows = await session.run(_users_page(viewer.is_admin, by_name, shape), {**parameters, **values})
     return make_page([UserRow._make(row) for row in rows], BY_USERNAME, request)
 
 
+async def count_users(session: DatabaseSession, viewer: Viewer, *, search: str | None = None) -> int:
+    by_name, values = _search(search)
+    ((count,),) = await session.run(_users_count(viewer.is_admin, by_name), values)
+    return int(count)
+
+
+class _By(StrEnum):
+    """What a search can be found in."""
+
+    NOTHING = "nothing, and so in everybody"
+    USERNAME = "username"
+    NAMES = "username and full name"
+
+
+def _search(search: str | None) -> tuple[_By, dict[str, str]]:
+    start = (search or "").strip().casefold()
+    if not start:
+        return _By.NOTHING, {}
+    if not words_of(start):
+        return _By.USERNAME, {"start": start}
+    return _By.NAMES, {"start": start, "words": name_words(start)}
+
+
+def _found(by: _By) -> ColumnElement[bool]:
+    """`start` is the start of the username, or `words` of a word of the full name and the words behind it."""
+    if by is _By.NOTHING:
+        return true()
+    start = bindparam("start", type_=Text)
+    in_username = func.substr(User.username_key, 1, func.length(start)) == start
+    in_name = position_of(User.name_words, bindparam("words", type_=Text)) > 0
+    return or_(in_username, in_name) if by is _By.NAMES else in_username
+
+
 @lru_cache(maxsize=128)
-def _users_page(is_admin: bool, search: str | None, shape: PageShape) -> Statement:
-    """Wants the parameters of the shape."""
-    page = page_of(USER_COLUMNS, [and_(users_visible(is_admin=is_admin), _found_by(search))], BY_USERNAME, shape)
+def _users_page(is_admin: bool, by: _By, shape: PageShape) -> Statement:
+    """Wants the values of the search and the parameters of the shape."""
+    page = page_of(USER_COLUMNS, [and_(users_visible(is_admin=is_admin), _found(by))], BY_USERNAME, shape)
     columns = [page.c[column.key] for column in USER_COLUMNS]
     return Statement(select(*columns).order_by(*sort_columns(page, BY_USERNAME, shape)))
 
 
-async def count_users(session: DatabaseSession, viewer: Viewer, *, search: str | None = None) -> int:
-    statement = select(func.count()).select_from(User).where(users_visible(is_admin=viewer.is_admin), _found_by(search))
-    return int((await session.execute(statement)).scalar_one())
-
-
-def _found_by(search: str | None) -> ColumnElement[bool]:
-    """The search is the start of the username, or of a word of the full name and the words behind it."""
-    start = (search or "").strip().casefold()
-    if not start:
-        return true()
-    in_name = position_of(User.name_words, name_words(start)) > 0 if words_of(start) else false()
-    return or_(func.substr(User.username_key, 1, len(start)) == start, in_name)
+@cache
+def _users_count(is_admin: bool, by: _By) -> Statement:
+    """Wants the values of the search."""
+    return Statement(select(func.count()).select_from(User).where(users_visible(is_admin=is_admin), _found(by)))
 
 
 async def set_user_role(session: DatabaseSession, viewer: Viewer, user_id: str, role: UserRole) -> UserRow:

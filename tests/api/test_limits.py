@@ -450,3 +450,11 @@ async def test_other_text_is_kept_as_it_is(api: Api) -> None:
         task = await api.create_task(ann, f"<{text}>", description=text)
         found = await api.data("query($id: ID!) { task(id: $id) { title description } }", {"id": task["id"]}, by=ann)
         assert found == {"task": {"title": f"<{text}>", "description": text}}
+
+
+def test_deep_variables_with_many_texts_are_looked_through_once(settings: Settings) -> None:
+    deep: Any = [""] * 100_000
+    for _ in range(900):
+        deep = [deep]
+    # Recursion would hand each text up through each level: ninety million steps.
+    assert problems_of_request(Document("{ me { id } }", parse("{ me { id } }")), {"a": deep}, settings) == []
