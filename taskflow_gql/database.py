@@ -483,6 +483,15 @@ class DatabaseSession:
         async with (await self._opened()).begin_nested():
             yield
 
+    async def close_undisturbed(self) -> None:
+        """To the end, even when who closes is cancelled meanwhile."""
+        if self.is_open:
+            await asyncio.shield(self.close())
+
+    @property
+    def is_open(self) -> bool:
+        return self._session is not None
+
     async def close(self) -> None:
         if self._session is not None:
             await self._session.close()
@@ -570,10 +579,16 @@ class _PostgresSession(DatabaseSession):
             raise
         return connection, driver
 
+    @property
+    def is_open(self) -> bool:
+        return self._connection is not None
+
     async def close(self) -> None:
-        await super().close()
-        if self._connection is not None:
-            await self._connection.close()
+        try:
+            await super().close()
+        finally:
+            if self._connection is not None:
+                await self._connection.close()
 
 
 class _PostgresTransaction(_PostgresSession):
@@ -658,7 +673,7 @@ class Database:
         try:
             yield session
         finally:
-            await session.close()
+            await session.close_undisturbed()
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[DatabaseSession]:
@@ -673,7 +688,7 @@ class Database:
                     raise
                 await session.commit()
             finally:
-                await session.close()
+                await session.close_undisturbed()
         if session.recorded_event:
             self.on_event()
 
