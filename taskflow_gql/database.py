@@ -86,10 +86,18 @@ class Model(DeclarativeBase):
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """An aware datetime in UTC. SQLite has no such type and gives naive values back."""
+    """An aware datetime in UTC. SQLite has no such type and gives naive values back.
+
+    `any_moment`: it comes from people, and may be the very last moment there is, which asyncpg takes for infinity and
+    gives back naive. All others are in UTC as they come.
+    """
 
     impl = DateTime(timezone=True)
     cache_ok = True
+
+    def __init__(self, *, any_moment: bool = False) -> None:
+        super().__init__()
+        self.any_moment = any_moment
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
         if value is None:
@@ -98,7 +106,9 @@ class UtcDateTime(TypeDecorator[datetime]):
         return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
 
     def result_processor(self, dialect: Dialect, coltype: object) -> Any:
-        return _in_utc if dialect.name == "postgresql" else super().result_processor(dialect, coltype)
+        if dialect.name == "postgresql":
+            return _in_utc if self.any_moment else None
+        return super().result_processor(dialect, coltype)
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
         if value is None:
@@ -107,7 +117,6 @@ class UtcDateTime(TypeDecorator[datetime]):
 
 
 def _in_utc(value: datetime | None) -> datetime | None:
-    # asyncpg's are in UTC as they come, but for the very last moment there is, which it takes for infinity.
     return value.replace(tzinfo=UTC) if value is not None and value.tzinfo is None else value
 
 
@@ -469,7 +478,7 @@ class DatabaseSession:
         """The rows of a statement; none of one that gives none."""
         connection = await (await self._opened()).connection()
         result = await connection.execute(statement.clause, dict(parameters))
-        return [*result] if result.returns_rows else []
+        return statement.read(result) if result.returns_rows else []
 
     async def execute(self, statement: Executable, parameters: Any = None) -> CursorResult[Any]:
         return cast("CursorResult[Any]", await (await self._opened()).execute(statement, parameters))

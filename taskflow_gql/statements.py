@@ -7,33 +7,54 @@ straight to the driver: its own way there costs more than the round trip (docs/d
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from sqlalchemy import Dialect, Enum, Executable
+from sqlalchemy import Dialect, Enum, Executable, SelectBase
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.types import TypeEngine
 
-# Each a sequence of the columns.
+# Each a tuple of the columns, or what the statement's `Build` makes of them.
 Rows: TypeAlias = list[Any]
+Read: TypeAlias = Callable[[Iterable[Any]], Rows]
+
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """What to make of a record: a tuple of this class of these parts, each the place of a column or a tuple in turn."""
+
+    row_class: type[tuple[Any, ...]]
+    parts: tuple[int | Build, ...]
+    # For an outer join: None where the first part is null.
+    is_optional: bool = False
 
 
 class Statement:
     """A statement of SQLAlchemy's Core whose values are parameters, given by name to `DatabaseSession.run`."""
 
-    def __init__(self, clause: Executable) -> None:
+    def __init__(self, clause: Executable, build: Build | None = None) -> None:
         self.clause = clause
+        self.build = build
         self._compiled: CompiledStatement | None = None
+        self._read: Read | None = None
 
     def compiled_for(self, dialect: Dialect) -> CompiledStatement:
         if self._compiled is None:
-            self._compiled = CompiledStatement(self.clause, dialect)
+            self._compiled = CompiledStatement(self.clause, self.build, dialect)
         return self._compiled
+
+    def read(self, rows: Iterable[Any]) -> Rows:
+        """What is to be made of rows that SQLAlchemy has read."""
+        if self._read is None:
+            width = len(self.clause.selected_columns) if isinstance(self.clause, SelectBase) else 0
+            self._read = _reader(self.build, width, {}) if self.build else list
+        return self._read(rows)
 
 
 class CompiledStatement:
     """A statement as PostgreSQL's driver takes it, and what is to be done to values on their way in and out."""
 
-    def __init__(self, clause: Executable, dialect: Dialect) -> None:
+    def __init__(self, clause: Executable, build: Build | None, dialect: Dialect) -> None:
         compiled: SQLCompiler = clause.compile(dialect=dialect)  # type: ignore[attr-defined]
         if compiled.post_compile_params:
             raise TypeError("A parameter that expands has no place in what is compiled once; see `database.among`")
@@ -44,7 +65,8 @@ class CompiledStatement:
         ]
         columns = compiled._result_columns
         processors = ((place, _processor_of_result(column.type, dialect)) for place, column in enumerate(columns))
-        self._results = [(place, process) for place, process in processors if process is not None]
+        processes = {place: process for place, process in processors if process is not None}
+        self.rows = _reader(build, len(columns), processes)
 
     def arguments(self, parameters: Mapping[str, Any]) -> list[Any]:
         """Raises KeyError when a parameter without a value of its own is left out."""
@@ -54,17 +76,38 @@ class CompiledStatement:
             values.append(value if process is None or value is None else process(value))
         return values
 
-    def rows(self, records: Iterable[Iterable[Any]]) -> Rows:
-        rows: Rows = []
-        results = self._results
-        for record in records:
-            row = list(record)
-            for place, process in results:
-                value = row[place]
-                if value is not None:
-                    row[place] = process(value)
-            rows.append(row)
-        return rows
+
+def _reader(build: Build | None, width: int, processes: Mapping[int, Callable[[Any], Any]]) -> Read:
+    """A function from records of so many columns to rows; a process is for values of its column that are not null.
+
+    Generated: of what is done with a page of rows, to go from column to column in a loop would be the dearest part.
+    """
+    names: dict[str, Any] = {"new": tuple.__new__}
+
+    def expression(part: int | Build) -> str:
+        if isinstance(part, int):
+            if part not in processes:
+                return f"c{part}"
+            names[f"process_{part}"] = processes[part]
+            return f"None if c{part} is None else process_{part}(c{part})"
+        made = f"({''.join(f'{expression(inner)}, ' for inner in part.parts)})"
+        if part.row_class is not tuple:
+            name = f"row_class_{len(names)}"
+            names[name] = part.row_class
+            made = f"new({name}, {made})"
+        return f"None if c{_first_place(part)} is None else {made}" if part.is_optional else made
+
+    columns = "".join(f"c{place}, " for place in range(width))
+    row = expression(build or Build(tuple, tuple(range(width))))
+    source = f"def read(records): return [{row} for {columns} in records]" if width else "def read(_records): return []"
+    # Source of our own making: there are numbers in it and nothing else that is not written above.
+    exec(source, names)  # noqa: S102
+    read: Read = names["read"]
+    return read
+
+
+def _first_place(part: int | Build) -> int:
+    return part if isinstance(part, int) else _first_place(part.parts[0])
 
 
 def _processor_of_parameter(type_: TypeEngine[Any], dialect: Dialect) -> Callable[[Any], Any] | None:

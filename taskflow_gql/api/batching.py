@@ -14,6 +14,7 @@ fields go through a loader, kept in `context["loaders"]` or `context.batch_loade
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -35,8 +36,15 @@ DEFINITION = GraphQLCoreConverter.DEFINITION_BACKREF
 class Batched(FieldExtension):
     """Takes the place of the field's resolver, which is never called."""
 
-    def __init__(self, load: Callable[..., Any], *, key: str | Callable[[Any], Any], many: bool = False) -> None:
-        self.batch = Batch(load, key, many)
+    def __init__(
+        self,
+        load: Callable[..., Any],
+        *,
+        key: str | Callable[[Any], Any],
+        many: bool = False,
+        carried_as: str | None = None,
+    ) -> None:
+        self.batch = Batch(load, key, many, carried_as)
         self._resolve = batch_resolver(self.batch, _loaders_of)
         # The same batch for the compiled operations of a schema, when the field has arguments.
         self.converting: WeakKeyDictionary[GraphQLSchema, Batch] = WeakKeyDictionary()
@@ -133,4 +141,4 @@ def _with_converted_arguments(batch: Batch, definition: StrawberryField, schema:
         return await batch.load(context, keys, **converted)
 
     load.__qualname__ = getattr(batch.load, "__qualname__", load.__qualname__)
-    return Batch(load, batch.key, batch.many)
+    return replace(batch, load=load)

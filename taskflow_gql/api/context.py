@@ -14,18 +14,20 @@ import strawberry
 from starlette.requests import HTTPConnection
 
 from taskflow_gql import clock
+from taskflow_gql.api.columns import Columns
 from taskflow_gql.api.documents import Document
 from taskflow_gql.api.loaders import Loaders
 from taskflow_gql.config import Settings
 from taskflow_gql.database import Database, DatabaseSession
 from taskflow_gql.errors import Unauthenticated
 from taskflow_gql.fanout import Fanout
-from taskflow_gql.models import UserRow
+from taskflow_gql.models import TaskRow, UserRow
 from taskflow_gql.relay import Relay
 from taskflow_gql.security import PasswordHasher, TokenSigner
 from taskflow_gql.services import accounts
 from taskflow_gql.services.access import Viewer
-from taskflow_gql.services.tasks import People
+from taskflow_gql.services.paging import Order
+from taskflow_gql.services.tasks import ALL_COLUMNS, TaskColumns
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,14 +129,27 @@ class Context:
 
     async def changes_cursor(self) -> str | None:
         """Where the stream stands before a list is read, if the document asks for it."""
-        asks = self.document is not None and self.document.asks_for_cursor
+        asks = self._columns is not None and self._columns.changes_cursor
         return await self.loaders.changes_cursor() if asks else None
 
     @property
-    def people(self) -> People | None:
-        """Where to put the people of tasks that are read, if the document asks for people."""
-        asks = self.document is not None and self.document.asks_for_people
-        return self.loaders.people if asks else None
+    def user_columns(self) -> tuple[str, ...]:
+        """What is to be read of people."""
+        return self._columns.of_user if self._columns else UserRow._fields
+
+    @property
+    def task_columns(self) -> TaskColumns:
+        """What is to be read of tasks."""
+        return self._columns.of_task if self._columns else ALL_COLUMNS
+
+    def columns_of_list(self, order: Order[TaskRow]) -> TaskColumns:
+        """What is to be read of the tasks of a list in this order."""
+        needs_keys = self._columns is None or self._columns.cursors_of_tasks
+        return self.task_columns.with_keys(order) if needs_keys else self.task_columns
+
+    @property
+    def _columns(self) -> Columns | None:
+        return self.document.columns if self.document else None
 
     async def require_viewer(self) -> Viewer:
         viewer = await self.viewer()

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import re
 from collections import OrderedDict
 from typing import Any
 
 from graphql import DocumentNode, GraphQLError, OperationDefinitionNode
+
+from taskflow_gql.api.columns import Columns
 
 # A front end has some hundred documents. Longer ones are rare, and a thousand of them would be a lot of memory.
 _MOST_DOCUMENTS = 1000
 _LONGEST_DOCUMENT = 10_000
 # Of all together. A parsed document takes some 150 times its text.
 _MOST_CHARACTERS = 500_000
-
-_PEOPLE = re.compile(r"\b(creator|assignee)\b\s*\{")
 
 
 class Document:
@@ -24,9 +23,8 @@ class Document:
         self.text = text
         self.node = node
         self.operations = [one for one in node.definitions if isinstance(one, OperationDefinitionNode)]
-        # What lists had better read along. Where the document says so, but of another field, it is read in vain.
-        self.asks_for_cursor = "changesCursor" in text
-        self.asks_for_people = _PEOPLE.search(text) is not None
+        # Found out when it has been validated.
+        self.columns: Columns | None = None
         # The names of the variables that are page sizes, and the problems by their values.
         self.page_sizes: tuple[str, ...] | None = None
         self.problems: dict[tuple[Any, ...], list[GraphQLError]] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from json import JSONDecodeError
 
 import orjson
@@ -13,7 +14,13 @@ def encode_json(value: object) -> bytes:
         return orjson.dumps(value)
     except TypeError:
         # Half a surrogate pair, say, which an error may quote from the request; the standard library escapes it.
-        return json.dumps(value).encode()
+        return json.dumps(value, default=_encode_datetime).encode()
+
+
+def _encode_datetime(value: object) -> str:
+    if isinstance(value, datetime):
+        return value.isoformat()
+    raise TypeError(f"{value!r} has no place in JSON")
 
 
 def decode_json(data: str | bytes) -> object:

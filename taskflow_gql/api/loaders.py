@@ -30,7 +30,7 @@ class Loaders:
         self._caught_up: asyncio.Future[None] | None = None
         self._changes_cursor: asyncio.Future[str] | None = None
         self._history: dict[tuple[int, int], DataLoader[UUID, list[TaskChanged]]] = {}
-        # People who came along with the tasks of a list.
+        # Whoever asks came with the check of the token.
         self.people: dict[UUID, UserRow] = {}
         # The loaders of batched fields, where they are not run by the compiling executor.
         self.of_batches: dict[Any, Any] = {}

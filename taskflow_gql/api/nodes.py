@@ -42,7 +42,7 @@ class NodeQueries:
         viewer = await info.context.require_viewer()
         key = parse_id(id)
         async with info.context.read() as session:
-            return (await _nodes_by_id(session, viewer, [key], info.context.people)).get(key)
+            return (await _nodes_by_id(session, viewer, [key], info.context.task_columns)).get(key)
 
     @strawberry.field(
         graphql_type=list[Node | None],
@@ -58,14 +58,14 @@ class NodeQueries:
             raise BadUserInput(f"nodes takes at most {MAX_NODES} ids, not {len(ids)}")
         keys = [parse_id(id) for id in ids]
         async with info.context.read() as session:
-            found = await _nodes_by_id(session, viewer, keys, info.context.people)
+            found = await _nodes_by_id(session, viewer, keys, info.context.task_columns)
         return [found.get(key) for key in keys]
 
 
 async def _nodes_by_id(
-    session: DatabaseSession, viewer: Viewer, keys: list[UUID], people: tasks.People | None
+    session: DatabaseSession, viewer: Viewer, keys: list[UUID], columns: tasks.TaskColumns
 ) -> dict[UUID, TaskRow | UserRow]:
-    found: dict[UUID, TaskRow | UserRow] = {**await tasks.tasks_by_id(session, viewer, keys, people)}
+    found: dict[UUID, TaskRow | UserRow] = {**await tasks.tasks_by_id(session, viewer, keys, columns)}
     missing = [key for key in keys if key not in found]
     if missing:
         found.update(await users.users_by_id(session, missing))

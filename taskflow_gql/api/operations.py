@@ -30,6 +30,7 @@ from strawberry.types.base import StrawberryObjectDefinition
 from strawberry.types.execution import PreExecutionError
 from strawberry.types.graphql import OperationType
 
+from taskflow_gql.api.columns import Columns
 from taskflow_gql.api.context import Context
 from taskflow_gql.api.documents import Document, Documents
 from taskflow_gql.api.errors import VALIDATION_FAILED, coded, render_error
@@ -169,6 +170,7 @@ class Schema(strawberry.Schema):
                         for error in errors
                     ]
                 )
+            document.columns = Columns(self._schema, document.node)
             self._documents.keep(query, document)
         return document, type_
 

@@ -26,6 +26,12 @@ def parse_datetime(value: Any) -> datetime:
         raise GraphQLError(f"DateTime {value!r} is no time that exists") from error
 
 
+def _as_it_is(value: datetime) -> datetime:
+    if not isinstance(value, datetime):
+        raise TypeError(f"DateTime cannot be {value!r}")
+    return value
+
+
 DATE_TIME: ScalarDefinition = strawberry.scalar(
     name="DateTime",
     description=(
@@ -33,6 +39,7 @@ DATE_TIME: ScalarDefinition = strawberry.scalar(
         "input needs an offset (`Z` or `+02:00`) and keeps microseconds."
     ),
     specified_by_url="https://www.rfc-editor.org/rfc/rfc3339",
-    serialize=datetime.isoformat,
+    # As it is: orjson writes it the same, ten times as fast as `isoformat()`.
+    serialize=_as_it_is,
     parse_value=parse_datetime,
 )

@@ -57,9 +57,11 @@ def task_query(
 ) -> TaskQuery:
     """Raises BadUserInput for what cannot be taken of the arguments."""
     keys = [(key.field, key.direction is OrderDirection.DESC) for key in order or []]
+    sorted_by = order_by(keys) if keys else NEWEST_FIRST
     return TaskQuery(
         request=PageRequest.of(first=first, after=after, last=last, before=before),
         # The operation's own moment, so that the same filter of fifty parents is one filter to their loader.
         filter=filter_of(filter, viewer, context.begun_at),
-        order=order_by(keys) if keys else NEWEST_FIRST,
+        order=sorted_by,
+        columns=context.columns_of_list(sorted_by),
     )

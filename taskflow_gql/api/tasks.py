@@ -48,12 +48,12 @@ class Task(Node):
     creator: UserRow = strawberry.field(
         graphql_type=User,
         description="Who made it; never changes.",
-        extensions=[Batched(users_by_id, key="creator_id")],
+        extensions=[Batched(users_by_id, key="creator_id", carried_as="creator")],
     )
     assignee: UserRow | None = strawberry.field(
         graphql_type=User | None,
         description="Who should do it; null when nobody is assigned.",
-        extensions=[Batched(users_by_id, key="assignee_id")],
+        extensions=[Batched(users_by_id, key="assignee_id", carried_as="assignee")],
     )
 
     @strawberry.field(
@@ -191,7 +191,7 @@ class TaskQueries:
     ) -> TaskRow | None:
         viewer = await info.context.require_viewer()
         async with info.context.read() as session:
-            return await tasks.get_task(session, viewer, id, info.context.people)
+            return await tasks.get_task(session, viewer, id, info.context.task_columns)
 
     @strawberry.field(
         graphql_type=TaskConnection,
@@ -211,7 +211,7 @@ class TaskQueries:
         query = task_query(info.context, viewer, first, after, last, before, filter, order_by)
         cursor = await info.context.changes_cursor()
         async with info.context.read() as session:
-            page = await tasks.list_tasks(session, viewer, query, info.context.people)
+            page = await tasks.list_tasks(session, viewer, query)
 
         async def count() -> int:
             async with info.context.read() as session:

@@ -45,7 +45,7 @@ async def _tasks_of_users(
     query = task_query(context, viewer, first, after, last, before, filter, order_by)
     cursor = await context.changes_cursor()
     async with context.read() as session:
-        pages = await tasks.list_tasks_of_users(session, viewer, relation, user_ids, query, context.people)
+        pages = await tasks.list_tasks_of_users(session, viewer, relation, user_ids, query)
     counts = context.loaders.task_counts_of_users(viewer, relation, query.filter)
     return {user_id: TaskList(page, partial(counts.load, user_id), cursor) for user_id, page in pages.items()}
 
@@ -177,7 +177,9 @@ class UserQueries:
         viewer = await info.context.require_viewer()
         request = PageRequest.of(first=first, after=after, last=last, before=before)
         async with info.context.read() as session:
-            return UserConnection(page=await users.list_users(session, viewer, request, search=search), search=search)
+            columns = info.context.user_columns
+            page = await users.list_users(session, viewer, request, search=search, columns=columns)
+        return UserConnection(page=page, search=search)
 
 
 @strawberry.input(description="Whose role to set, and to what.")

@@ -30,11 +30,18 @@ class Batch:
     whose key is None has no related value: null.
 
     A key without a value is null, or an empty list for a relation to `many`.
+
+    An object whose class has an attribute called `carried_as` has the value with it, and nothing is loaded for it. Not
+    for fields with arguments.
     """
 
     load: Load
     key: str | Callable[[Any], Key | None]
     many: bool = False
+    carried_as: str | None = None
+
+    def is_carried_by(self, cls: type) -> bool:
+        return self.carried_as is not None and hasattr(cls, self.carried_as)
 
     def key_of(self, source: Any) -> Any:
         if not isinstance(self.key, str):
@@ -54,6 +61,8 @@ def batch_resolver(batch: Batch, loaders_of: Callable[[Any], dict[Any, Any]]) ->
     """
 
     def resolve(source: Any, info: GraphQLResolveInfo[Any], **arguments: Any) -> Any:
+        if not arguments and batch.is_carried_by(type(source)):
+            return getattr(source, batch.carried_as or "")
         key = batch.key_of(source)
         if key is None:
             return None

@@ -13,10 +13,10 @@ import textwrap
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from graphql import GraphQLBoolean, GraphQLFloat, GraphQLID, GraphQLInt, GraphQLString
+from graphql import GraphQLBoolean, GraphQLFloat, GraphQLID, GraphQLInt, GraphQLString, is_enum_type
 from graphql.type import GRAPHQL_MAX_INT, GRAPHQL_MIN_INT
 
-from .completion import SERIALISED, place_serialised, serialiser, unusual_leaf
+from .completion import PRINTED, SERIALISED, place_serialised, unusual_leaf
 from .sources import PLAIN
 from .wait import Wait
 
@@ -35,8 +35,8 @@ _UNUSUAL = {
 _serial = itertools.count(1)
 
 
-def generate(selection: "Selection", of_mapping: bool) -> "Fill":
-    source = source_of(selection, of_mapping)
+def generate(selection: "Selection", of_mapping: bool, carried: frozenset[str] = frozenset()) -> "Fill":
+    source = source_of(selection, of_mapping, carried)
     filename = f"<plan {selection.path}>"
     if filename in linecache.cache:
         filename = f"<plan {selection.path} #{next(_serial)}>"
@@ -50,15 +50,18 @@ def generate(selection: "Selection", of_mapping: bool) -> "Fill":
     return fill
 
 
-def source_of(selection: "Selection", of_mapping: bool) -> str:
-    """The source of `fill`; read mappings by key or other objects by attribute."""
-    body = "\n".join(_field_source(field, of_mapping) for field in selection.fields) or "pass"
+def source_of(selection: "Selection", of_mapping: bool, carried: frozenset[str] = frozenset()) -> str:
+    """The source of `fill`; read mappings by key or other objects by attribute. Relations that the object carries with
+    it are read as well.
+    """
+    body = "\n".join(_field_source(field, of_mapping, field.name in carried) for field in selection.fields) or "pass"
     return "def fill(run, answer, source, position):\n" + textwrap.indent(body, "    ")
 
 
 def _names_used(selection: "Selection") -> dict[str, Any]:
     names: dict[str, Any] = {
         "PLAIN": PLAIN,
+        "PRINTED": PRINTED,
         "SERIALISED": SERIALISED,
         "Wait": Wait,
         "unusual_leaf": unusual_leaf,
@@ -75,15 +78,19 @@ def _names_used(selection: "Selection") -> dict[str, Any]:
         if field.batch is not None:
             names[f"key_{field.name}"] = field.batch.key
         if field.is_leaf:
-            names[f"serialise_{field.name}"] = serialiser(field.level.nullable_type)
+            names[f"coerce_{field.name}"] = field.level.nullable_type.coerce_output_value
+        if is_enum_type(field.level.nullable_type):
+            names[f"names_{field.name}"] = field.level.enum_names
+        if field.level.items is None:
+            names[f"fills_{field.name}"] = field.level.fills
     return names
 
 
-def _field_source(field: "Field", of_mapping: bool) -> str:
+def _field_source(field: "Field", of_mapping: bool, is_carried: bool) -> str:
     title = f"# {field.name}: {field.definition.type}"
     if field.is_typename:
         return f"{title}\nanswer[{field.name!r}] = {field.parent_type.name!r}"
-    if field.batch is not None:
+    if field.batch is not None and not is_carried:
         body = _batch_source(field, of_mapping)
     elif field.is_leaf:
         body = _leaf_source(field, of_mapping)
@@ -117,44 +124,74 @@ def _batch_source(field: "Field", of_mapping: bool) -> str:
 
 
 def _leaf_source(field: "Field", of_mapping: bool) -> str:
-    name, info = field.name, ", info" if field.resolve is not None else ""
-    is_unusual = _UNUSUAL.get(field.level.nullable_type)
-    complete = f"value = unusual_leaf(run, field_{name}, value, answer, position{info})"
-    if is_unusual is not None:
-        nullable = " and value is not None" if field.level.nullable else ""
-        if field.level.nullable_type is GraphQLID:
-            # Often of a class that prints as it should, UUIDs above all.
-            complete = (
-                f"if type(value) in PLAIN:\n        value = serialise_{name}(value)\n    else:\n        {complete}"
-            )
-        return f"{_read_source(field, of_mapping)}\nif {is_unusual}{nullable}:\n    {complete}"
-    return (
-        f"{_read_source(field, of_mapping)}\n"
-        f"if type(value) in PLAIN:\n"
-        f"    value = serialise_{name}(value)\n"
-        f"    if type(value) not in SERIALISED:\n"
-        f"        value = place_serialised(run, field_{name}, value, answer, position)\n"
-        f"{'elif value is not None' if field.level.nullable else 'else'}:\n"
-        f"    {complete}"
-    )
+    name, type_ = field.name, field.level.nullable_type
+    info = ", info" if field.resolve is not None else ""
+    lines = [_read_source(field, of_mapping)]
+    unusual = f"value = unusual_leaf(run, field_{name}, value, answer, position{info})"
+    if type_ in _UNUSUAL:
+        lines.append(f"if {_UNUSUAL[type_]}{' and value is not None' if field.level.nullable else ''}:")
+        if type_ is GraphQLID:
+            # Often a UUID or the like.
+            lines.append("    if type(value) in PRINTED:\n        value = str(value)\n    else:")
+            unusual = f"    {unusual}"
+        lines.append(f"    {unusual}")
+        return "\n".join(lines)
+    other = f"{'elif value is not None' if field.level.nullable else 'else'}:\n    {unusual}"
+    if is_enum_type(type_):
+        lines.append(
+            f"known = names_{name}.get(value if type(value) is str else id(value))\n"
+            f"if known is not None:\n"
+            f"    value = known\n"
+            f"{other}"
+        )
+    else:
+        lines.append(
+            f"if type(value) in PLAIN:\n"
+            f"    serialised = coerce_{name}(value)\n"
+            f"    if type(serialised) in SERIALISED:\n"
+            f"        value = serialised\n"
+            f"    else:\n"
+            f"        value = place_serialised(run, field_{name}, value, serialised, answer, position)\n"
+            f"{other}"
+        )
+    return "\n".join(lines)
 
 
 def _composite_source(field: "Field", of_mapping: bool) -> str:
     name = field.name
-    lines = [_read_source(field, of_mapping)]
+    complete = []
+    if field.resolve is None:
+        if field.is_read_by_default:
+            complete.append(f"if callable(value):\n    value = value(run.info(field_{name}, at))")
+        if field.needs_info:
+            complete.append(f"info = run.info(field_{name}, at)")
     info = "info" if field.resolve is not None or field.needs_info else "None"
+    complete.append(f"value = complete_{name}(run, value, at, {info})")
+    complete.append(f"if type(value) is Wait:\n    value.place(answer, {name!r})")
+
+    lines = [_read_source(field, of_mapping)]
     if field.resolve is None:
         lines.append(f"at = (position, {name!r}, {field.parent_type.name!r})")
-        if field.is_read_by_default:
-            lines.append(f"if callable(value):\n    value = value(run.info(field_{name}, at))")
-        if field.needs_info:
-            lines.append(f"info = run.info(field_{name}, at)")
-    lines.append(f"value = complete_{name}(run, value, at, {info})")
-    lines.append(f"if type(value) is Wait:\n    value.place(answer, {name!r})")
-    return "\n".join(lines)
+    if field.level.items is None:
+        # Nearly always of a class whose function is there.
+        lines.append(
+            f"fill = fills_{name}.get(type(value))\n"
+            f"if fill is not None:\n"
+            f"    completed = {{}}\n"
+            f"    fill(run, completed, value, at)\n"
+            f"    value = completed"
+        )
+        lines.append("elif value is not None:" if field.level.nullable else "else:")
+    elif field.level.nullable:
+        lines.append("if value is not None:")
+    else:
+        return "\n".join([*lines, *complete])
+    return "\n".join([*lines, textwrap.indent("\n".join(complete), "    ")])
 
 
 def _read_source(field: "Field", of_mapping: bool) -> str:
+    if field.batch is not None:
+        return f"value = {_attribute(field.batch.carried_as or '')}"
     if field.attribute is not None:
         return f"value = {_attribute(field.attribute)}"
     if field.function is not None:

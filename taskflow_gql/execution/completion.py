@@ -6,6 +6,8 @@ the answer. What is out of the ordinary goes through `unusual`, and mostly from 
 """
 
 from collections.abc import Callable
+from datetime import date, datetime, time
+from decimal import Decimal
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -31,7 +33,10 @@ if TYPE_CHECKING:
     from .run import Info, Position, Run
 
 # What leaves serialise to that needs no second look: neither null nor awaitable.
-SERIALISED = frozenset({str, int, float, bool, list, dict})
+SERIALISED = frozenset({str, int, float, bool, list, dict, datetime, date, time, Decimal, UUID})
+
+# Classes whose objects serialise to IDs as they print: those of UUIDs that have come so far.
+PRINTED: set[type] = set()
 
 
 def completer(level: "Level") -> "Complete":
@@ -70,7 +75,7 @@ def is_ordinary(run: "Run", value: Any) -> bool:
 
 
 def _complete_leaf(level: "Level", type_: GraphQLLeafType) -> "Complete":
-    serialise = serialiser(type_)
+    serialise = _serialiser(level, type_)
 
     def complete_leaf(run: "Run", value: Any, position: "Position", info: "Info | None") -> Any:
         if type(value) not in PLAIN and not is_ordinary(run, value):
@@ -102,52 +107,70 @@ def unusual_leaf(
     return value
 
 
-def place_serialised(run: "Run", field: "Field", value: Any, answer: dict[str, Any], position: "Position") -> Any:
-    """Look at what a leaf of the generated code has serialised to: it may have to be awaited."""
-    if not run.is_awaitable(value):
-        return value
-    wait = run.wait(field.level, (position, field.name, field.parent_type.name), value)
+def place_serialised(
+    run: "Run", field: "Field", value: Any, serialised: Any, answer: dict[str, Any], position: "Position"
+) -> Any:
+    """Look at what a leaf of the generated code has serialised to: it may have to be awaited, or be nothing."""
+    require_serialised(field.level.nullable_type, value, serialised)
+    if not run.is_awaitable(serialised):
+        return serialised
+    wait = run.wait(field.level, (position, field.name, field.parent_type.name), serialised)
     wait.place(answer, field.name)
     return wait
 
 
-def serialiser(type_: GraphQLLeafType) -> Callable[[Any], Any]:
-    """The type's `coerce_output_value`, which refuses to return null."""
+def require_serialised(type_: GraphQLLeafType, value: Any, serialised: Any) -> None:
+    if serialised is None or serialised is Undefined:
+        raise TypeError(
+            f"Expected `{inspect(type_)}.coerce_output_value({inspect(value)})`"
+            f" to return non-nullable value, returned: {inspect(serialised)}"
+        )
 
-    if type_ is GraphQLID:
-        return _serialise_id
+
+def _serialiser(level: "Level", type_: GraphQLLeafType) -> Callable[[Any], Any]:
+    """The type's `coerce_output_value`, which refuses to return null."""
 
     def serialise(value: Any) -> Any:
         serialised = type_.coerce_output_value(value)
-        if serialised is None or serialised is Undefined:
-            raise TypeError(
-                f"Expected `{inspect(type_)}.coerce_output_value({inspect(value)})`"
-                f" to return non-nullable value, returned: {inspect(serialised)}"
-            )
+        require_serialised(type_, value, serialised)
         return serialised
 
-    return _remember_names(serialise) if is_enum_type(type_) else serialise
+    if type_ is GraphQLID:
+        return _serialise_id
+    return _remembering(serialise, level.enum_names) if is_enum_type(type_) else serialise
 
 
 def _serialise_id(value: Any) -> Any:
     # graphql-core comes to the same after a dozen questions.
-    return str(value) if isinstance(value, UUID) else GraphQLID.coerce_output_value(value)
+    if not isinstance(value, UUID):
+        return GraphQLID.coerce_output_value(value)
+    if len(PRINTED) < MOST_CLASSES:
+        PRINTED.add(type(value))
+    return str(value)
 
 
-def _remember_names(serialise: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    # Names by text or by the identity of the enum's member; the members are kept, so no other object gets their id.
-    names: dict[str | int, Any] = {}
-    members: list[Enum] = []
+class EnumNames(dict[str | int, Any]):
+    """Names of an enum's values, by text or by the identity of a member."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        # Kept, so that no other object gets their identity.
+        self._members: list[Enum] = []
+
+    def remember(self, value: Any, name: Any) -> None:
+        if type(value) is str:
+            self[value] = name
+        elif isinstance(value, Enum):
+            self._members.append(value)
+            self[id(value)] = name
+
+
+def _remembering(serialise: Callable[[Any], Any], names: EnumNames) -> Callable[[Any], Any]:
     def serialise_enum(value: Any) -> Any:
         name = names.get(value if type(value) is str else id(value))
         if name is None:
             name = serialise(value)
-            if type(value) is str:
-                names[value] = name
-            elif isinstance(value, Enum):
-                members.append(value)
-                names[id(value)] = name
+            names.remember(value, name)
         return name
 
     return serialise_enum

@@ -83,7 +83,8 @@ def _reading(field: Field) -> str:
     if field.batch is not None:
         load = getattr(field.batch.load, "__qualname__", repr(field.batch.load))
         key = field.batch.key if isinstance(field.batch.key, str) else field.batch.key.__qualname__
-        return f"loaded for all objects by {load}, key {key}"
+        carried = f", unless they carry {field.batch.carried_as}" if field.batch.carried_as else ""
+        return f"loaded for all objects by {load}, key {key}{carried}"
     if field.attribute is not None:
         return f"read from .{field.attribute}"
     if field.function is not None:

@@ -27,7 +27,7 @@ from graphql import (
 from graphql.execution.collect_fields import FieldDetailsList, GroupedFieldSet
 
 from .codegen import generate
-from .completion import completer
+from .completion import EnumNames, completer
 from .sources import MOST_CLASSES, IsInstance, Kind, is_mapping, kind_of
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ class Level:
         self.nullable_type: Any = type_.of_type if is_non_null_type(type_) else type_
         self.items = Level(field, self.nullable_type.of_type, self) if is_list_type(self.nullable_type) else None
         self.selections: dict[str, Selection] = {}
+        self.enum_names = EnumNames()
         # Functions by the class of the source, for objects whose type needs no check; empty for other types.
         self.fills: dict[type, Fill] = {}
         self.complete: Complete = completer(self)
@@ -110,6 +111,10 @@ class Field:
         self.level = Level(self, definition.type, selection.level)
         self.is_leaf = is_leaf_type(self.level.nullable_type)
 
+    def is_carried_by(self, cls: type) -> bool:
+        """Whether objects of this class have the related object with them, so that there is nothing to load."""
+        return self.batch is not None and not self.has_arguments and self.batch.is_carried_by(cls)
+
 
 class Selection:
     """The fields selected of one object type at one place, and the functions that fill in its answer."""
@@ -128,7 +133,8 @@ class Selection:
         self.path = path
         # By the class of the source; read for every object, so it holds only classes that are plain.
         self.fills: dict[type, Fill] = {}
-        self._generated: dict[bool, Fill] = {}
+        # By what of the class matters: whether it is a mapping, and which relations its objects carry with them.
+        self._generated: dict[tuple[bool, frozenset[str]], Fill] = {}
         self._groups = groups
         self._fields: list[Field] | None = None
 
@@ -156,19 +162,23 @@ class Selection:
 
     def fill_for(self, cls: type) -> Fill | None:
         """The function for objects of this class. None: the plan is at its bound, graphql-core has to do it."""
-        fill = self.function(is_mapping(cls))
+        fill = self.function(is_mapping(cls), cls)
         if fill is not None and kind_of(cls) is Kind.PLAIN:
             if len(self.fills) >= MOST_CLASSES:
                 self.fills.clear()
             self.fills[cls] = fill
         return fill
 
-    def function(self, of_mapping: bool) -> Fill | None:
-        fill = self._generated.get(of_mapping)
+    def function(self, of_mapping: bool, cls: type = object) -> Fill | None:
+        # Room first: the fields take it too.
+        if not self._generated and not self.plan.admit(len(self.groups)):
+            return None
+        carried = frozenset(field.name for field in self.fields if field.is_carried_by(cls))
+        fill = self._generated.get((of_mapping, carried))
         if fill is None:
-            if not self.plan.admit(len(self.groups)):
+            if self._generated and not self.plan.admit(len(self.groups)):
                 return None
-            fill = self._generated[of_mapping] = generate(self, of_mapping)
+            fill = self._generated[of_mapping, carried] = generate(self, of_mapping, carried)
         return fill
 
 

@@ -83,7 +83,7 @@ class Task(Model):
     category: Mapped[TaskCategory] = mapped_column(
         Enum(TaskCategory, name="category", native_enum=False, create_constraint=True, length=16)
     )
-    due_date: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    due_date: Mapped[datetime | None] = mapped_column(UtcDateTime(any_moment=True))
     completed_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     creator_id: Mapped[UUID] = mapped_column(ForeignKey("users.id"))
     assignee_id: Mapped[UUID | None] = mapped_column(ForeignKey("users.id"))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Generic, TypeVar
 from uuid import UUID
@@ -56,6 +56,10 @@ class Order(Generic[Row]):
     """Sort keys, the first decides. The last key is unique, so that every row has one place."""
 
     keys: tuple[SortKey[Row], ...]
+    signature: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "signature", ",".join(key.signature for key in self.keys))
 
     # Orders are equal when they sort alike: loaders are found by the order among other things.
     def __eq__(self, other: object) -> bool:
@@ -63,10 +67,6 @@ class Order(Generic[Row]):
 
     def __hash__(self) -> int:
         return hash(self.signature)
-
-    @property
-    def signature(self) -> str:
-        return ",".join(key.signature for key in self.keys)
 
     def cursor(self, row: Row) -> str:
         values = [_encode(key.value(row)) for key in self.keys]

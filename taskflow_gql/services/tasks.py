@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
 from functools import cache, lru_cache
-from typing import Any, TypeAlias, TypedDict
+from typing import Any, TypedDict
 from uuid import UUID
 
 from sqlalchemy import Select, and_, bindparam, delete, func, insert, select, update
@@ -24,6 +24,7 @@ from taskflow_gql.errors import (
     refuse_if_any,
 )
 from taskflow_gql.models import TASK_COLUMNS, Task, TaskCategory, TaskPriority, TaskRow, TaskStatus, User, UserRow
+from taskflow_gql.models.rows import row_class_of
 from taskflow_gql.services.access import (
     Viewer,
     may_change_status,
@@ -49,7 +50,7 @@ from taskflow_gql.services.paging import (
 from taskflow_gql.services.task_order import NEWEST_FIRST
 from taskflow_gql.services.text import check_description, check_title
 from taskflow_gql.services.words import text_keys
-from taskflow_gql.statements import Statement
+from taskflow_gql.statements import Build, Statement
 
 
 class TaskChanges(TypedDict, total=False):
@@ -68,52 +69,67 @@ class TaskChanges(TypedDict, total=False):
 _REQUIRED = {"title": "Title", "status": "Status", "priority": "Priority", "category": "Category"}
 
 
-# Where readers of tasks put the creators and assignees of what they read. With it those come in the same statement.
-People: TypeAlias = dict[UUID, UserRow]
+@dataclass(frozen=True, slots=True)
+class TaskColumns:
+    """What is read of a task, and of the two people beside it.
+
+    The rows hold these columns only. With `creator` and `assignee` they also have attributes of these names: the
+    person's row, with those columns.
+    """
+
+    task: tuple[str, ...] = TaskRow._fields
+    creator: tuple[str, ...] | None = None
+    assignee: tuple[str, ...] | None = None
+
+    def with_keys(self, order: Order[TaskRow]) -> TaskColumns:
+        """These, and what a cursor in this order is made of."""
+        missing = [key.name for key in order.keys if key.name not in self.task]
+        return replace(self, task=(*self.task, *missing)) if missing else self
+
+    @property
+    def people(self) -> dict[str, tuple[str, ...]]:
+        people = {"creator": self.creator, "assignee": self.assignee}
+        return {relation: columns for relation, columns in people.items() if columns is not None}
+
+
+ALL_COLUMNS = TaskColumns()
 
 
 async def get_task(
-    session: DatabaseSession, viewer: Viewer, task_id: str, people: People | None = None
+    session: DatabaseSession, viewer: Viewer, task_id: str, columns: TaskColumns = ALL_COLUMNS
 ) -> TaskRow | None:
-    return (await tasks_by_id(session, viewer, [parse_id(task_id)], people)).get(UUID(task_id))
+    key = parse_id(task_id)
+    return (await tasks_by_id(session, viewer, [key], columns)).get(key)
 
 
 async def tasks_by_id(
-    session: DatabaseSession, viewer: Viewer, task_ids: Collection[UUID], people: People | None = None
+    session: DatabaseSession, viewer: Viewer, task_ids: Collection[UUID], columns: TaskColumns = ALL_COLUMNS
 ) -> dict[UUID, TaskRow]:
     """Those of the tasks that the viewer may see."""
-    statement = _tasks_by_id(session.dialect_name, viewer.is_admin, people is not None)
-    rows = await session.run(statement, {"task_ids": task_ids, "viewer_id": viewer.id})
-    return {task.id: task for task in (_read_row(row, people) for row in rows)}
+    statement = _tasks_by_id(session.dialect_name, viewer.is_admin, columns)
+    found: list[TaskRow] = await session.run(statement, {"task_ids": task_ids, "viewer_id": viewer.id})
+    return {task.id: task for task in found}
 
 
-@cache
-def _tasks_by_id(dialect_name: str, is_admin: bool, with_people: bool) -> Statement:
-    found = _select(dialect_name, [*TASK_COLUMNS], Task, with_people)
-    return Statement(found.where(among(Task.id, "task_ids"), visible(is_admin=is_admin)))
+@lru_cache(maxsize=128)
+def _tasks_by_id(dialect_name: str, is_admin: bool, columns: TaskColumns) -> Statement:
+    found, build = _select(dialect_name, Task, columns)
+    return Statement(found.where(among(Task.id, "task_ids"), visible(is_admin=is_admin)), build)
 
 
-_TASK_WIDTH, _USER_WIDTH = len(TaskRow._fields), len(UserRow._fields)
-
-
-def _select(dialect_name: str, columns: list[Any], tasks: Any, with_people: bool) -> Select[Any]:
-    """The columns, which begin with TASK_COLUMNS, and with people those of the two people behind them."""
-    statement: Select[Any] = select(*columns)
-    if not with_people:
-        return statement
-    statement, creator = look_up(dialect_name, statement, User, tasks.creator_id, "creator")
-    statement, assignee = look_up(dialect_name, statement, User, tasks.assignee_id, "assignee")
-    people = [getattr(user, name) for user in (creator, assignee) for name in UserRow._fields]
-    return statement.with_only_columns(*columns[:_TASK_WIDTH], *people, *columns[_TASK_WIDTH:])
-
-
-def _read_row(row: Sequence[Any], people: People | None) -> TaskRow:
-    if people is not None:
-        for start in (_TASK_WIDTH, _TASK_WIDTH + _USER_WIDTH):
-            user_id = row[start]
-            if user_id is not None and user_id not in people:
-                people[user_id] = UserRow._make(row[start : start + _USER_WIDTH])
-    return TaskRow._make(row[:_TASK_WIDTH])
+def _select(dialect_name: str, tasks: Any, columns: TaskColumns) -> tuple[Select[Any], Build]:
+    """These columns of the tasks and of their people, and how a row is built of them."""
+    selected = [getattr(tasks, name) for name in columns.task]
+    parts: list[int | Build] = [*range(len(selected))]
+    statement: Select[Any] = select(*selected)
+    for relation, names in columns.people.items():
+        key = getattr(tasks, f"{relation}_id")
+        statement, person = look_up(dialect_name, statement, User, key, relation)
+        places = range(len(selected), len(selected) + len(names))
+        selected += [getattr(person, name) for name in names]
+        parts.append(Build(row_class_of(UserRow, names), tuple(places), is_optional=True))
+    row_class = row_class_of(TaskRow, (*columns.task, *columns.people))
+    return statement.with_only_columns(*selected), Build(row_class, tuple(parts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +139,7 @@ class TaskQuery:
     request: PageRequest
     filter: Filter = EVERYTHING
     order: Order[TaskRow] = NEWEST_FIRST
+    columns: TaskColumns = ALL_COLUMNS
 
 
 class Relation(StrEnum):
@@ -135,18 +152,16 @@ class Relation(StrEnum):
 _COLUMN_OF_RELATION = {Relation.CREATED: Task.creator_id, Relation.ASSIGNED: Task.assignee_id}
 
 
-async def list_tasks(
-    session: DatabaseSession, viewer: Viewer, query: TaskQuery, people: People | None = None
-) -> Page[TaskRow]:
+async def list_tasks(session: DatabaseSession, viewer: Viewer, query: TaskQuery) -> Page[TaskRow]:
     shape, parameters = shape_of(query.order, query.request)
     filter_, values = without_values(query.filter)
-    statement = _page_statement(session.dialect_name, viewer.is_admin, filter_, query.order, shape, people is not None)
+    statement = _page_statement(session.dialect_name, viewer.is_admin, filter_, query.order, shape, query.columns)
     rows = await session.run(statement, {**parameters, **values, "viewer_id": viewer.id})
-    return make_page([_read_row(row, people) for row in rows], query.order, query.request)
+    return make_page(rows, query.order, query.request)
 
 
-# Building a statement costs more than running it. There are as many as there are shapes of filters; each holds some
-# hundred kilobytes of SQLAlchemy's objects.
+# Building a statement costs more than running it. There are as many as there are shapes of filters and sets of columns;
+# each holds some hundred kilobytes of SQLAlchemy's objects.
 @lru_cache(maxsize=128)
 def _page_statement(
     dialect_name: str,
@@ -154,35 +169,36 @@ def _page_statement(
     filter_: Filter,
     order: Order[TaskRow],
     shape: PageShape,
-    with_people: bool,
+    columns: TaskColumns,
 ) -> Statement:
     """Wants `viewer_id`, the filter's values and the parameters of the shape."""
     # Somebody's own tasks are few enough to be searched as they come.
     filters = search_scopes(filter_) if is_admin else [condition(filter_)]
     scopes = [and_(scope, one) for scope in visible_scopes(is_admin=is_admin) for one in filters]
-    page = page_of(TASK_COLUMNS, scopes, order, shape)
-    columns = [page.c[column.key] for column in TASK_COLUMNS]
-    return Statement(_select(dialect_name, columns, page.c, with_people).order_by(*sort_columns(page, order, shape)))
+    page = page_of(_columns_of_page(columns), scopes, order, shape)
+    found, build = _select(dialect_name, page.c, columns)
+    return Statement(found.order_by(*sort_columns(page, order, shape)), build)
+
+
+def _columns_of_page(columns: TaskColumns) -> list[Any]:
+    """Those that are read, and those by which people are found."""
+    names = dict.fromkeys([*columns.task, *(f"{relation}_id" for relation in columns.people)])
+    return [getattr(Task, name) for name in names]
 
 
 async def list_tasks_of_users(
-    session: DatabaseSession,
-    viewer: Viewer,
-    relation: Relation,
-    user_ids: Collection[UUID],
-    query: TaskQuery,
-    people: People | None = None,
+    session: DatabaseSession, viewer: Viewer, relation: Relation, user_ids: Collection[UUID], query: TaskQuery
 ) -> dict[UUID, Page[TaskRow]]:
     """The same page for each person, of those of their tasks that the viewer may see: one statement for all."""
     shape, parameters = shape_of(query.order, query.request)
     filter_, values = without_values(query.filter)
-    with_people = people is not None
-    dialect_name = session.dialect_name
-    statement = _pages_statement(dialect_name, viewer.is_admin, relation, filter_, query.order, shape, with_people)
+    statement = _pages_statement(
+        session.dialect_name, viewer.is_admin, relation, filter_, query.order, shape, query.columns
+    )
     parameters |= {**values, "viewer_id": viewer.id, "user_ids": user_ids}
     rows_by_user: dict[UUID, list[TaskRow]] = {user_id: [] for user_id in user_ids}
-    for row in await session.run(statement, parameters):
-        rows_by_user[row[-1]].append(_read_row(row, people))
+    for user_id, row in await session.run(statement, parameters):
+        rows_by_user[user_id].append(row)
     return {user_id: make_page(rows, query.order, query.request) for user_id, rows in rows_by_user.items()}
 
 
@@ -194,14 +210,14 @@ def _pages_statement(
     filter_: Filter,
     order: Order[TaskRow],
     shape: PageShape,
-    with_people: bool,
+    columns: TaskColumns,
 ) -> Statement:
-    """Wants `viewer_id`, `user_ids`, the filter's values and the parameters of the shape; the last column is the person
-    whose page it is.
+    """Wants `viewer_id`, `user_ids`, the filter's values and the parameters of the shape; gives pairs of the person
+    whose page it is and a task.
     """
     page = page_of_each(
         dialect_name,
-        TASK_COLUMNS,
+        _columns_of_page(columns),
         User.id,
         _COLUMN_OF_RELATION[relation],
         "user_ids",
@@ -209,9 +225,10 @@ def _pages_statement(
         order,
         shape,
     )
-    columns = [*(page.c[column.key] for column in TASK_COLUMNS), page.c.parent_id]
-    found = _select(dialect_name, columns, page.c, with_people)
-    return Statement(found.order_by(page.c.parent_id, *sort_columns(page, order, shape)))
+    found, build = _select(dialect_name, page.c, columns)
+    pair = Build(tuple, (len(found.selected_columns), build))
+    found = found.add_columns(page.c.parent_id).order_by(page.c.parent_id, *sort_columns(page, order, shape))
+    return Statement(found, pair)
 
 
 async def count_tasks(session: DatabaseSession, viewer: Viewer, filter_: Filter) -> int:

@@ -13,6 +13,7 @@ from taskflow_gql import clock
 from taskflow_gql.database import DatabaseSession, among, position_of
 from taskflow_gql.errors import Forbidden, NotFound
 from taskflow_gql.models import USER_COLUMNS, Session, User, UserRole, UserRow
+from taskflow_gql.models.rows import row_class_of
 from taskflow_gql.services.access import Viewer, require_admin, users_visible
 from taskflow_gql.services.ids import parse_id
 from taskflow_gql.services.paging import (
@@ -27,7 +28,7 @@ from taskflow_gql.services.paging import (
     sort_columns,
 )
 from taskflow_gql.services.words import name_words, words_of
-from taskflow_gql.statements import Statement
+from taskflow_gql.statements import Build, Statement
 
 BY_USERNAME: Order[UserRow] = Order(
     # Usernames are letters, digits and `_.-`, so casefold() of the name is the key that the row was stored with.
@@ -39,22 +40,29 @@ async def get_user(session: DatabaseSession, viewer: Viewer, user_id: str) -> Us
     return (await users_by_id(session, [parse_id(user_id)])).get(UUID(user_id))
 
 
-_USERS_BY_ID = Statement(select(*USER_COLUMNS).where(among(User.id, "user_ids")))
+_WHOLE = Build(UserRow, tuple(range(len(USER_COLUMNS))))
+_USERS_BY_ID = Statement(select(*USER_COLUMNS).where(among(User.id, "user_ids")), _WHOLE)
 
 
 async def users_by_id(session: DatabaseSession, user_ids: Collection[UUID]) -> dict[UUID, UserRow]:
     """Anybody, active or not: whoever may read a task may know who made it."""
-    rows = await session.run(_USERS_BY_ID, {"user_ids": user_ids})
-    return {user.id: user for user in map(UserRow._make, rows)}
+    found: list[UserRow] = await session.run(_USERS_BY_ID, {"user_ids": user_ids})
+    return {user.id: user for user in found}
 
 
 async def list_users(
-    session: DatabaseSession, viewer: Viewer, request: PageRequest, *, search: str | None = None
+    session: DatabaseSession,
+    viewer: Viewer,
+    request: PageRequest,
+    *,
+    search: str | None = None,
+    columns: tuple[str, ...] = UserRow._fields,
 ) -> Page[UserRow]:
+    """The rows hold these columns only."""
     shape, parameters = shape_of(BY_USERNAME, request)
     by_name, values = _search(search)
-    rows = await session.run(_users_page(viewer.is_admin, by_name, shape), {**parameters, **values})
-    return make_page([UserRow._make(row) for row in rows], BY_USERNAME, request)
+    rows = await session.run(_users_page(viewer.is_admin, by_name, shape, columns), {**parameters, **values})
+    return make_page(rows, BY_USERNAME, request)
 
 
 async def count_users(session: DatabaseSession, viewer: Viewer, *, search: str | None = None) -> int:
@@ -91,11 +99,12 @@ def _found(by: _By) -> ColumnElement[bool]:
 
 
 @lru_cache(maxsize=128)
-def _users_page(is_admin: bool, by: _By, shape: PageShape) -> Statement:
+def _users_page(is_admin: bool, by: _By, shape: PageShape, columns: tuple[str, ...]) -> Statement:
     """Wants the values of the search and the parameters of the shape."""
-    page = page_of(USER_COLUMNS, [and_(users_visible(is_admin=is_admin), _found(by))], BY_USERNAME, shape)
-    columns = [page.c[column.key] for column in USER_COLUMNS]
-    return Statement(select(*columns).order_by(*sort_columns(page, BY_USERNAME, shape)))
+    scope = and_(users_visible(is_admin=is_admin), _found(by))
+    page = page_of([getattr(User, name) for name in columns], [scope], BY_USERNAME, shape)
+    found = select(*(page.c[name] for name in columns)).order_by(*sort_columns(page, BY_USERNAME, shape))
+    return Statement(found, Build(row_class_of(UserRow, columns), tuple(range(len(columns)))))
 
 
 @cache

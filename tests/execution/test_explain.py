@@ -46,8 +46,8 @@ def fill(run, answer, source, position):
     try:
         value = getattr(source, 'id', None)
         if type(value) is not str:
-            if type(value) in PLAIN:
-                value = serialise_id(value)
+            if type(value) in PRINTED:
+                value = str(value)
             else:
                 value = unusual_leaf(run, field_id, value, answer, position)
     except Exception as error:
@@ -57,9 +57,11 @@ def fill(run, answer, source, position):
     try:
         value = getattr(source, 'due', None)
         if type(value) in PLAIN:
-            value = serialise_due(value)
-            if type(value) not in SERIALISED:
-                value = place_serialised(run, field_due, value, answer, position)
+            serialised = coerce_due(value)
+            if type(serialised) in SERIALISED:
+                value = serialised
+            else:
+                value = place_serialised(run, field_due, value, serialised, answer, position)
         elif value is not None:
             value = unusual_leaf(run, field_due, value, answer, position)
     except Exception as error:

@@ -1,0 +1,22 @@
+"""Rows that hold only what was asked for."""
+
+from __future__ import annotations
+
+from collections import namedtuple
+from functools import lru_cache
+from typing import Any, TypeVar
+
+Row = TypeVar("Row", bound="tuple[Any, ...]")
+
+
+@lru_cache(maxsize=512)
+def row_class_of(whole: type[Row], names: tuple[str, ...]) -> type[Row]:
+    """A subclass of a NamedTuple whose rows hold the values of these names in this order, some perhaps of none of its
+    fields. To read another field of it raises AttributeError.
+    """
+    if names == whole._fields:  # type: ignore[attr-defined]
+        return whole
+    descriptors = vars(namedtuple("Names", names))
+    left_out = {name: property() for name in whole._fields if name not in names}  # type: ignore[attr-defined]
+    members = {"__slots__": (), "_fields": names, **left_out, **{name: descriptors[name] for name in names}}
+    return type(whole.__name__, (whole,), members)
