@@ -105,7 +105,8 @@ class CompilingExecutor(IncrementalExecutor):
             serially = self.operation.operation is OperationType.MUTATION
         # Of the object, not of its class: it may be a proxy that claims another one.
         of_mapping = isinstance(self.root_value, Mapping)
-        fills = [selection.function(of_mapping) for selection in (plan.serial if serially else [plan.root])]
+        cls = type(self.root_value)
+        fills = [selection.function(of_mapping, cls) for selection in (plan.serial if serially else [plan.root])]
         return None if None in fills else fills  # type: ignore[return-value]
 
     def _may_plan(self) -> bool:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from graphql import ExecutionResult, GraphQLSchema, build_schema, execute, parse
@@ -60,8 +60,8 @@ def task(id_: str, creator_id: str, assignee_id: str | None = None) -> dict[str,
 
 
 BATCHES = {
-    ("Task", "creator"): Batch(users_by_id, "creator_id"),
-    ("Task", "assignee"): Batch(users_by_id, lambda task: task["assignee_id"]),
+    ("Task", "creator"): Batch(users_by_id, "creator_id", carried_as="creator"),
+    ("Task", "assignee"): Batch(users_by_id, lambda task: getattr(task, "assignee_id", None) or task["assignee_id"]),
     ("Task", "parent"): Batch(tasks_by_id, "parent_id"),
     ("User", "tasks"): Batch(tasks_by_user_id, "id", many=True),
     ("User", "boss"): Batch(users_by_id, "boss_id"),
@@ -84,13 +84,15 @@ ROOT = {
 }
 
 
-async def run(query: str, *, error: Exception | None = None, missing: str = "") -> tuple[ExecutionResult, Database]:
+async def run(
+    query: str, *, error: Exception | None = None, missing: str = "", root: Any = ROOT
+) -> tuple[ExecutionResult, Database]:
     """The result, which is the same as graphql-core's, and what was loaded for it."""
     results = []
     for executor_class in (None, PlansAtOnce):
         database = Database()
         database.error, database.missing = error, set(missing)
-        result = execute(SCHEMA, parse(query), ROOT, database, executor_class=executor_class)
+        result = execute(SCHEMA, parse(query), root, database, executor_class=executor_class)
         results.append(result if isinstance(result, ExecutionResult) else await result)
     assert results[0] == results[1]
     return results[1], database
@@ -210,3 +212,35 @@ async def test_values_are_loaded_again_after_a_mutation(executor_class: type[Com
 
 async def _immediately(value: Any) -> Any:
     return value
+
+
+class Carrying:
+    """A task that has its creator with it."""
+
+    id = "1"
+    creator_id, assignee_id = "a", "c"
+    creator: ClassVar[Any] = {"name": "carried"}
+    # The relation does not say that it can be carried.
+    assignee: ClassVar[Any] = {"name": "not asked"}
+
+
+class CarryingNobody(Carrying):
+    creator = None
+
+
+async def test_what_an_object_carries_is_not_loaded() -> None:
+    result, database = await run(
+        "{ tasks { creator { name } assignee { name } } }", root={"tasks": [Carrying(), task("2", "b"), Carrying()]}
+    )
+    assert result.errors is None
+    carried = {"creator": {"name": "carried"}, "assignee": {"name": "user c"}}
+    assert result.data == {"tasks": [carried, {"creator": {"name": "user b"}, "assignee": None}, carried]}
+    assert sorted(key for _, keys in database.loads for key in keys) == ["b", "c"]
+
+
+async def test_nobody_may_be_carried() -> None:
+    result, database = await run("{ tasks { creator { name } } }", root={"tasks": [CarryingNobody()]})
+    assert result.data is None
+    assert result.errors is not None
+    assert result.errors[0].message == "Cannot return null for non-nullable field Task.creator."
+    assert database.loads == []

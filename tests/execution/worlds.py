@@ -116,7 +116,8 @@ class World:
         # One value may be loaded for several places, so none that can be used only once: no lists.
         if mode == "resolve" or not self.is_async or get_nullable_type(type_) is not get_named_type(type_):
             return GraphQLField(type_, arguments, resolve=self._resolver(owner, name))
-        batch = Batch(self._load(owner, name, type_), f"key_{name}")
+        # Of the sources only plain objects have attributes for their class to show.
+        batch = Batch(self._load(owner, name, type_), f"key_{name}", carried_as=random.choice([None, name]))
         resolver = batch_resolver(batch, lambda context: context.setdefault("loaders", {}))
         return GraphQLField(type_, arguments, resolve=resolver, extensions={BATCH: batch})
 
