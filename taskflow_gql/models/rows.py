@@ -16,7 +16,6 @@ def row_class_of(whole: type[Row], names: tuple[str, ...]) -> type[Row]:
     """
     if names == whole._fields:  # type: ignore[attr-defined]
         return whole
-    descriptors = vars(namedtuple("Names", names))
-    left_out = {name: property() for name in whole._fields if name not in names}  # type: ignore[attr-defined]
-    members = {"__slots__": (), "_fields": names, **left_out, **{name: descriptors[name] for name in names}}
+    members = dict(vars(namedtuple(whole.__name__, names)))
+    members.update({name: property() for name in whole._fields if name not in names})  # type: ignore[attr-defined]
     return type(whole.__name__, (whole,), members)

@@ -1,0 +1,130 @@
+"""Only the columns that a document asks for are read, and whatever it asks for is there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from graphql import GraphQLObjectType, get_named_type, is_leaf_type, parse
+
+from taskflow_gql.api.columns import _NEEDS_OF_TASK, _NEEDS_OF_USER, Columns
+from taskflow_gql.api.schema import make_schema
+from taskflow_gql.models import TaskRow, UserRow
+from taskflow_gql.models.rows import row_class_of
+from taskflow_gql.services.tasks import TaskColumns
+from tests.client import Api
+from tests.conftest import make_settings
+
+SCHEMA = make_schema(make_settings())._schema
+
+
+def fields_of(type_name: str) -> dict[str, Any]:
+    type_ = SCHEMA.get_type(type_name)
+    assert isinstance(type_, GraphQLObjectType)
+    return dict(type_.fields)
+
+
+def columns_of(query: str) -> Columns:
+    return Columns(SCHEMA, parse(query))
+
+
+@pytest.mark.parametrize(("type_name", "needs"), [("Task", _NEEDS_OF_TASK), ("User", _NEEDS_OF_USER)])
+def test_it_is_known_what_each_field_needs(type_name: str, needs: dict[str, Any]) -> None:
+    assert not fields_of(type_name).keys() - needs.keys()
+
+
+def test_columns_are_those_asked_for() -> None:
+    columns = columns_of("{ tasks { nodes { title overdue creator { username } } } }")
+    assert columns.of_task == TaskColumns(("id", "title", "status", "due_date"), creator=("id", "username"))
+    assert not columns.cursors_of_tasks
+    assert columns_of("{ tasks { pageInfo { endCursor } } }").cursors_of_tasks
+
+
+def test_fragments_and_interfaces_count() -> None:
+    columns = columns_of(
+        """
+        query($id: ID!) { node(id: $id) { id ... on Task { ...T } ... on User { fullName } } }
+        fragment T on Task { version other: assignee { ...U } }
+        fragment U on User { email }
+        """
+    )
+    assert columns.of_task == TaskColumns(("id", "version"), assignee=("id", "email", "full_name"))
+    assert columns.of_user == ("id", "email", "full_name")
+
+
+def test_an_unknown_field_needs_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(_NEEDS_OF_TASK, "overdue")
+    assert columns_of("{ tasks { nodes { overdue } } }").of_task.task == TaskRow._fields
+
+
+def test_a_row_has_what_was_read_and_nothing_else() -> None:
+    row_class: Any = row_class_of(UserRow, ("id", "full_name", "friend"))
+    assert issubclass(row_class, UserRow)
+    row = row_class(1, "Ann", None)
+    assert (row.id, row.full_name, row.friend) == (1, "Ann", None)
+    assert repr(row) == "UserRow(id=1, full_name='Ann', friend=None)"
+    assert row._replace(id=2)._asdict() == {"id": 2, "full_name": "Ann", "friend": None}
+    with pytest.raises(AttributeError):
+        row.email  # noqa: B018
+    assert row_class_of(UserRow, UserRow._fields) is UserRow
+
+
+def selected(type_name: str, field: str) -> str:
+    """The field, with something of what is below it."""
+    named_type = get_named_type(fields_of(type_name)[field].type)
+    if is_leaf_type(named_type):
+        return field
+    assert isinstance(named_type, GraphQLObjectType)
+    if named_type.name == "User":
+        return f"{field} {{ username }}"
+    return f"{field} {{ edges {{ cursor }} pageInfo {{ endCursor }} }}"
+
+
+async def test_each_field_alone_is_what_it_is_among_all(api: Api) -> None:
+    ann, bob = await api.register("ann"), await api.register("bob")
+    task = await api.create_task(ann, "Paint", assigneeId=bob.id, dueDate="2020-01-02T03:04:05Z", description="red")
+    ways = {
+        "Task": [
+            ("task(id: $id)", "task", task["id"]),
+            ("tasks", "tasks", None),
+            ("node(id: $id) { ... on Task", "node", task["id"]),
+        ],
+        "User": [
+            ("user(id: $id)", "user", ann.id),
+            ("users", "users", None),
+            ("node(id: $id) { ... on User", "node", ann.id),
+        ],
+    }
+    for type_name, ways_of_type in ways.items():
+        selections = {field: selected(type_name, field) for field in fields_of(type_name)}
+        for head, name, id_ in ways_of_type:
+
+            async def ask(fields: str, head: str = head, name: str = name, id_: str | None = id_) -> dict[str, Any]:
+                body = f"{{ nodes {{ {fields} }} }}" if id_ is None else f"{{ {fields} }}"
+                closing = "}" if "{" in head else ""
+                query = f"query {'($id: ID!)' if id_ else ''} {{ {head} {body} {closing} }}"
+                found = (await api.data(query, {"id": id_} if id_ else None, by=ann))[name]
+                result: dict[str, Any] = found["nodes"][0] if id_ is None else found
+                return result
+
+            whole = await ask(" ".join(selections.values()))
+            for field, selection in selections.items():
+                assert await ask(selection) == {field: whole[field]}, (head, field)
+
+
+async def test_lists_have_cursors_in_every_order(api: Api) -> None:
+    ann = await api.register("ann")
+    for title in ("One", "Two", "Three"):
+        await api.create_task(ann, title)
+    for order in ("CREATED_AT", "UPDATED_AT", "DUE_DATE", "PRIORITY", "STATUS", "TITLE"):
+        query = f"query($after: String) {{ tasks(first: 1, after: $after, orderBy: [{{field: {order}}}])"
+        query += " { nodes { version } pageInfo { endCursor hasNextPage } } }"
+        after, pages = None, 0
+        while True:
+            page = (await api.data(query, {"after": after}, by=ann))["tasks"]
+            after, pages = page["pageInfo"]["endCursor"], pages + 1
+            if not page["pageInfo"]["hasNextPage"]:
+                break
+        assert pages == 3, order
+    users = await api.data("{ users { edges { cursor } pageInfo { endCursor } nodes { role } } }", by=ann)
+    assert users["users"]["pageInfo"]["endCursor"] == users["users"]["edges"][-1]["cursor"]
