@@ -43,7 +43,7 @@ class Columns:
     """What one document asks for."""
 
     def __init__(self, schema: GraphQLSchema, document: DocumentNode) -> None:
-        fields = _fields_by_type(schema, document)
+        fields, lists = _examine(schema, document)
         of_user = _columns(fields["User"] | fields["Node"], _NEEDS_OF_USER, UserRow._fields)
         of_task = fields["Task"] | fields["Node"]
         self.of_user = of_user
@@ -54,6 +54,11 @@ class Columns:
         )
         self.cursors_of_tasks = bool(fields["TaskConnection"] & _WITH_CURSORS)
         self.changes_cursor = "changesCursor" in fields["TaskConnection"]
+        # Only where it is sure that the one list there is is counted: to count for nothing may take long.
+        self.total_of_tasks = len(lists) == 1 and any(
+            isinstance(selection, FieldNode) and selection.name.value == "totalCount" and not selection.directives
+            for selection in lists[0].selection_set.selections  # type: ignore[union-attr]
+        )
         if fields["UserConnection"] & _WITH_CURSORS and "username" not in of_user:
             self.of_user = (*of_user, "username")
 
@@ -65,15 +70,19 @@ def _columns(fields: Set[str], needs: Mapping[str, Set[str]], all_columns: tuple
     return tuple(name for name in all_columns if name in needed)
 
 
-def _fields_by_type(schema: GraphQLSchema, document: DocumentNode) -> defaultdict[str, set[str]]:
+def _examine(schema: GraphQLSchema, document: DocumentNode) -> tuple[defaultdict[str, set[str]], list[FieldNode]]:
+    """The names of the fields by the type they are selected of, and the fields that are lists of tasks."""
     types = TypeInfo(schema)
-    found: defaultdict[str, set[str]] = defaultdict(set)
+    names: defaultdict[str, set[str]] = defaultdict(set)
+    lists: list[FieldNode] = []
 
     class Fields(Visitor):
         def enter_field(self, node: FieldNode, *_: Any) -> None:
-            parent = types.get_parent_type()
+            parent, type_ = types.get_parent_type(), types.get_type()
             if parent is not None:
-                found[get_named_type(parent).name].add(node.name.value)
+                names[parent.name].add(node.name.value)
+            if type_ is not None and get_named_type(type_).name == "TaskConnection":
+                lists.append(node)
 
     visit(document, TypeInfoVisitor(types, Fields()))
-    return found
+    return names, lists

@@ -148,6 +148,11 @@ class Context:
         return self.task_columns.with_keys(order) if needs_keys else self.task_columns
 
     @property
+    def wants_total(self) -> bool:
+        """Whether lists of tasks had better be counted where they are read."""
+        return self._columns is not None and self._columns.total_of_tasks
+
+    @property
     def _columns(self) -> Columns | None:
         return self.document.columns if self.document else None
 

@@ -64,4 +64,5 @@ def task_query(
         filter=filter_of(filter, viewer, context.begun_at),
         order=sorted_by,
         columns=context.columns_of_list(sorted_by),
+        with_total=context.wants_total,
     )

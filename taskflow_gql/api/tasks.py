@@ -214,6 +214,8 @@ class TaskQueries:
             page = await tasks.list_tasks(session, viewer, query)
 
         async def count() -> int:
+            if page.total is not None:
+                return page.total
             async with info.context.read() as session:
                 return await tasks.count_tasks(session, viewer, query.filter)
 

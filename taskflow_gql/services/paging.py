@@ -217,6 +217,8 @@ class Page(Generic[Row]):
     order: Order[Row]
     has_next: bool
     has_previous: bool
+    # How many rows the whole list has, when that was asked for and could be read along.
+    total: int | None = None
 
 
 def page_of(
@@ -292,11 +294,11 @@ def sort_columns(page: Subquery, order: Order[Any], shape: PageShape) -> list[Co
     ]
 
 
-def make_page(rows: list[Row], order: Order[Row], request: PageRequest) -> Page[Row]:
+def make_page(rows: list[Row], order: Order[Row], request: PageRequest, total: int | None = None) -> Page[Row]:
     """The page from its rows and the one row more, in the order in which they were read."""
     goes_on = len(rows) > request.size
     rows = rows[: request.size]
     if request.backward:
         rows.reverse()
-        return Page(rows, order, has_next=request.before is not None, has_previous=goes_on)
-    return Page(rows, order, has_next=goes_on, has_previous=request.after is not None)
+        return Page(rows, order, has_next=request.before is not None, has_previous=goes_on, total=total)
+    return Page(rows, order, has_next=goes_on, has_previous=request.after is not None, total=total)

@@ -140,6 +140,8 @@ class TaskQuery:
     filter: Filter = EVERYTHING
     order: Order[TaskRow] = NEWEST_FIRST
     columns: TaskColumns = ALL_COLUMNS
+    # Whether `list_tasks` is to count the whole list as well.
+    with_total: bool = False
 
 
 class Relation(StrEnum):
@@ -153,11 +155,18 @@ _COLUMN_OF_RELATION = {Relation.CREATED: Task.creator_id, Relation.ASSIGNED: Tas
 
 
 async def list_tasks(session: DatabaseSession, viewer: Viewer, query: TaskQuery) -> Page[TaskRow]:
+    """The total is None on a page without rows: there is none for it to come with."""
     shape, parameters = shape_of(query.order, query.request)
     filter_, values = without_values(query.filter)
-    statement = _page_statement(session.dialect_name, viewer.is_admin, filter_, query.order, shape, query.columns)
+    statement = _page_statement(
+        session.dialect_name, viewer.is_admin, filter_, query.order, shape, query.columns, query.with_total
+    )
     rows = await session.run(statement, {**parameters, **values, "viewer_id": viewer.id})
-    return make_page(rows, query.order, query.request)
+    total = None
+    if query.with_total and rows:
+        total = rows[0][1]
+        rows = [row for row, _ in rows]
+    return make_page(rows, query.order, query.request, total)
 
 
 # Building a statement costs more than running it. There are as many as there are shapes of filters and sets of columns;
@@ -170,13 +179,19 @@ def _page_statement(
     order: Order[TaskRow],
     shape: PageShape,
     columns: TaskColumns,
+    with_total: bool,
 ) -> Statement:
-    """Wants `viewer_id`, the filter's values and the parameters of the shape."""
+    """Wants `viewer_id`, the filter's values and the parameters of the shape; gives tasks, or pairs of a task and the
+    total.
+    """
     # Somebody's own tasks are few enough to be searched as they come.
     filters = search_scopes(filter_) if is_admin else [condition(filter_)]
     scopes = [and_(scope, one) for scope in visible_scopes(is_admin=is_admin) for one in filters]
     page = page_of(_columns_of_page(columns), scopes, order, shape)
     found, build = _select(dialect_name, page.c, columns)
+    if with_total:
+        build = Build(tuple, (build, len(found.selected_columns)))
+        found = found.add_columns(_count(is_admin, filter_).scalar_subquery())
     return Statement(found.order_by(*sort_columns(page, order, shape)), build)
 
 
@@ -240,9 +255,11 @@ async def count_tasks(session: DatabaseSession, viewer: Viewer, filter_: Filter)
 @lru_cache(maxsize=128)
 def _count_statement(is_admin: bool, filter_: Filter) -> Statement:
     """Wants `viewer_id` and the filter's values."""
-    return Statement(
-        select(func.count()).select_from(Task).where(visible(is_admin=is_admin), condition(filter_)),
-    )
+    return Statement(_count(is_admin, filter_))
+
+
+def _count(is_admin: bool, filter_: Filter) -> Select[Any]:
+    return select(func.count()).select_from(Task).where(visible(is_admin=is_admin), condition(filter_))
 
 
 async def count_tasks_of_users(

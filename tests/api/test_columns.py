@@ -40,6 +40,20 @@ def test_columns_are_those_asked_for() -> None:
     assert columns_of("{ tasks { pageInfo { endCursor } } }").cursors_of_tasks
 
 
+@pytest.mark.parametrize(
+    ("query", "is_counted"),
+    [
+        ("{ tasks { totalCount } }", True),
+        ("{ tasks { nodes { id } } }", False),
+        ("query($all: Boolean!) { tasks { nodes { id } totalCount @include(if: $all) } }", False),
+        ("{ one: tasks { nodes { id } } two: tasks { totalCount } }", False),
+        ("{ tasks { nodes { creator { createdTasks { totalCount } } } } }", False),
+    ],
+)
+def test_a_list_is_counted_where_it_is_read_if_that_is_asked_for_surely(query: str, is_counted: bool) -> None:
+    assert columns_of(query).total_of_tasks is is_counted
+
+
 def test_fragments_and_interfaces_count() -> None:
     columns = columns_of(
         """
@@ -128,3 +142,17 @@ async def test_lists_have_cursors_in_every_order(api: Api) -> None:
         assert pages == 3, order
     users = await api.data("{ users { edges { cursor } pageInfo { endCursor } nodes { role } } }", by=ann)
     assert users["users"]["pageInfo"]["endCursor"] == users["users"]["edges"][-1]["cursor"]
+
+
+async def test_an_empty_page_has_a_total_too(api: Api) -> None:
+    ann = await api.register("ann")
+    query = "query($after: String, $title: String!) { tasks(first: 2, after: $after, filter: {title: {eq: $title}})"
+    query += " { totalCount nodes { id } pageInfo { endCursor } } }"
+    none = (await api.data(query, {"title": "Three"}, by=ann))["tasks"]
+    assert (none["totalCount"], none["nodes"]) == (0, [])
+    for _ in range(2):
+        await api.create_task(ann, "Three")
+    page = (await api.data(query, {"title": "Three"}, by=ann))["tasks"]
+    assert (page["totalCount"], len(page["nodes"])) == (2, 2)
+    beyond = (await api.data(query, {"title": "Three", "after": page["pageInfo"]["endCursor"]}, by=ann))["tasks"]
+    assert (beyond["totalCount"], beyond["nodes"]) == (2, [])
