@@ -139,7 +139,7 @@ def create_server() -> Starlette:
 class Cors(CORSMiddleware):
     """Starlette's. What it adds to an answer depends on the origin alone, and is not found out for each answer."""
 
-    def __init__(self, app: ASGIApp, **options: Any) -> None:
+    def __init__(self, app: ASGIApp, /, **options: Any) -> None:
         super().__init__(app, **options)
         # Bounded, because anybody can make up origins.
         self._added = lru_cache(maxsize=256)(self._headers_for)

@@ -60,6 +60,11 @@ class CompilingExecutor(IncrementalExecutor):
         return None
 
     @classmethod
+    def resolver_of(cls, schema: GraphQLSchema, field: GraphQLField) -> Callable[..., Any]:
+        """What resolves the field: its resolver, or another one that does the same."""
+        return field.resolve or default_field_resolver
+
+    @classmethod
     def resolver_name(cls, field: GraphQLField) -> str:
         """What resolves the field, for people."""
         resolve = field.resolve or default_field_resolver
@@ -116,7 +121,7 @@ class CompilingExecutor(IncrementalExecutor):
             and (middleware is None or (type(middleware) is MiddlewareManager and not middleware.middlewares))
             and self.field_resolver is default_field_resolver
             and self.error_propagation
-            and any(self.is_awaitable is known for known in self.awaitable_predicates)
+            and self.is_awaitable in self.awaitable_predicates
         )
 
     def _plan(self) -> Plan | None:
