@@ -104,12 +104,16 @@ class Context:
     @cached_property
     def token(self) -> str | None:
         """The credentials as sent, or None when there are none."""
-        params = (self.connection_params or {}).items()
-        in_params = (value for key, value in params if key.lower() == "authorization" and isinstance(value, str))
+        for key, value in (self.connection_params or {}).items():
+            if key.lower() == "authorization" and isinstance(value, str):
+                if token := _token_of(value):
+                    return token
+                break
         # Not through Starlette's Headers, which decode all there are.
-        headers = self.connection.scope["headers"]
-        in_headers = (value.decode("latin-1") for name, value in headers if name == b"authorization")
-        return _token_of(next(in_params, "")) or _token_of(next(in_headers, ""))
+        for name, header in self.connection.scope["headers"]:
+            if name == b"authorization":
+                return _token_of(header.decode("latin-1"))
+        return None
 
     async def viewer(self) -> Viewer | None:
         """The signed-in person, or None without a token. A bad token raises Unauthenticated."""

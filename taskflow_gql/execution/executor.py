@@ -109,7 +109,7 @@ class CompilingExecutor(IncrementalExecutor):
         if serially is None:
             serially = self.operation.operation is OperationType.MUTATION
         # Of the object, not of its class: it may be a proxy that claims another one.
-        of_mapping = isinstance(self.root_value, Mapping)
+        of_mapping = self.root_value is not None and isinstance(self.root_value, Mapping)
         fills = [selection.function(of_mapping) for selection in (plan.serial if serially else [plan.root])]
         return None if None in fills else fills  # type: ignore[return-value]
 
@@ -132,10 +132,12 @@ class CompilingExecutor(IncrementalExecutor):
         document = plans.get(key, self.operation, self.fragment_definitions)
         if document is None:
             return None
-        values = tuple(self.variable_values.coerced.get(name, Undefined) for name in document.conditions)
-        if not all(type(value) is bool for value in values):
-            return None
-        variant = (self.hide_suggestions, *values)
+        variant: tuple[bool, ...] = (self.hide_suggestions,)
+        if document.conditions:
+            values = [self.variable_values.coerced.get(name, Undefined) for name in document.conditions]
+            if not all(type(value) is bool for value in values):
+                return None
+            variant += tuple(values)
         if variant not in document.plans and len(document.plans) < MOST_PLANS_OF_DOCUMENT:
             document.plans[variant] = self.make_plan(document)
         return document.plans.get(variant)
