@@ -9,6 +9,7 @@ from graphql import (
     GraphQLError,
     GraphQLField,
     GraphQLObjectType,
+    GraphQLResolveInfoHelpers,
     GraphQLSchema,
     OperationType,
     default_field_resolver,
@@ -42,6 +43,16 @@ class CompilingExecutor(IncrementalExecutor):
 
     # Predicates that hold no surprise: they take for awaitable what Python takes for awaitable, or nothing.
     awaitable_predicates: ClassVar[tuple[Callable[[Any], bool], ...]] = (is_awaitable, assume_not_awaitable)
+
+    # graphql-core keeps these in an attribute. So the executor held itself, and with it all that the request has made
+    # would stay until the garbage collector comes.
+    @property
+    def async_helpers(self) -> GraphQLResolveInfoHelpers:
+        return GraphQLResolveInfoHelpers(gather=self.gather_async_work, track=self.track_async_work)
+
+    @async_helpers.setter
+    def async_helpers(self, helpers: GraphQLResolveInfoHelpers) -> None:
+        pass
 
     @classmethod
     def batch_of(cls, schema: GraphQLSchema, field: GraphQLField) -> Batch | None:
