@@ -10,6 +10,7 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from datetime import timedelta
+from functools import lru_cache
 from types import FrameType
 from typing import Any
 
@@ -17,13 +18,14 @@ from redis.exceptions import RedisError
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.applications import Starlette
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Mount, Route, WebSocketRoute
 from starlette.staticfiles import StaticFiles
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from strawberry.schema.schema import StrawberryGraphQLCoreExecutionContext
 
 from taskflow_gql import __version__, clock
@@ -109,7 +111,7 @@ def create_app(
         ],
         middleware=[
             Middleware(
-                CORSMiddleware,
+                Cors,
                 allow_origins=settings.cors_origins,
                 allow_credentials=True,
                 allow_methods=["GET", "POST", "OPTIONS"],
@@ -132,6 +134,42 @@ def create_server() -> Starlette:
     gc.freeze()
     gc.set_threshold(5_000, 10, 10)
     return app
+
+
+class Cors(CORSMiddleware):
+    """Starlette's. What it adds to an answer depends on the origin alone, and is not found out for each answer."""
+
+    def __init__(self, app: ASGIApp, /, **options: Any) -> None:
+        super().__init__(app, **options)
+        # Bounded, because anybody can make up origins.
+        self._added = lru_cache(maxsize=256)(self._headers_for)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] == "OPTIONS":
+            await super().__call__(scope, receive, send)
+            return
+        added = self._added(next((value for name, value in scope["headers"] if name == b"origin"), None))
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                if any(name == b"vary" for name, _ in message["headers"]):
+                    await self.send(message, send, Headers(scope=scope))
+                    return
+                message["headers"] = [*message["headers"], *added]
+            await send(message)
+
+        await self.app(scope, receive, send_with_headers)
+
+    def _headers_for(self, origin: bytes | None) -> list[tuple[bytes, bytes]]:
+        headers = MutableHeaders()
+        name = None if origin is None else origin.decode("latin-1")
+        if name is not None:
+            headers.update(self.simple_headers)
+        if name is not None and self.is_allowed_origin(name):
+            self.allow_explicit_origin(headers, name)
+        else:
+            headers["Vary"] = "Origin"
+        return headers.raw
 
 
 class Shortcut:

@@ -15,19 +15,24 @@ fields go through a loader, kept in `context["loaders"]` or `context.batch_loade
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial, reduce
+from inspect import isawaitable
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from graphql import GraphQLField, GraphQLObjectType, GraphQLSchema
+import strawberry
+from graphql import GraphQLField, GraphQLObjectType, GraphQLResolveInfo, GraphQLSchema
 from strawberry.execution import optimized_is_awaitable
 from strawberry.extensions import FieldExtension
+from strawberry.extensions.field_extension import build_field_extension_resolvers
 from strawberry.schema.schema import StrawberryGraphQLCoreExecutionContext
 from strawberry.schema.schema_converter import GraphQLCoreConverter
 from strawberry.types import Info
-from strawberry.types.arguments import convert_arguments
 from strawberry.types.base import StrawberryObjectDefinition
 from strawberry.types.field import StrawberryField
+from strawberry.types.fields.resolver import StrawberryResolver
 
+from taskflow_gql.api.inputs import ArgumentsConverter
 from taskflow_gql.execution import Batch, CompilingExecutor, batch_resolver
 
 DEFINITION = GraphQLCoreConverter.DEFINITION_BACKREF
@@ -114,6 +119,21 @@ class BatchingExecutor(CompilingExecutor, StrawberryGraphQLCoreExecutionContext)
         return function if takes.count(None) == 2 and resolver.root_parameter is None else None
 
     @classmethod
+    def resolver_of(cls, schema: GraphQLSchema, field: GraphQLField) -> Callable[..., Any]:
+        definition = field.extensions.get(DEFINITION)
+        resolve = super().resolver_of(schema, field)
+        if (
+            not isinstance(definition, StrawberryField)
+            or resolve.__name__ not in {"_resolver", "_async_resolver"}
+            or type(definition).get_result is not StrawberryField.get_result
+            or type(definition.base_resolver) is not StrawberryResolver
+            or any(type(one).map_arguments is not FieldExtension.map_arguments for one in definition.extensions)
+            or schema.extensions[DEFINITION].exception_handlers
+        ):
+            return resolve
+        return _resolver(definition, definition.base_resolver, schema.extensions[DEFINITION]) or resolve
+
+    @classmethod
     def resolver_name(cls, field: GraphQLField) -> str:
         definition = field.extensions.get(DEFINITION)
         if isinstance(definition, StrawberryField) and definition.base_resolver is not None:
@@ -127,18 +147,56 @@ class BatchingExecutor(CompilingExecutor, StrawberryGraphQLCoreExecutionContext)
         return isinstance(definition, StrawberryObjectDefinition) and definition.is_type_of is None
 
 
+def _resolver(
+    definition: StrawberryField, resolver: StrawberryResolver[Any], schema: strawberry.Schema
+) -> Callable[..., Any] | None:
+    """What `GraphQLCoreConverter.from_resolver` makes, but that what depends on the field alone is found out here."""
+    function: Any = resolver.wrapped_func
+    names_of_source = [one.name for one in (resolver.parent_parameter, resolver.root_parameter) if one is not None]
+    name_of_info = resolver.info_parameter.name if resolver.info_parameter else None
+    takes_self, takes_info = resolver.self_parameter is not None, name_of_info is not None
+    names = [*names_of_source, *(argument.python_name for argument in definition.arguments)]
+    # Among what it passes by name, Strawberry knows the info by this one.
+    if "info" in names or name_of_info not in (None, "info") or not callable(function):
+        return None
+    converted = ArgumentsConverter(definition.arguments, schema.schema_converter)
+    make_info = schema.config.info_class
+    # The innermost comes first.
+    extensions = build_field_extension_resolvers(definition)
+
+    def resolve(_source: Any, info: GraphQLResolveInfo[Any], **arguments: Any) -> Any:
+        strawberry_info = make_info(_raw_info=info, _field=definition)
+        values = converted(arguments, strawberry_info)
+        for name in names_of_source:
+            values[name] = _source
+        own_source = (_source,) if takes_self else ()
+        if not extensions:
+            if takes_info:
+                values["info"] = strawberry_info
+            return function(*own_source, **values)
+
+        def call(_source: Any, info: Any, **values: Any) -> Any:
+            if takes_info:
+                values["info"] = info
+            return function(*own_source, **values)
+
+        return reduce(lambda next_, extension: partial(extension, next_), extensions, call)(
+            _source, strawberry_info, **values
+        )
+
+    async def resolve_async(_source: Any, info: GraphQLResolveInfo[Any], **arguments: Any) -> Any:
+        result = resolve(_source, info, **arguments)
+        return await result if isawaitable(result) else result
+
+    return resolve_async if definition.is_async else resolve
+
+
 def _with_converted_arguments(batch: Batch, definition: StrawberryField, schema: GraphQLSchema) -> Batch:
     """The same batch, for arguments as graphql-core has them: camel case, input objects as dicts."""
-    converter = schema.extensions[DEFINITION].schema_converter
+    converted = ArgumentsConverter(definition.arguments, schema.extensions[DEFINITION].schema_converter)
 
     async def load(context: Any, keys: list[Any], **arguments: Any) -> Mapping[Any, Any]:
-        converted = convert_arguments(
-            arguments,
-            definition.arguments,
-            scalar_registry=converter.scalar_registry,
-            config=converter.config,
-        )
-        return await batch.load(context, keys, **converted)
+        return await batch.load(context, keys, **converted(arguments, None))
 
     load.__qualname__ = getattr(batch.load, "__qualname__", load.__qualname__)
     return replace(batch, load=load)

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import cached_property
 from typing import Any
 from uuid import UUID
 
@@ -51,22 +52,32 @@ class Context:
     # The payload of connection_init; Strawberry puts it here before `on_ws_connect`.
     connection_params: dict[str, Any] | None = None
     document: Document | None = None
-    loaders: Loaders = field(init=False)
     begun_at: datetime = field(default_factory=clock.now, init=False)
     _viewer: Viewer | None = field(default=None, init=False)
     _authenticating: asyncio.Lock = field(default_factory=asyncio.Lock, init=False)
     _signed_in: set[UUID] = field(default_factory=set, init=False)
+    _loaders: Loaders | None = field(default=None, init=False)
 
-    def __post_init__(self) -> None:
-        self.loaders = Loaders(self.parts.database, self.parts.fanout)
+    def begin(self, document: Document) -> Context:
+        """This context, for its first operation; a fresh one for each further operation."""
+        if self.document is not None:
+            return self.for_operation(document)
+        self.document = document
+        return self
 
     def for_operation(self, document: Document | None = None) -> Context:
         """A fresh context: nothing that one operation has loaded, or whom it found behind the token, serves another."""
         return replace(self, document=document)
 
+    @property
+    def loaders(self) -> Loaders:
+        if self._loaders is None:
+            self._loaders = Loaders(self.parts.database, self.parts.fanout)
+        return self._loaders
+
     def begin_event(self, viewer: Viewer, cursor: str) -> None:
         """Before the next event of a subscription is resolved: forget what was loaded for the last one."""
-        self.loaders = Loaders(self.parts.database, self.parts.fanout)
+        self._loaders = None
         self._viewer = viewer
         # For the `id:` of server-sent events.
         self.connection.state.event_cursor = cursor
@@ -80,7 +91,7 @@ class Context:
         async with self.parts.database.write() as session:
             yield session
         # What was loaded for an earlier field of this mutation may have changed.
-        self.loaders = Loaders(self.parts.database, self.parts.fanout)
+        self._loaders = None
 
     @property
     def batch_loaders(self) -> dict[Any, Any]:
@@ -92,10 +103,19 @@ class Context:
         """The cursor with which a browser's EventSource comes back to an SSE stream."""
         return self.connection.headers.get("last-event-id") or None
 
-    @property
+    @cached_property
     def token(self) -> str | None:
         """The credentials as sent, or None when there are none."""
-        return _token_of(self.connection_params or {}) or _token_of(self.connection.headers)
+        for key, value in (self.connection_params or {}).items():
+            if key.lower() == "authorization" and isinstance(value, str):
+                if token := _token_of(value):
+                    return token
+                break
+        # Not through Starlette's Headers, which decode all there are.
+        for name, header in self.connection.scope["headers"]:
+            if name == b"authorization":
+                return _token_of(header.decode("latin-1"))
+        return None
 
     async def viewer(self) -> Viewer | None:
         """The signed-in person, or None without a token. A bad token raises Unauthenticated."""
@@ -163,14 +183,11 @@ class Context:
         return viewer
 
 
-def _token_of(headers: Any) -> str | None:
-    """`Authorization` under any spelling of the key, with or without `Bearer`."""
-    for key, value in headers.items():
-        if key.lower() == "authorization" and isinstance(value, str):
-            scheme, _, rest = value.strip().partition(" ")
-            token = rest.strip() if scheme.lower() == "bearer" else value.strip()
-            return token or None
-    return None
+def _token_of(authorization: str) -> str | None:
+    """With or without `Bearer`."""
+    scheme, _, rest = authorization.strip().partition(" ")
+    token = rest.strip() if scheme.lower() == "bearer" else authorization.strip()
+    return token or None
 
 
 Info = strawberry.Info[Context, None]

@@ -5,7 +5,7 @@ One pass over the document that measures every selection set and every fragment 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -139,18 +139,20 @@ def _limit(meter: _Meter, operations: list[OperationDefinitionNode], settings: S
     return errors
 
 
-def _strings(value: object) -> Iterator[str]:
+def _is_storable(variables: Mapping[str, Any]) -> bool:
     # Not recursive: variables may be nested as deep as they are long.
-    rest = [value]
+    rest: list[Any] = [variables]
     while rest:
-        match rest.pop():
-            case str() as text:
-                yield text
-            case dict() as items:
-                yield from items
-                rest.extend(items.values())
-            case list() as items:
-                rest.extend(items)
+        value = rest.pop()
+        if isinstance(value, str):
+            if not is_storable(value):
+                return False
+        elif isinstance(value, dict):
+            rest.extend(value)
+            rest.extend(value.values())
+        elif isinstance(value, list):
+            rest.extend(value)
+    return True
 
 
 class _TextFinder(Visitor):
@@ -179,8 +181,8 @@ _MOST_MEASURES = 16
 
 def problems_of_request(document: Document, variables: Mapping[str, Any], settings: Settings) -> list[GraphQLError]:
     """Why the document must not even be validated: it asks for too much, or holds text that no database could hold."""
-    problems = [] if all(map(is_storable, _strings(variables))) else [_unstorable_variable()]
-    return _problems_of_document(document, variables, settings) + problems
+    problems = _problems_of_document(document, variables, settings)
+    return problems if _is_storable(variables) else [*problems, _unstorable_variable()]
 
 
 def _problems_of_document(document: Document, variables: Mapping[str, Any], settings: Settings) -> list[GraphQLError]:
@@ -190,7 +192,7 @@ def _problems_of_document(document: Document, variables: Mapping[str, Any], sett
         if sizes in document.problems:
             return document.problems[sizes]
     meter = _Meter(document.node, variables)
-    problems = _limit(meter, document.operations, settings)
+    problems = _limit(meter, [operation.node for operation in document.operations], settings)
     if not _is_storable_document(document.node, document.text):
         message = "The document holds U+0000 in a text, which cannot be kept"
         problems.append(GraphQLError(message, extensions={"code": BAD_INPUT}))

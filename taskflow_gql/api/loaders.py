@@ -38,16 +38,21 @@ class Loaders:
         self._task_counts_of_users: dict[tuple[Relation, Filter], DataLoader[UUID, int]] = {}
 
     def task_counts_of_users(self, viewer: Viewer, relation: Relation, filter_: Filter) -> DataLoader[UUID, int]:
+        # Not through `self`, which keeps this: the two would hold each other until the garbage collector comes.
+        database = self._database
+
         async def load(user_ids: Sequence[UUID]) -> list[int]:
-            async with self._database.read() as session:
+            async with database.read() as session:
                 counts = await tasks.count_tasks_of_users(session, viewer, relation, user_ids, filter_)
             return [counts[user_id] for user_id in user_ids]
 
         return self._task_counts_of_users.setdefault((relation, filter_), DataLoader(load))
 
     def history(self, viewer: Viewer, position: int, limit: int) -> DataLoader[UUID, list[TaskChanged]]:
+        database = self._database
+
         async def load(task_ids: Sequence[UUID]) -> list[list[TaskChanged]]:
-            async with self._database.read() as session:
+            async with database.read() as session:
                 events = await changes.history_of_tasks(session, viewer, task_ids, position, limit=limit)
             return [events[task_id] for task_id in task_ids]
 

@@ -16,7 +16,8 @@ from graphql import ExecutionResult as CoreResult
 from graphql import (
     GraphQLError,
     NoSchemaIntrospectionCustomRule,
-    execute,
+    default_field_resolver,
+    default_type_resolver,
     parse,
     specified_rules,
     subscribe,
@@ -32,7 +33,7 @@ from strawberry.types.graphql import OperationType
 
 from taskflow_gql.api.columns import Columns
 from taskflow_gql.api.context import Context
-from taskflow_gql.api.documents import Document, Documents
+from taskflow_gql.api.documents import Document, Documents, Operation
 from taskflow_gql.api.errors import VALIDATION_FAILED, coded, render_error
 from taskflow_gql.api.inputs import build_quickly
 from taskflow_gql.api.limits import explain_abortion, problems_of_request
@@ -77,10 +78,13 @@ class Schema(strawberry.Schema):
         are in the result, which is a PreExecutionError when nothing was run.
         """
         try:
-            document, _ = self._prepare(query, variable_values, operation_name, allowed_operation_types or _ALL_TYPES)
+            document, operation = self._prepare(
+                query, variable_values, operation_name, allowed_operation_types or _ALL_TYPES
+            )
         except Refused as refused:
             return PreExecutionError(data=None, errors=refused.errors)
-        return await self._execute(document, variable_values, _for_operation(context_value, document), operation_name)
+        context = context_value.begin(document) if isinstance(context_value, Context) else context_value
+        return await self._execute(document, operation, variable_values, context)
 
     async def stream(
         self,
@@ -104,16 +108,19 @@ class Schema(strawberry.Schema):
         allowed_types: Iterable[OperationType] | None,
     ) -> AsyncGenerator[ExecutionResult]:
         try:
-            document, type_ = self._prepare(query, variables, operation_name, allowed_types or _ALL_TYPES)
+            document, operation = self._prepare(query, variables, operation_name, allowed_types or _ALL_TYPES)
         except Refused as refused:
             yield PreExecutionError(data=None, errors=refused.errors)
             return
         except (MissingQueryError, CannotGetOperationTypeError, InvalidOperationTypeError) as error:
             yield PreExecutionError(data=None, errors=[render_error(_as_graphql_error(error))])
             return
-        context = _for_operation(context, document)
-        if type_ is not OperationType.SUBSCRIPTION:
-            yield await self._execute(document, variables, context, operation_name)
+        # Nothing that was found out for one operation serves another: Strawberry hands the connection's context to each
+        # of a WebSocket.
+        if isinstance(context, Context):
+            context = context.for_operation(document)
+        if operation.type is not OperationType.SUBSCRIPTION:
+            yield await self._execute(document, operation, variables, context)
             return
         try:
             events = subscribe(
@@ -142,7 +149,7 @@ class Schema(strawberry.Schema):
         variables: dict[str, Any] | None,
         operation_name: str | None,
         allowed_types: Iterable[OperationType],
-    ) -> tuple[Document, OperationType]:
+    ) -> tuple[Document, Operation]:
         if not query:
             raise MissingQueryError
         document = self._documents.get(query)
@@ -152,9 +159,8 @@ class Schema(strawberry.Schema):
         operation = document.operation(operation_name)
         if operation is None:
             raise CannotGetOperationTypeError(operation_name)
-        type_ = OperationType(operation.operation.value)
-        if type_ not in allowed_types:
-            raise InvalidOperationTypeError(type_)
+        if operation.type not in allowed_types:
+            raise InvalidOperationTypeError(operation.type)
         problems = problems_of_request(document, variables or {}, self._settings)
         if operation_name is None and len(document.operations) > 1:
             message = "Several operations: say in operationName which to run"
@@ -172,7 +178,7 @@ class Schema(strawberry.Schema):
                 )
             document.columns = Columns(self._schema, document.node)
             self._documents.keep(query, document)
-        return document, type_
+        return document, operation
 
     def _parse(self, query: str) -> Document:
         try:
@@ -182,31 +188,32 @@ class Schema(strawberry.Schema):
             raise Refused([render_error(_as_graphql_error(error))]) from error
 
     async def _execute(
-        self, document: Document, variables: dict[str, Any] | None, context: Any, operation_name: str | None
+        self, document: Document, operation: Operation, variables: dict[str, Any] | None, context: Any
     ) -> ExecutionResult:
+        """graphql-core's `execute`, which finds the operation, the fragments and the types of variables each time."""
         try:
-            result = execute(
+            values = operation.variable_values(self._schema, variables or {})
+            if isinstance(values, list):
+                return ExecutionResult(None, _rendered(values))
+            executor = self.execution_context_class(
                 self._schema,
-                document.node,
-                context_value=context,
-                variable_values=variables,
-                operation_name=operation_name,
-                executor_class=self.execution_context_class,
+                document.fragments,
+                document.fragment_details,
+                None,
+                context,
+                operation.node,
+                values,
+                default_field_resolver,
+                default_type_resolver,
+                default_field_resolver,
                 is_awaitable=optimized_is_awaitable,  # type: ignore[arg-type]
             )
+            result: Any = executor.execute_operation()
             if not isinstance(result, CoreResult):
                 result = await result
         except Exception as error:
             return PreExecutionError(data=None, errors=[render_error(_as_graphql_error(error))])
         return ExecutionResult(result.data, _rendered(result.errors))
-
-
-def _for_operation(context: Any, document: Document) -> Any:
-    # Nothing that was found out for one operation serves another: Strawberry hands the connection's context to each of
-    # a WebSocket.
-    if not isinstance(context, Context):
-        return context
-    return context.for_operation(document)
 
 
 def _rendered(errors: list[GraphQLError] | None) -> list[GraphQLError] | None:

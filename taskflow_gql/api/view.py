@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Iterable
+from functools import lru_cache
 from json import JSONDecodeError
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from starlette.datastructures import Headers, QueryParams
-from starlette.requests import ClientDisconnect, Request
+from starlette.datastructures import QueryParams
+from starlette.requests import ClientDisconnect, HTTPConnection, Request
 from starlette.responses import FileResponse, Response
 from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket
@@ -77,6 +77,14 @@ _OPERATIONS = {
 }
 
 
+_PARTS_OF_REQUEST: tuple[tuple[str, type, str], ...] = (
+    ("query", str, "a string"),
+    ("operationName", str, "a string"),
+    ("variables", dict, "an object"),
+    ("extensions", dict, "an object"),
+)
+
+
 class GraphQLRequest(NamedTuple):
     query: str
     variables: dict[str, Any] | None
@@ -96,7 +104,9 @@ class GraphQLView:
         if scope["type"] == "websocket":
             await self._serve_socket(scope, receive, send)
             return
-        accept = Headers(scope=scope).get("accept", "")
+        # Turned round because the first of a name counts, as in Starlette's own Headers, which cost more.
+        headers = dict(reversed(scope["headers"]))
+        accept = headers.get(b"accept", b"").decode("latin-1")
         media_type = best_media_type(accept)
         try:
             if scope["method"] not in ("GET", "POST"):
@@ -105,22 +115,25 @@ class GraphQLView:
                 page = FileResponse(_GRAPHIQL_PAGE, media_type="text/html", headers=_GRAPHIQL_HEADERS)
                 await page(scope, receive, send)
                 return
-            asked = await self._read(scope, receive)
+            if scope["method"] == "GET":
+                asked = _asked_by_url(scope["query_string"])
+            else:
+                asked = await self._read(headers.get(b"content-type", b"").decode("latin-1"), receive)
             if transport := _TRANSPORTS.get(media_type):
                 response = await self._stream(Request(scope, receive), asked, transport)
                 await response(scope, receive, send)
                 return
-            result = await self._execute(Request(scope, receive), asked)
+            result = await self._execute(scope, asked)
         except RequestError as error:
             extensions: dict[str, object] = {"code": BAD_USER_INPUT}
-            headers = {}
+            more_headers = []
             if error.allow:
-                headers["allow"] = error.allow
+                more_headers.append((b"allow", error.allow.encode()))
             if error.status == 429:
                 extensions = {"code": RATE_LIMITED, "retryAfter": RETRY_AFTER_SECONDS}
-                headers["retry-after"] = str(RETRY_AFTER_SECONDS)
+                more_headers.append((b"retry-after", b"%d" % RETRY_AFTER_SECONDS))
             body = {"errors": [{"message": error.message, "extensions": extensions}]}
-            await _send_json(send, error.status, media_type, body, headers)
+            await _send_json(send, error.status, media_type, body, more_headers)
         except ClientDisconnect:
             pass
         else:
@@ -151,29 +164,20 @@ class GraphQLView:
             and "query" not in QueryParams(scope["query_string"])
         )
 
-    async def _read(self, scope: Scope, receive: Receive) -> GraphQLRequest:
-        if scope["method"] == "GET":
-            data: Any = dict(QueryParams(scope["query_string"]))
-            for name in ("variables", "extensions"):
-                if data.get(name):
-                    data[name] = _parsed(data[name])
-            return _request_of(data)
-        media_type, _, parameters = Headers(scope=scope).get("content-type", "").partition(";")
-        if media_type.strip().lower() != JSON:
-            raise RequestError(415, f"Send the request as {JSON}")
-        if "charset" in parameters.lower() and "utf-8" not in parameters.lower():
-            raise RequestError(415, "Send the request in UTF-8")
+    async def _read(self, content_type: str, receive: Receive) -> GraphQLRequest:
+        if problem := _problem_of_content_type(content_type):
+            raise RequestError(415, problem)
         body = await _read_body(receive, self._parts.settings.max_body_bytes)
         return _request_of(_parsed(body))
 
-    async def _execute(self, request: Request, asked: GraphQLRequest) -> ExecutionResult:
+    async def _execute(self, scope: Scope, asked: GraphQLRequest) -> ExecutionResult:
         try:
             return await self._schema.execute(
                 asked.query,
                 asked.variables,
-                context_value=Context(parts=self._parts, connection=request),
+                context_value=Context(self._parts, HTTPConnection(scope)),
                 operation_name=asked.operation_name,
-                allowed_operation_types=_OPERATIONS[request.method],
+                allowed_operation_types=_OPERATIONS[scope["method"]],
             )
         except InvalidOperationTypeError as error:
             if error.operation_type is OperationType.SUBSCRIPTION:
@@ -191,7 +195,7 @@ class GraphQLView:
         results = await self._schema.stream(
             asked.query,
             asked.variables,
-            context_value=Context(parts=self._parts, connection=request),
+            context_value=Context(self._parts, request),
             operation_name=asked.operation_name,
             allowed_operation_types=transport.allowed_operation_types(
                 _OPERATIONS[request.method] | {OperationType.SUBSCRIPTION}
@@ -231,6 +235,17 @@ def _encode(value: object) -> str:
     return encode_json(value).decode()
 
 
+# Clients of one kind send one header.
+@lru_cache(maxsize=256)
+def _problem_of_content_type(content_type: str) -> str | None:
+    media_type, _, parameters = content_type.partition(";")
+    if media_type.strip().lower() != JSON:
+        return f"Send the request as {JSON}"
+    if "charset" in parameters.lower() and "utf-8" not in parameters.lower():
+        return "Send the request in UTF-8"
+    return None
+
+
 async def _read_body(receive: Receive, limit: int) -> bytes:
     """Not Starlette's `max_body_size`: its answer is no JSON, and has no CORS headers, so that no page can read it."""
     chunks, size, goes_on = [], 0, True
@@ -247,6 +262,14 @@ async def _read_body(receive: Receive, limit: int) -> bytes:
     return b"".join(chunks)
 
 
+def _asked_by_url(query_string: bytes) -> GraphQLRequest:
+    data: dict[str, Any] = dict(QueryParams(query_string))
+    for name in ("variables", "extensions"):
+        if data.get(name):
+            data[name] = _parsed(data[name])
+    return _request_of(data)
+
+
 def _parsed(data: str | bytes) -> object:
     try:
         return decode_json(data)
@@ -257,15 +280,11 @@ def _parsed(data: str | bytes) -> object:
 def _request_of(data: object) -> GraphQLRequest:
     if isinstance(data, list):
         raise RequestError(400, "Batches are not taken: send one operation a request")
-    if not isinstance(data, Mapping):
+    if not isinstance(data, dict):
         raise RequestError(400, "The request must be a JSON object with a query")
-    for name, kind, what in (
-        ("query", str, "a string"),
-        ("operationName", str, "a string"),
-        ("variables", Mapping, "an object"),
-        ("extensions", Mapping, "an object"),
-    ):
-        if not isinstance(data.get(name), kind | None):
+    for name, kind, what in _PARTS_OF_REQUEST:
+        value = data.get(name)
+        if value is not None and not isinstance(value, kind):
             raise RequestError(400, f"{name} must be {what}")
     if not data.get("query"):
         raise RequestError(400, "The request has no query")
@@ -286,15 +305,19 @@ def _is_request_error(result: ExecutionResult) -> bool:
     return isinstance(result, PreExecutionError) or not any(error.path for error in result.errors or ())
 
 
+_CONTENT_TYPES = {
+    media_type: (b"content-type", f"{media_type}; charset=utf-8".encode()) for media_type in (JSON, GRAPHQL_RESPONSE)
+}
+
+
 async def _send_json(
-    send: Send, status: int, media_type: str, body: object, more_headers: Mapping[str, str] = MappingProxyType({})
+    send: Send, status: int, media_type: str, body: object, more_headers: Iterable[tuple[bytes, bytes]] = ()
 ) -> None:
     encoded = encode_json(body)
-    content_type = GRAPHQL_RESPONSE if media_type == GRAPHQL_RESPONSE else JSON
     headers = [
-        (b"content-type", f"{content_type}; charset=utf-8".encode()),
+        _CONTENT_TYPES.get(media_type, _CONTENT_TYPES[JSON]),
         (b"content-length", b"%d" % len(encoded)),
-        *((name.encode(), value.encode()) for name, value in more_headers.items()),
+        *more_headers,
     ]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": encoded})

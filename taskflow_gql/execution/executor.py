@@ -9,6 +9,7 @@ from graphql import (
     GraphQLError,
     GraphQLField,
     GraphQLObjectType,
+    GraphQLResolveInfoHelpers,
     GraphQLSchema,
     OperationType,
     default_field_resolver,
@@ -43,6 +44,16 @@ class CompilingExecutor(IncrementalExecutor):
     # Predicates that hold no surprise: they take for awaitable what Python takes for awaitable, or nothing.
     awaitable_predicates: ClassVar[tuple[Callable[[Any], bool], ...]] = (is_awaitable, assume_not_awaitable)
 
+    # graphql-core keeps these in an attribute. So the executor held itself, and with it all that the request has made
+    # would stay until the garbage collector comes.
+    @property
+    def async_helpers(self) -> GraphQLResolveInfoHelpers:
+        return GraphQLResolveInfoHelpers(gather=self.gather_async_work, track=self.track_async_work)
+
+    @async_helpers.setter
+    def async_helpers(self, helpers: GraphQLResolveInfoHelpers) -> None:
+        pass
+
     @classmethod
     def batch_of(cls, schema: GraphQLSchema, field: GraphQLField) -> Batch | None:
         """How the field's values are loaded for many objects at once, if they are."""
@@ -58,6 +69,11 @@ class CompilingExecutor(IncrementalExecutor):
     def function_of(cls, schema: GraphQLSchema, field: GraphQLField) -> Callable[[Any], Any] | None:
         """A function of the source that does all that the field's resolver does, if there is one."""
         return None
+
+    @classmethod
+    def resolver_of(cls, schema: GraphQLSchema, field: GraphQLField) -> Callable[..., Any]:
+        """What resolves the field: its resolver, or another one that does the same."""
+        return field.resolve or default_field_resolver
 
     @classmethod
     def resolver_name(cls, field: GraphQLField) -> str:
@@ -104,7 +120,7 @@ class CompilingExecutor(IncrementalExecutor):
         if serially is None:
             serially = self.operation.operation is OperationType.MUTATION
         # Of the object, not of its class: it may be a proxy that claims another one.
-        of_mapping = isinstance(self.root_value, Mapping)
+        of_mapping = self.root_value is not None and isinstance(self.root_value, Mapping)
         cls = type(self.root_value)
         fills = [selection.function(of_mapping, cls) for selection in (plan.serial if serially else [plan.root])]
         return None if None in fills else fills  # type: ignore[return-value]
@@ -117,7 +133,7 @@ class CompilingExecutor(IncrementalExecutor):
             and (middleware is None or (type(middleware) is MiddlewareManager and not middleware.middlewares))
             and self.field_resolver is default_field_resolver
             and self.error_propagation
-            and any(self.is_awaitable is known for known in self.awaitable_predicates)
+            and self.is_awaitable in self.awaitable_predicates
         )
 
     def _plan(self) -> Plan | None:
@@ -128,10 +144,12 @@ class CompilingExecutor(IncrementalExecutor):
         document = plans.get(key, self.operation, self.fragment_definitions)
         if document is None:
             return None
-        values = tuple(self.variable_values.coerced.get(name, Undefined) for name in document.conditions)
-        if not all(type(value) is bool for value in values):
-            return None
-        variant = (self.hide_suggestions, *values)
+        variant: tuple[bool, ...] = (self.hide_suggestions,)
+        if document.conditions:
+            values = [self.variable_values.coerced.get(name, Undefined) for name in document.conditions]
+            if not all(type(value) is bool for value in values):
+                return None
+            variant += tuple(values)
         if variant not in document.plans and len(document.plans) < MOST_PLANS_OF_DOCUMENT:
             document.plans[variant] = self.make_plan(document)
         return document.plans.get(variant)

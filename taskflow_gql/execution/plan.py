@@ -17,7 +17,6 @@ from graphql import (
     GraphQLOutputType,
     GraphQLSchema,
     TypeNameMetaFieldDef,
-    default_field_resolver,
     get_named_type,
     is_abstract_type,
     is_leaf_type,
@@ -99,7 +98,7 @@ class Field:
                 self.function = executor_class.function_of(schema, definition)
                 self.is_read_by_default = definition.resolve is None and self.attribute is None
             if self.attribute is None and self.function is None and not self.is_read_by_default:
-                self.resolve = definition.resolve or default_field_resolver
+                self.resolve = executor_class.resolver_of(schema, definition)
 
         named_type = get_named_type(definition.type)
         self.needs_info = is_abstract_type(named_type) or (
@@ -173,7 +172,7 @@ class Selection:
         # Room first: the fields take it too.
         if not self._generated and not self.plan.admit(len(self.groups)):
             return None
-        carried = frozenset(field.name for field in self.fields if field.is_carried_by(cls))
+        carried = frozenset([field.name for field in self.fields if field.batch and field.is_carried_by(cls)])
         fill = self._generated.get((of_mapping, carried))
         if fill is None:
             if self._generated and not self.plan.admit(len(self.groups)):

@@ -303,6 +303,9 @@ class Run:
         for wait in group.waits:
             if wait in group.values and not self._is_lost(wait.position):
                 self._complete(wait, group.values[wait])
+        # The waits know the group: let go, or all of them stay until the garbage collector comes.
+        group.waits.clear()
+        group.values.clear()
 
     def _complete(self, wait: Wait, value: Any) -> None:
         try:

@@ -1,6 +1,8 @@
 """The same Strawberry schema under the compiling executor and under Strawberry's own."""
 
 import asyncio
+import gc
+import weakref
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from enum import Enum
@@ -171,6 +173,22 @@ async def test_relations_of_a_level_are_one_load() -> None:
     assert errors is None
     assert data["tasks"][2] == {"id": "3", "status": "DONE", "creator": {"id": "c", "name": "user c"}, "assignee": None}
     assert loads == [("users_by_id", ["a", "b", "c", "missing"])]
+
+
+async def test_what_a_request_has_made_goes_with_it() -> None:
+    """Not with the next run of the garbage collector, to which whole answers would be a burden."""
+    gc.disable()
+    try:
+        for _ in range(3):
+            context = Context()
+            query = "{ tasks { shout later tags(maxCount: 2) creator { id name } assignee { name } } }"
+            result = await compiled.execute(query, context_value=context)
+            assert result.errors is None
+            gone = weakref.ref(context)
+            del context, result
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 async def test_resolvers_and_arguments() -> None:

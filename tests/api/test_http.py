@@ -6,13 +6,18 @@ import json
 import shutil
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from taskflow_gql import __version__
+from taskflow_gql.app import Cors
 from taskflow_gql.config import Settings
 from taskflow_gql.database import create_engine
 from taskflow_gql.migrate import migrate
@@ -310,6 +315,36 @@ async def test_the_origins_come_from_the_settings(sqlite_settings: Settings) -> 
         assert response.headers["access-control-allow-origin"] == "https://app.example"
         response = await api.http.options("/graphql", headers=preflight(ORIGIN))
         assert "access-control-allow-origin" not in response.headers
+
+
+@pytest.mark.parametrize("origins", [[ORIGIN], ["*"], []])
+async def test_cors_adds_what_starlettes_adds(origins: list[str]) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await Response("x", headers=scope["extra"])(scope, receive, send)
+
+    options: dict[str, Any] = {"allow_origins": origins, "allow_credentials": True}
+    ours, starlettes = Cors(app, **options), CORSMiddleware(app, **options)
+
+    async def answer(middleware: ASGIApp, scope: Scope) -> list[Message]:
+        sent: list[Message] = []
+
+        async def receive() -> Message:
+            raise NotImplementedError
+
+        async def send(message: Message) -> None:
+            sent.append(message)
+
+        await middleware(scope, receive, send)
+        return sent
+
+    for method, origin, extra in product(
+        ["GET", "POST", "OPTIONS"], [None, ORIGIN, "http://evil.example"], [{}, {"Vary": "Accept"}]
+    ):
+        headers = [(b"host", b"x"), *([(b"origin", origin.encode())] if origin else [])]
+        scope = {"type": "http", "method": method, "path": "/", "headers": headers, "extra": extra}
+        # Twice: the second time from memory.
+        for _ in range(2):
+            assert await answer(ours, scope) == await answer(starlettes, scope)
 
 
 # ---------------------------------------------------------------- beside /graphql
