@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import cached_property
 from typing import Any
 from uuid import UUID
 
@@ -23,12 +24,12 @@ from taskflow_gql.fanout import Fanout
 from taskflow_gql.models import UserRow
 from taskflow_gql.relay import Relay
 from taskflow_gql.security import PasswordHasher, TokenSigner
-from taskflow_gql.services import accounts
 from taskflow_gql.services.access import Viewer
 from taskflow_gql.services.tasks import People
+from taskflow_gql.viewers import ViewerLoader
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Parts:
     """The parts of the server that live as long as the process."""
 
@@ -38,6 +39,10 @@ class Parts:
     fanout: Fanout
     passwords: PasswordHasher
     tokens: TokenSigner
+
+    @cached_property
+    def viewers(self) -> ViewerLoader:
+        return ViewerLoader(self.database)
 
 
 @dataclass
@@ -104,8 +109,7 @@ class Context:
         async with self._authenticating:
             if self._viewer is None:
                 claims = self.parts.tokens.read(token)
-                async with self.read() as session:
-                    self._viewer, user = await accounts.authenticate(session, claims)
+                self._viewer, user = await self.parts.viewers.load(claims)
                 self.loaders.people[user.id] = user
         return self._viewer
 
