@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import ssl
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any, cast
@@ -38,7 +38,7 @@ from sqlalchemy import (
     select,
     true,
 )
-from sqlalchemy.engine import URL
+from sqlalchemy.engine import URL, Connection
 from sqlalchemy.exc import ArgumentError, DBAPIError, DisconnectionError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.ext.compiler import compiles
@@ -288,6 +288,25 @@ def among(column: Any, values: ColumnElement[Any] | str) -> ColumnElement[bool]:
     return _Among(column, bindparam(values, type_=ValueList(column.type)) if isinstance(values, str) else values)
 
 
+class _AmongFew(_Among):
+    inherit_cache = True
+
+
+@compiles(_AmongFew, "postgresql")
+def _among_few_on_postgresql(element: Any, compiler: SQLCompiler, **options: Any) -> str:
+    column, values = (compiler.process(clause, **options) for clause in element.clauses)
+    return f"({column} = ANY (ARRAY(SELECT unnest({values}))))"
+
+
+def among_few(column: Any, values: str) -> ColumnElement[bool]:
+    """As `among`, for a list that is short as a rule and asked for all the time.
+
+    PostgreSQL's estimate for a parameter is ten values. With fewer it finds that dear, and plans anew for each
+    execution, which takes longer than the look-up; of a list that it cannot look into it knows nothing else.
+    """
+    return _AmongFew(column, bindparam(values, type_=ValueList(column.type)))
+
+
 def top_of_each(
     dialect_name: str,
     rows: Select[Any],
@@ -474,6 +493,12 @@ class DatabaseSession:
         self._database = database
         self._session: AsyncSession | None = None
 
+    async def __aenter__(self) -> DatabaseSession:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close_undisturbed()
+
     async def run(self, statement: Statement, parameters: Mapping[str, Any] = MappingProxyType({})) -> Rows:
         """The rows of a statement; none of one that gives none."""
         connection = await (await self._opened()).connection()
@@ -507,15 +532,15 @@ class DatabaseSession:
 
     async def _opened(self) -> AsyncSession:
         if self._session is None:
-            self._session = self._open()
+            self._session = await self._open()
         return self._session
 
-    def _open(self) -> AsyncSession:
+    async def _open(self) -> AsyncSession:
         return AsyncSession(self._database.reading, expire_on_commit=False)
 
 
 class _SqliteTransaction(DatabaseSession):
-    def _open(self) -> AsyncSession:
+    async def _open(self) -> AsyncSession:
         return AsyncSession(self._database.writing, expire_on_commit=False)
 
     async def commit(self) -> None:
@@ -530,17 +555,25 @@ class _SqliteTransaction(DatabaseSession):
 class _PostgresSession(DatabaseSession):
     """Reads. `run` takes whichever connection is free for each statement; `execute` keeps one."""
 
+    # What the kept connection begins with. An empty statement, to see whether there is anybody at the other end.
+    _opening = "SELECT"
+
     def __init__(self, database: Database) -> None:
         super().__init__(database)
+        # Kept until the end; and what SQLAlchemy sees of it, once `execute` has asked for that.
+        self._pooled: PoolProxiedConnection | None = None
         self._connection: AsyncConnection | None = None
 
     async def run(self, statement: Statement, parameters: Mapping[str, Any] = MappingProxyType({})) -> Rows:
-        compiled = statement.compiled_for(self._database.engine.dialect)
+        database = self._database
+        compiled = statement.compiled_for(database.dialect)
         arguments = compiled.arguments(parameters)
-        if self._database.on_statement is not None:
-            self._database.on_statement(compiled.sql, arguments)
-        with self._database.raising_as_sqlalchemy(compiled.sql):
+        if database.on_statement is not None:
+            database.on_statement(compiled.sql, arguments)
+        try:
             return compiled.rows(await self._fetch(compiled.sql, arguments))
+        except database.driver_errors as error:
+            raise _as_sqlalchemy(error, compiled.sql) from error
 
     async def _fetch(self, sql: str, arguments: list[Any]) -> list[asyncpg.Record]:
         try:
@@ -551,7 +584,7 @@ class _PostgresSession(DatabaseSession):
 
     async def _fetch_once(self, sql: str, arguments: list[Any]) -> list[asyncpg.Record]:
         pooled = await self._database.borrow()
-        driver: asyncpg.Connection = pooled.driver_connection  # type: ignore[assignment]
+        driver = _driver_of(pooled)
         try:
             return await driver.fetch(sql, *arguments)
         except BaseException as error:
@@ -562,35 +595,37 @@ class _PostgresSession(DatabaseSession):
         finally:
             await self._database.give_back(pooled)
 
-    async def _opened(self) -> AsyncSession:
-        if self._session is None:
-            # An empty one, to see whether there is anybody at the other end.
-            self._connection, _ = await self._connect("SELECT")
-            self._session = AsyncSession(self._connection, expire_on_commit=False)
-        return self._session
+    async def _open(self) -> AsyncSession:
+        pooled = self._pooled or await self._keep_one()
+        engine = self._database.reading
+        connection = await greenlet_spawn(Connection, engine.sync_engine, pooled)
+        self._connection = AsyncConnection(engine, connection)
+        return AsyncSession(self._connection, expire_on_commit=False)
 
-    async def _connect(self, opening: str) -> tuple[AsyncConnection, asyncpg.Connection]:
-        """A connection on which the opening statement has been run, and the driver's own within it."""
-        with self._database.raising_as_sqlalchemy(opening):
-            try:
-                return await self._connect_once(opening)
-            except _HUNG_UP:
-                return await self._connect_once(opening)
-
-    async def _connect_once(self, opening: str) -> tuple[AsyncConnection, asyncpg.Connection]:
-        connection = await self._database.reading.connect()
-        driver: asyncpg.Connection = (await connection.get_raw_connection()).driver_connection  # type: ignore[assignment]
+    async def _keep_one(self) -> PoolProxiedConnection:
         try:
-            await driver.execute(opening)
+            try:
+                self._pooled = await self._borrow_opened()
+            except _HUNG_UP:
+                self._pooled = await self._borrow_opened()
+        except self._database.driver_errors as error:
+            raise _as_sqlalchemy(error, self._opening) from error
+        return self._pooled
+
+    async def _borrow_opened(self) -> PoolProxiedConnection:
+        pooled = await self._database.borrow()
+        driver = _driver_of(pooled)
+        try:
+            await driver.execute(self._opening)
         except BaseException:
             await _end(driver)
-            await connection.close()
+            await self._database.give_back(pooled)
             raise
-        return connection, driver
+        return pooled
 
     @property
     def is_open(self) -> bool:
-        return self._connection is not None
+        return self._pooled is not None
 
     async def close(self) -> None:
         try:
@@ -598,6 +633,8 @@ class _PostgresSession(DatabaseSession):
         finally:
             if self._connection is not None:
                 await self._connection.close()
+            elif self._pooled is not None:
+                await self._database.give_back(self._pooled)
 
 
 class _PostgresTransaction(_PostgresSession):
@@ -605,29 +642,30 @@ class _PostgresTransaction(_PostgresSession):
     and SQLAlchemy's for `execute`.
     """
 
+    _opening = "BEGIN"
+
     def __init__(self, database: Database) -> None:
         super().__init__(database)
+        # While it is in the transaction.
         self._driver: asyncpg.Connection | None = None
 
     async def _fetch(self, sql: str, arguments: list[Any]) -> list[asyncpg.Record]:
-        return await (await self._begun()).fetch(sql, *arguments)
-
-    async def _opened(self) -> AsyncSession:
-        await self._begun()
-        if self._session is None:
-            self._session = AsyncSession(self._connection, expire_on_commit=False)
-        return self._session
-
-    async def _begun(self) -> asyncpg.Connection:
         if self._driver is None:
-            self._connection, self._driver = await self._connect("BEGIN")
-        return self._driver
+            await self._keep_one()
+        return await cast("asyncpg.Connection", self._driver).fetch(sql, *arguments)
+
+    async def _keep_one(self) -> PoolProxiedConnection:
+        pooled = await super()._keep_one()
+        self._driver = _driver_of(pooled)
+        return pooled
 
     async def commit(self) -> None:
         if self._driver is None:
             return
-        with self._database.raising_as_sqlalchemy("COMMIT"):
+        try:
             status = await self._driver.execute("COMMIT")
+        except self._database.driver_errors as error:
+            raise _as_sqlalchemy(error, "COMMIT") from error
         self._driver = None
         if status != "COMMIT":
             # So PostgreSQL answers after a statement that failed, whatever was made of its error.
@@ -644,6 +682,16 @@ class _PostgresTransaction(_PostgresSession):
             # Neither committed nor rolled back. Nobody must get it in this state.
             await _end(self._driver)
         await super().close()
+
+
+def _driver_of(pooled: PoolProxiedConnection) -> asyncpg.Connection:
+    return cast("asyncpg.Connection", pooled.driver_connection)
+
+
+def _as_sqlalchemy(error: BaseException, sql: str) -> DBAPIError:
+    """Whatever way a statement goes, its errors are SQLAlchemy's."""
+    kind = IntegrityError if isinstance(error, asyncpg.IntegrityConstraintViolationError) else DBAPIError
+    return kind(sql, None, error, hide_parameters=True, connection_invalidated=isinstance(error, _HUNG_UP))
 
 
 async def _end(driver: asyncpg.Connection) -> None:
@@ -663,26 +711,35 @@ class Database:
     def __init__(self, engine: AsyncEngine, on_event: Callable[[], None] = lambda: None) -> None:
         self.engine = engine
         self.on_event = on_event
+        self.dialect = engine.dialect
         self.is_sqlite = engine.dialect.name == "sqlite"
+        # Those of the driver that become SQLAlchemy's; its own wrapping of them comes from connecting.
+        self.driver_errors: tuple[type[BaseException], ...] = (
+            asyncpg.PostgresError,
+            asyncpg.InterfaceError,
+            asyncpg.InternalClientError,
+            engine.dialect.loaded_dbapi.Error,
+        )
         # Each statement its own transaction: no BEGIN and ROLLBACK round trips, which cost more than the read.
         self.reading = engine if self.is_sqlite else engine.execution_options(isolation_level="AUTOCOMMIT")
         self.writing = engine.execution_options(writes=True)
-        # Out of the pool for the next read, as taking one costs half as much as the read. They count as the pool's, so
-        # at most half of it.
+        # Out of the pool for whoever is next, as taking one costs nearly as much as a read. They count as the pool's,
+        # so at most half of it.
         self._at_hand: list[PoolProxiedConnection] = []
         self._pool = cast("QueuePool", engine.pool)
         self._most_at_hand = 0 if self.is_sqlite else self._pool.size() // 2
         # SQLite has one writer at a time. Waiting here is fair and free; its own busy handler sleeps and polls.
         self._writer: asyncio.Lock | nullcontext[None] = asyncio.Lock() if self.is_sqlite else nullcontext()
 
-    @asynccontextmanager
-    async def read(self) -> AsyncIterator[DatabaseSession]:
+    def read(self) -> AbstractAsyncContextManager[DatabaseSession]:
         """A session for reading. Every statement sees what was committed when it began."""
-        session = DatabaseSession(self) if self.is_sqlite else _PostgresSession(self)
-        try:
-            yield session
-        finally:
-            await session.close_undisturbed()
+        return DatabaseSession(self) if self.is_sqlite else _PostgresSession(self)
+
+    def write_at_once(self) -> AbstractAsyncContextManager[DatabaseSession]:
+        """A session for what PostgreSQL writes with one statement, which then is a transaction of its own. It may be
+        sent twice, when a connection breaks off.
+        """
+        return self.write() if self.is_sqlite else self.read()
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[DatabaseSession]:
@@ -705,34 +762,18 @@ class Database:
         """A connection of the pool's, with PostgreSQL's driver, for one statement; to be given back."""
         while self._at_hand:
             pooled = self._at_hand.pop()
-            if not pooled.driver_connection.is_closed():  # type: ignore[union-attr]
+            if not _driver_of(pooled).is_closed():
                 return pooled
             await greenlet_spawn(pooled.close)
         return await self.engine.raw_connection()
 
     async def give_back(self, pooled: PoolProxiedConnection) -> None:
-        is_open = not pooled.driver_connection.is_closed()  # type: ignore[union-attr]
+        is_open = not _driver_of(pooled).is_closed()
         # Not when all are out: somebody may wait for one, whom only the pool wakes.
         if is_open and len(self._at_hand) < self._most_at_hand and self._pool.checkedout() < self._pool.size():
             self._at_hand.append(pooled)
         else:
             await greenlet_spawn(pooled.close)
-
-    @contextmanager
-    def raising_as_sqlalchemy(self, sql: str) -> Iterator[None]:
-        """Whatever way a statement goes, its errors are SQLAlchemy's."""
-        try:
-            yield
-        # The last comes from connecting.
-        except (
-            asyncpg.PostgresError,
-            asyncpg.InterfaceError,
-            asyncpg.InternalClientError,
-            self.engine.dialect.loaded_dbapi.Error,
-        ) as error:
-            kind = IntegrityError if isinstance(error, asyncpg.IntegrityConstraintViolationError) else DBAPIError
-            is_lost = isinstance(error, _HUNG_UP)
-            raise kind(sql, None, error, hide_parameters=True, connection_invalidated=is_lost) from error
 
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[AsyncConnection]:

@@ -77,9 +77,9 @@ class Relay:
             return await has_unplaced_events(session)
 
     async def _place_all(self) -> None:
-        placed = _BATCH
-        while placed == _BATCH:
-            async with self._database.write() as session:
-                placed, _ = await place_events(session, limit=_BATCH)
+        may_be_more = True
+        while may_be_more:
+            async with self._database.write_at_once() as session:
+                placed, may_be_more = await place_events(session, limit=_BATCH)
             if placed:
                 self._bus.announce()

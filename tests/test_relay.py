@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 from uuid import UUID, uuid4
 
-from sqlalchemy import insert, select
+from sqlalchemy import insert, select, text
 
 from taskflow_gql import clock
 from taskflow_gql.bus import MemoryBus
@@ -19,7 +19,7 @@ from taskflow_gql.models import EventKind, TaskEvent
 from taskflow_gql.relay import Relay
 from taskflow_gql.services import tasks
 from taskflow_gql.services.access import Viewer
-from taskflow_gql.services.changes import events_after, read_stream_state
+from taskflow_gql.services.changes import events_after, place_events, read_stream_state
 from tests.client import PATIENCE_SECONDS
 from tests.factories import make_task, make_user, make_viewer
 
@@ -124,6 +124,56 @@ async def test_two_relays_on_one_database_share_the_work(postgresql_settings: Se
         assert_positions_are_sound(events)
         async with one.database.read() as session:
             assert (await read_stream_state(session))[1] == 210
+
+
+async def test_who_waited_for_the_lock_places_nothing_by_what_it_saw_before(postgresql_settings: Settings) -> None:
+    async with process(postgresql_settings, relays=False) as one, process(postgresql_settings, relays=False) as other:
+        ann = await sign_up(one.database)
+        await create(one.database, ann, "First")
+
+        async def place() -> tuple[int, bool]:
+            async with other.database.write_at_once() as session:
+                return await place_events(session, limit=10)
+
+        async with one.database.write() as session:
+            assert await place_events(session, limit=10) == (1, False)
+            waiting = asyncio.create_task(place())
+            await until_somebody_waits_for_a_lock(other.database)
+            # Committed after the other's statement began, and so beyond what it sees.
+            await create(one.database, ann, "Second")
+        assert await waiting == (0, True)
+        assert await place() == (1, False)
+        assert await place() == (0, False)
+        events = await placed(one.database)
+        assert titles(events) == ["First", "Second"]
+        assert_positions_are_sound(events)
+
+
+async def until_somebody_waits_for_a_lock(database: Database) -> None:
+    waiting = text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
+    async with asyncio.timeout(PATIENCE_SECONDS), database.read() as session:
+        while not (await session.execute(waiting)).scalar_one():
+            pass
+
+
+async def test_many_who_place_at_once_leave_no_gap(postgresql_settings: Settings) -> None:
+    async with process(postgresql_settings, relays=False) as one, process(postgresql_settings, relays=False) as other:
+        ann = await sign_up(one.database)
+        task_ids = [await create(one.database, ann) for _ in range(4)]
+
+        async def change_and_place(database: Database, task_id: UUID) -> None:
+            for n in range(25):
+                await update(database, ann, task_id, f"Title {n}")
+                may_be_more = True
+                while may_be_more:
+                    async with database.write_at_once() as session:
+                        _, may_be_more = await place_events(session, limit=3)
+
+        databases = (one.database, other.database) * 2
+        await asyncio.gather(*map(change_and_place, databases, task_ids))
+        events = await placed(one.database)
+        assert len(events) == 104
+        assert_positions_are_sound(events)
 
 
 async def test_a_transaction_that_commits_late_gets_a_later_position(postgresql_settings: Settings) -> None:

@@ -25,13 +25,13 @@ from taskflow_gql.fanout import Fanout
 from taskflow_gql.models import TaskRow, UserRow
 from taskflow_gql.relay import Relay
 from taskflow_gql.security import PasswordHasher, TokenSigner
-from taskflow_gql.services import accounts
 from taskflow_gql.services.access import Viewer
 from taskflow_gql.services.paging import Order
 from taskflow_gql.services.tasks import ALL_COLUMNS, TaskColumns
+from taskflow_gql.viewers import ViewerLoader
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Parts:
     """The parts of the server that live as long as the process."""
 
@@ -41,6 +41,10 @@ class Parts:
     fanout: Fanout
     passwords: PasswordHasher
     tokens: TokenSigner
+
+    @cached_property
+    def viewers(self) -> ViewerLoader:
+        return ViewerLoader(self.database)
 
 
 @dataclass
@@ -126,8 +130,7 @@ class Context:
         async with self._authenticating:
             if self._viewer is None:
                 claims = self.parts.tokens.read(token)
-                async with self.read() as session:
-                    self._viewer, user = await accounts.authenticate(session, claims)
+                self._viewer, user = await self.parts.viewers.load(claims)
                 self.loaders.people[user.id] = user
         return self._viewer
 

@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, bindparam, delete, insert, or_, select, update
+from sqlalchemy import ColumnElement, delete, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
 from taskflow_gql import clock
-from taskflow_gql.database import DatabaseSession, among
+from taskflow_gql.database import DatabaseSession, among, among_few
 from taskflow_gql.errors import (
     BadUserInput,
     EmailTaken,
@@ -173,25 +173,44 @@ async def open_session(
     return session_id, now
 
 
-# Run with every request, and so built once.
-_VIEWER_OF_TOKEN = Statement(
+class SignIns(NamedTuple):
+    """What is known of some tokens: their people, and those of their sessions that stand, each with its person."""
+
+    users: dict[UUID, UserRow]
+    sessions: set[tuple[UUID, UUID]]
+
+
+async def read_sign_ins(session: DatabaseSession, tokens: Collection[AccessToken]) -> SignIns:
+    """For `require_viewer`."""
+    users: dict[UUID, UserRow] = {}
+    sessions: set[tuple[UUID, UUID]] = set()
+    parameters = {
+        "user_ids": {token.user_id for token in tokens},
+        "session_ids": {token.session_id for token in tokens},
+    }
+    for *columns, session_id in await session.run(_SIGN_INS, parameters):
+        user = UserRow._make(columns)
+        users[user.id] = user
+        sessions.add((user.id, session_id))
+    return SignIns(users, sessions)
+
+
+# Run with every request, and so built once. Without a session there is still the person, for the reason.
+_SIGN_INS = Statement(
     select(*USER_COLUMNS, Session.id.label("session_id"))
-    .outerjoin(Session, (Session.user_id == User.id) & (Session.id == bindparam("session_id")))
-    .where(User.id == bindparam("user_id"))
+    .outerjoin(Session, (Session.user_id == User.id) & among_few(Session.id, "session_ids"))
+    .where(among_few(User.id, "user_ids"))
 )
 
 
-async def authenticate(session: DatabaseSession, token: AccessToken) -> tuple[Viewer, UserRow]:
+def require_viewer(sign_ins: SignIns, token: AccessToken) -> tuple[Viewer, UserRow]:
     """The person behind a token whose signature is good. Raises Unauthenticated with the reason."""
-    parameters = {"user_id": token.user_id, "session_id": token.session_id}
-    rows = await session.run(_VIEWER_OF_TOKEN, parameters)
-    if not rows or is_expired(token.expires_at):
+    user = sign_ins.users.get(token.user_id)
+    if user is None or is_expired(token.expires_at):
         raise could_not_validate()
-    *columns, session_id = rows[0]
-    user = UserRow._make(columns)
     if not user.is_active:
         raise Unauthenticated("Could not validate credentials: the user is deactivated")
-    if session_id is None:
+    if (token.user_id, token.session_id) not in sign_ins.sessions:
         raise could_not_validate()
     viewer = Viewer(id=user.id, role=user.role, session_id=token.session_id, expires_at=token.expires_at)
     return viewer, user

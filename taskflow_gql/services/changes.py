@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from datetime import datetime
 from functools import cache
-from typing import TYPE_CHECKING, NamedTuple, cast
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from uuid import UUID
 
-from sqlalchemy import BigInteger, Integer, bindparam, delete, func, insert, select, update
+from sqlalchemy import BigInteger, Integer, Select, UpdateBase, bindparam, delete, func, insert, select, update
 
 from taskflow_gql import clock
 from taskflow_gql.database import DatabaseSession, top_of_each
@@ -31,9 +32,16 @@ class StreamStateRow(NamedTuple):
 
 
 async def record_task_event(
-    session: DatabaseSession, viewer: Viewer, *, before: TaskRow | None, after: TaskRow | None
+    session: DatabaseSession,
+    viewer: Viewer,
+    *,
+    before: TaskRow | None,
+    after: TaskRow | None,
+    change: UpdateBase | None = None,
+    values: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
-    """Add the change to the record, in the same transaction.
+    """Add the change to the record, in the same transaction; and on PostgreSQL in the same statement as what changes
+    the task, where that is given, with the values of its parameters.
 
     The caller holds the task's row lock (or has just made the row), which makes the order of event ids within one
     task the order of its changes.
@@ -42,28 +50,37 @@ async def record_task_event(
     assert task is not None
     kind = EventKind.CREATED if before is None else EventKind.DELETED if after is None else EventKind.UPDATED
     fields = changed_fields(before, after) if before is not None and after is not None else []
-    await session.run(
-        _INSERT,
-        {
-            "kind": kind,
-            "task_id": task.id,
-            "actor_id": viewer.id,
-            "creator_id": task.creator_id,
-            "assignee_id": after and after.assignee_id,
-            "previous_assignee_id": before and before.assignee_id,
-            "changed_fields": ",".join(fields),
-            "before": json_of_task(before),
-            "after": json_of_task(after),
-            "occurred_at": clock.now(),
-        },
-    )
+    recorded = {
+        "kind": kind,
+        "task_id": task.id,
+        "actor_id": viewer.id,
+        "creator_id": task.creator_id,
+        "assignee_id": after and after.assignee_id,
+        "previous_assignee_id": before and before.assignee_id,
+        "changed_fields": ",".join(fields),
+        "before": json_of_task(before),
+        "after": json_of_task(after),
+        "occurred_at": clock.now(),
+    }
+    for statement in _changing(change, session.dialect_name):
+        await session.run(statement, {**recorded, **values})
     session.recorded_event = True
 
 
 # All but what the database (`id`) and the relay (`position`) give.
 _EVENTS = cast("Table", TaskEvent.__table__)
 _RECORDED = [column.name for column in _EVENTS.columns if column.name not in ("id", "position")]
-_INSERT = Statement(insert(_EVENTS).values({name: bindparam(name) for name in _RECORDED}).inline())
+_INSERT = insert(_EVENTS).values({name: bindparam(name) for name in _RECORDED}).inline()
+
+
+@cache
+def _changing(change: UpdateBase | None, dialect_name: str) -> tuple[Statement, ...]:
+    """What changes a task and records it."""
+    if change is None:
+        return (Statement(_INSERT),)
+    if dialect_name == "postgresql":
+        return (Statement(_INSERT.add_cte(change.cte("change"))),)
+    return Statement(change), Statement(_INSERT)
 
 
 async def read_stream_state(session: DatabaseSession) -> StreamStateRow:
@@ -121,36 +138,74 @@ _STREAM_END = Statement(
 )
 
 
-async def place_events(session: DatabaseSession, *, limit: int) -> tuple[int, int]:
-    """Give positions to committed events that have none, oldest first. Returns how many, and the last position.
+async def place_events(session: DatabaseSession, *, limit: int) -> tuple[int, bool]:
+    """Give positions to committed events that have none, oldest first, in `Database.write_at_once`. Returns how many,
+    and whether there may be more.
 
     The lock on the state's row is held until the transaction ends, so positions are given by one process at a time
-    and become visible in order. The events are read by a statement of their own after the lock is there: one that
-    waited for the lock would still look at the world of before it.
+    and become visible in order.
     """
-    ((last_position,),) = await session.run(_LOCK_STATE)
-    placed = await session.run(_PLACE, {"last_position": last_position, "most": limit})
-    if placed:
-        last_position += len(placed)
-        await session.run(_SET_LAST_POSITION, {"last": last_position})
-    return len(placed), last_position
+    if session.dialect_name == "sqlite":
+        # One writer at a time: what it reads is as it stands.
+        ((last_position,),) = await session.run(_LAST_POSITION)
+        placed = len(await session.run(_PLACE, {"last_position": last_position, "most": limit}))
+        if placed:
+            await session.run(_SET_LAST_POSITION, {"last": last_position + placed})
+        return placed, placed == limit
+    ((placed, found),) = await session.run(_PLACE_AT_ONCE, {"most": limit})
+    return placed, placed < found or placed == limit
 
 
-_LOCK_STATE = Statement(select(StreamState.last_position).where(StreamState.id == 1).with_for_update())
-_UNPLACED = (
-    select(TaskEvent.id, func.row_number().over(order_by=TaskEvent.id).label("number"))
-    .where(TaskEvent.position.is_(None))
-    .order_by(TaskEvent.id)
-    .limit(bindparam("most", type_=Integer))
-    .subquery()
-)
-_PLACE = Statement(
-    update(_EVENTS)
-    .where(_EVENTS.c.id == _UNPLACED.c.id)
-    .values(position=bindparam("last_position", type_=BigInteger) + _UNPLACED.c.number)
-    .returning(_EVENTS.c.id)
-)
+_LAST_POSITION = Statement(select(StreamState.last_position))
 _SET_LAST_POSITION = Statement(update(cast("Table", StreamState.__table__)).values(last_position=bindparam("last")))
+
+
+def _unplaced() -> Select[Any]:
+    number = func.row_number().over(order_by=TaskEvent.id).label("number")
+    unplaced = select(TaskEvent.id, number).where(TaskEvent.position.is_(None)).order_by(TaskEvent.id)
+    return unplaced.limit(bindparam("most", type_=Integer))
+
+
+def _place() -> Statement:
+    unplaced = _unplaced().subquery()
+    position = bindparam("last_position", type_=BigInteger) + unplaced.c.number
+    placed = update(_EVENTS).where(_EVENTS.c.id == unplaced.c.id).values(position=position)
+    return Statement(placed.returning(_EVENTS.c.id))
+
+
+def _place_at_once() -> Statement:
+    """How many events it placed, and how many it found.
+
+    A statement that waited for the lock still looks at the world of before it: events that are placed by now look as
+    if they were not. But then the state's row under the lock is another than the one it sees, and it places nothing;
+    who comes next sees more. Where both are the same nobody has placed anything since the statement began, and what
+    it sees without a position has none.
+    """
+    state = cast("Table", StreamState.__table__)
+    locked = select(state.c.last_position).with_for_update().cte("locked")
+    seen = select(state.c.last_position).scalar_subquery()
+    unplaced = _unplaced().cte("unplaced")
+    placed = (
+        update(_EVENTS)
+        .where(_EVENTS.c.id == unplaced.c.id, locked.c.last_position == seen)
+        .values(position=locked.c.last_position + unplaced.c.number)
+        .returning(_EVENTS.c.position)
+        .cte("placed")
+    )
+    last = select(func.max(placed.c.position).label("position")).cte("last")
+    moved = (
+        update(state)
+        .where(last.c.position.is_not(None))
+        .values(last_position=last.c.position)
+        .returning(state.c.id)
+        .cte("moved")
+    )
+    counts = [select(func.count()).select_from(each).scalar_subquery() for each in (placed, unplaced)]
+    return Statement(select(*counts).add_cte(moved))
+
+
+_PLACE = _place()
+_PLACE_AT_ONCE = _place_at_once()
 
 
 async def has_unplaced_events(session: DatabaseSession) -> bool:

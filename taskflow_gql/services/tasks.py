@@ -10,7 +10,7 @@ from functools import cache, lru_cache
 from typing import Any, TypedDict
 from uuid import UUID
 
-from sqlalchemy import Select, and_, bindparam, delete, func, insert, select, update
+from sqlalchemy import Select, Update, and_, bindparam, delete, func, insert, select, update
 
 from taskflow_gql import clock
 from taskflow_gql.database import DatabaseSession, among, look_up
@@ -382,8 +382,7 @@ async def delete_task(
     if not may_delete(viewer, task):
         raise Forbidden("Only task creator can delete task")
     _require_version(task, expected_version)
-    await session.run(_DELETE, {"task_id": task.id})
-    await record_task_event(session, viewer, before=task, after=None)
+    await record_task_event(session, viewer, before=task, after=None, change=_DELETE)
     return task
 
 
@@ -437,17 +436,18 @@ async def _change_task(session: DatabaseSession, viewer: Viewer, task: TaskRow, 
     written = {**values, "version": changed.version, "updated_at": now}
     if "title" in values or "description" in values:
         written |= text_keys(changed.title, changed.description)
-    await session.run(_update(frozenset(written)), {**written, "task_id": task.id})
-    await record_task_event(session, viewer, before=task, after=changed)
+    change, new = _update(frozenset(written)), {f"new_{name}": value for name, value in written.items()}
+    await record_task_event(session, viewer, before=task, after=changed, change=change, values=new)
     return changed
 
 
 _INSERT = Statement(insert(Task))
-_DELETE = Statement(delete(Task).where(Task.id == bindparam("task_id")))
+# The id of the task is among what is recorded.
+_DELETE = delete(Task).where(Task.id == bindparam("task_id"))
 
 
 @cache
-def _update(columns: frozenset[str]) -> Statement:
+def _update(columns: frozenset[str]) -> Update:
     """Of the columns that a change writes; there are few combinations."""
-    values: dict[str, Any] = {name: bindparam(name) for name in sorted(columns)}
-    return Statement(update(Task).where(Task.id == bindparam("task_id")).values(values))
+    values: dict[str, Any] = {name: bindparam(f"new_{name}") for name in sorted(columns)}
+    return update(Task).where(Task.id == bindparam("task_id")).values(values)
