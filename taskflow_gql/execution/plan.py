@@ -25,6 +25,7 @@ from graphql import (
 )
 from graphql.execution.collect_fields import FieldDetailsList, GroupedFieldSet
 
+from .arguments import arguments_reader
 from .codegen import generate
 from .completion import EnumNames, completer
 from .sources import MOST_CLASSES, IsInstance, Kind, is_mapping, kind_of
@@ -83,6 +84,7 @@ class Field:
         self.parent_type = selection.type
         self.path = f"{selection.path}.{name}"
         self.has_arguments = bool(definition.args or self.nodes[0].arguments)
+        self.read_arguments = arguments_reader(definition, self.nodes[0]) if self.has_arguments else None
         self.is_typename = definition is TypeNameMetaFieldDef
         # How the value is read: loaded in a batch, or from an attribute, or by a function of the source, or by the
         # resolver, or as graphql-core reads by default.

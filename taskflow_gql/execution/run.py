@@ -17,6 +17,7 @@ from graphql import GraphQLError, GraphQLResolveInfo
 from graphql.execution.values import get_argument_values
 from graphql.pyutils import Path
 
+from .arguments import Unusual
 from .batch import Batch
 from .completion import resume
 from .wait import Group, Wait
@@ -102,14 +103,24 @@ class Run:
     def arguments(self, field: "Field") -> dict[str, Any]:
         arguments = self._arguments.get(field)
         if arguments is None:
-            executor = self.executor
-            arguments = get_argument_values(
-                field.definition, field.nodes[0], executor.variable_values, None, executor.hide_suggestions
-            )
+            arguments = self._read_arguments(field)
             # A batch function is called once, a resolver often: each time with values nobody has had before.
             if field.batch is not None or all(type(value) in _IMMUTABLE for value in arguments.values()):
                 self._arguments[field] = arguments
         return arguments
+
+    def _read_arguments(self, field: "Field") -> dict[str, Any]:
+        executor = self.executor
+        if field.read_arguments is not None:
+            try:
+                values: dict[str, Any] = field.read_arguments(executor.variable_values.coerced)
+            except Unusual:
+                pass
+            else:
+                return values
+        return get_argument_values(
+            field.definition, field.nodes[0], executor.variable_values, None, executor.hide_suggestions
+        )
 
     def wait(
         self,

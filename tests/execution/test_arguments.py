@@ -1,0 +1,120 @@
+"""Arguments are read as graphql-core reads them, or left to it."""
+
+from typing import Any
+
+import pytest
+from graphql import FieldNode, GraphQLError, OperationDefinitionNode, build_schema, get_argument_values, parse
+from graphql.execution.values import VariableValues
+
+from taskflow_gql.execution.arguments import Unusual, arguments_reader
+
+SCHEMA = build_schema(
+    """
+    type Query {
+      field(a: Int, b: Int! = 5, c: [Int!], d: Input, e: Color = RED, f: [[String]], g: ID, h: JSON, i: OneOf): Int
+      required(a: Int!, b: Input!): Int
+    }
+    enum Color { RED BLUE }
+    scalar JSON
+    input Input { a: Int = 1, b: [Int] = [1, 2], c: Color!, d: Input, e: String! = "e", f: Float, g: [Input!] }
+    input OneOf @oneOf { a: Int, b: String }
+    """
+)
+LITERALS = [
+    "",
+    "a: 1",
+    "a: null",
+    "a: $x",
+    "b: $x",
+    "b: null",
+    "c: 1",
+    "c: [1, 2]",
+    "c: [1, $x]",
+    "c: $y",
+    "c: null",
+    "d: {c: RED}",
+    "d: {c: $z}",
+    "d: {c: RED, a: $x, b: [$x, null], e: $w, f: 1}",
+    "d: {c: RED, d: {c: BLUE, d: {c: RED, f: 1.5}}, g: [{c: RED}, {c: BLUE, a: $x}]}",
+    "d: {c: RED, g: {c: BLUE}}",
+    "d: {a: 1}",
+    "d: {c: GREEN}",
+    "d: {c: RED, nonsense: 1}",
+    "d: {c: RED, e: null}",
+    "d: 1",
+    "e: BLUE",
+    "e: $z",
+    "e: $missing",
+    "f: [[$w]]",
+    'f: [["a"], null]',
+    'f: "a"',
+    'g: "1"',
+    "g: 1",
+    "g: $w",
+    "h: {a: [1, $x]}",
+    "h: {a: 1}",
+    "h: 1",
+    "i: {a: 1}",
+    "i: {a: $x}",
+    "i: {a: 1, b: $w}",
+    "i: {}",
+    'a: "no number"',
+    "a: 3000000000",
+    "nonsense: 1",
+]
+VARIABLES: list[dict[str, Any]] = [
+    {},
+    {"x": 3, "y": [4], "z": "BLUE", "w": "text"},
+    {"x": None, "y": None, "z": None, "w": None},
+]
+
+
+@pytest.mark.parametrize("literal", LITERALS)
+@pytest.mark.parametrize("variables", VARIABLES, ids=["none", "given", "null"])
+@pytest.mark.parametrize("name", ["field", "required"])
+def test_arguments_are_those_of_graphql_core(literal: str, variables: dict[str, Any], name: str) -> None:
+    document = parse(f"{{ {name}({literal}) }}" if literal else f"{{ {name} }}")
+    operation = document.definitions[0]
+    assert isinstance(operation, OperationDefinitionNode)
+    node = operation.selection_set.selections[0]
+    assert isinstance(node, FieldNode)
+    assert SCHEMA.query_type is not None
+    definition = SCHEMA.query_type.fields[name]
+    read = arguments_reader(definition, node)
+    if read is None:
+        return
+    try:
+        found = read(variables)
+    except Unusual:
+        return
+    try:
+        expected = get_argument_values(definition, node, VariableValues({}, variables))
+    except GraphQLError as error:
+        pytest.fail(f"read {found}, but {error}")
+    assert found == expected
+    assert list(found) == list(expected)
+    assert repr(found) == repr(expected)
+
+
+def test_ordinary_arguments_are_not_left_to_graphql_core() -> None:
+    assert SCHEMA.query_type is not None
+    definition = SCHEMA.query_type.fields["field"]
+    for literal in ("a: $x", "c: [1, $x]", "d: {c: RED, a: $x, g: [{c: $z}]}", "e: $missing", "h: 1"):
+        operation = parse(f"{{ field({literal}) }}").definitions[0]
+        node = operation.selection_set.selections[0]  # type: ignore[attr-defined]
+        read = arguments_reader(definition, node)
+        assert read is not None, literal
+        assert read(VARIABLES[1]), literal
+
+
+def test_each_request_gets_lists_of_its_own() -> None:
+    assert SCHEMA.query_type is not None
+    operation = parse("{ field(c: [1], d: {c: RED, b: [1]}) }").definitions[0]
+    node = operation.selection_set.selections[0]  # type: ignore[attr-defined]
+    read = arguments_reader(SCHEMA.query_type.fields["field"], node)
+    assert read is not None
+    first, second = read({}), read({})
+    first["c"].append(2)
+    first["d"]["b"].append(2)
+    assert (second["c"], second["d"]["b"]) == ([1], [1])
+    assert read({})["c"] == [1]
