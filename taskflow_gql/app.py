@@ -142,7 +142,7 @@ class Cors(CORSMiddleware):
     def __init__(self, app: ASGIApp, /, **options: Any) -> None:
         super().__init__(app, **options)
         # Bounded, because anybody can make up origins.
-        self._added = lru_cache(maxsize=256)(self._headers_for)
+        self._added = lru_cache(maxsize=64)(self._headers_for)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] == "OPTIONS":

@@ -120,11 +120,12 @@ class BatchingExecutor(CompilingExecutor, StrawberryGraphQLCoreExecutionContext)
 
     @classmethod
     def resolver_of(cls, schema: GraphQLSchema, field: GraphQLField) -> Callable[..., Any]:
+        """One of our own in the place of Strawberry's, unless something about the field is unusual."""
         definition = field.extensions.get(DEFINITION)
         resolve = super().resolver_of(schema, field)
         if (
             not isinstance(definition, StrawberryField)
-            or resolve.__name__ not in {"_resolver", "_async_resolver"}
+            or getattr(resolve, "__name__", None) not in {"_resolver", "_async_resolver"}
             or type(definition).get_result is not StrawberryField.get_result
             or type(definition.base_resolver) is not StrawberryResolver
             or any(type(one).map_arguments is not FieldExtension.map_arguments for one in definition.extensions)

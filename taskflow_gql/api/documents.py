@@ -35,7 +35,8 @@ _MOST_CHARACTERS = 500_000
 
 # graphql-core's own default.
 _MOST_COERCION_ERRORS = 50
-_NESTING = {dict, list}
+# What needs no look at how deep it is nested.
+_FLAT = {str, int, float, bool, type(None)}
 
 
 class Operation:
@@ -48,7 +49,7 @@ class Operation:
         self._signatures: list[GraphQLVariableSignature | GraphQLError] | None = None
 
     def variable_values(self, schema: GraphQLSchema, given: dict[str, Any]) -> VariableValues | list[GraphQLError]:
-        """As graphql-core's `get_variable_values`, which is left to do it where something is wrong or defaults."""
+        """As graphql-core's `get_variable_values`, which takes over where a value is wrong or left to a default."""
         definitions = self.node.variable_definitions or ()
         if self._signatures is None:
             self._signatures = [get_variable_signature(schema, definition) for definition in definitions]
@@ -60,12 +61,13 @@ class Operation:
 
 
 def _take(signature: GraphQLVariableSignature, given: dict[str, Any], values: VariableValues) -> bool:
+    """Whether the variable has a value, or may do without."""
     name, type_ = signature.name, signature.type
     value = given.get(name, Undefined)
     if value is Undefined:
         values.sources[name] = VariableValueSource(signature)
         return signature.default is None and not is_non_null_type(type_)
-    if type(value) in _NESTING and input_is_nested_too_deeply(value, type_):
+    if type(value) not in _FLAT and input_is_nested_too_deeply(value, type_):
         return False
     values.sources[name] = VariableValueSource(signature, value)
     values.coerced[name] = coerced = coerce_input_value(value, type_)

@@ -40,6 +40,7 @@ class ArgumentsConverter:
                 self._config.name_converter.from_argument(argument),
                 argument.python_name,
                 _converter(argument.type, self._scalars),
+                argument.is_maybe,
             )
             for argument in arguments
         ]
@@ -47,10 +48,10 @@ class ArgumentsConverter:
     def __call__(self, given: Mapping[str, Any], info: Info[Any, Any] | None) -> dict[str, Any]:
         """From graphql-core's names and values to those of the resolver."""
         values = {}
-        for name, python_name, convert in self._arguments:
+        for name, python_name, convert, takes_null in self._arguments:
             if name in given:
                 value = given[name]
-                if convert is not None:
+                if convert is not None and (takes_null or value is not None):
                     value = convert(value, InputContext(info, self._config, self._scalars, path=(name,)))
                 values[python_name] = value
         return values

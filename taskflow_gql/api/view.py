@@ -236,7 +236,7 @@ def _encode(value: object) -> str:
 
 
 # Clients of one kind send one header.
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=64)
 def _problem_of_content_type(content_type: str) -> str | None:
     media_type, _, parameters = content_type.partition(";")
     if media_type.strip().lower() != JSON:
