@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Protocol
+from uuid import uuid4
 
 from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
@@ -75,6 +76,8 @@ class RedisBus:
             socket_keepalive=True,
         )
         self._listeners: list[Callable[[], None]] = []
+        # What we say ourselves comes back, and our listeners have been told.
+        self._sender = uuid4().bytes
         self._to_announce = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -115,7 +118,7 @@ class RedisBus:
             self._to_announce.clear()
             try:
                 async with asyncio.timeout(2):
-                    await self._redis.publish(_CHANNEL, b"")
+                    await self._redis.publish(_CHANNEL, self._sender)
             except (RedisError, OSError, TimeoutError) as error:
                 # Until Redis is back the other processes read the table on their timers.
                 log.warning("Redis took no news (%s); other processes learn of changes a second later", error)
@@ -128,9 +131,10 @@ class RedisBus:
             try:
                 async with self._redis.pubsub() as pubsub:
                     await pubsub.subscribe(_CHANNEL)
-                    async for _ in _messages(pubsub):
+                    async for message in _messages(pubsub):
                         failures = 0
-                        self._tell_listeners()
+                        if message["data"] != self._sender:
+                            self._tell_listeners()
             except (RedisError, OSError, TimeoutError) as error:
                 # redis-py has given up reconnecting by itself; begin anew, and read what was said meanwhile.
                 log.warning("Lost the subscription to Redis (%s); trying again", error)

@@ -13,6 +13,7 @@ from typing import Any, cast
 from uuid import UUID
 
 import asyncpg
+import orjson
 from sqlalchemy import (
     ARRAY,
     Boolean,
@@ -64,6 +65,9 @@ _HUNG_UP = (
     asyncpg.InterfaceError,
     ConnectionError,
 )
+
+# How long connections are kept at hand: long beside what it takes to open some anew.
+_AT_HAND_SECONDS = 5.0
 
 # asyncpg takes TLS as an argument and knows nothing of libpq's query parameters.
 _SSL_MODES = {"disable", "allow", "prefer", "require", "verify-ca", "verify-full"}
@@ -429,6 +433,8 @@ def _create_postgresql_engine(url: URL, settings: Settings, command_timeout_seco
         pool_size=settings.database_pool_size,
         max_overflow=settings.database_max_overflow,
         connect_args=connect_args,
+        json_serializer=_as_json,
+        json_deserializer=orjson.loads,
     )
 
     @event.listens_for(engine.sync_engine, "checkout")
@@ -439,6 +445,10 @@ def _create_postgresql_engine(url: URL, settings: Settings, command_timeout_seco
             raise DisconnectionError
 
     return engine
+
+
+def _as_json(value: Any) -> str:
+    return orjson.dumps(value).decode()
 
 
 def _whole_number(name: str, value: str | tuple[str, ...]) -> int:
@@ -723,11 +733,15 @@ class Database:
         # Each statement its own transaction: no BEGIN and ROLLBACK round trips, which cost more than the read.
         self.reading = engine if self.is_sqlite else engine.execution_options(isolation_level="AUTOCOMMIT")
         self.writing = engine.execution_options(writes=True)
-        # Out of the pool for whoever is next, as taking one costs nearly as much as a read. They count as the pool's,
-        # so at most half of it.
+        # Out of the pool for whoever is next, as taking one costs nearly as much as a read, and as the pool closes what
+        # comes back beyond its size: with a few more at work than that it would close and open connections all the
+        # time. They count as the pool's.
         self._at_hand: list[PoolProxiedConnection] = []
         self._pool = cast("QueuePool", engine.pool)
-        self._most_at_hand = 0 if self.is_sqlite else self._pool.size() // 2
+        self._most_out = 0 if self.is_sqlite else self._pool.size() + self._pool._max_overflow
+        # When it ends the pool gets them, and keeps as many as its size.
+        self._timer: asyncio.TimerHandle | None = None
+        self._putting_back: asyncio.Task[None] | None = None
         # SQLite has one writer at a time. Waiting here is fair and free; its own busy handler sleeps and polls.
         self._writer: asyncio.Lock | nullcontext[None] = asyncio.Lock() if self.is_sqlite else nullcontext()
 
@@ -759,7 +773,7 @@ class Database:
             self.on_event()
 
     async def borrow(self) -> PoolProxiedConnection:
-        """A connection of the pool's, with PostgreSQL's driver, for one statement; to be given back."""
+        """A connection of the pool's, with PostgreSQL's driver; to be given back as it was."""
         while self._at_hand:
             pooled = self._at_hand.pop()
             if not _driver_of(pooled).is_closed():
@@ -768,12 +782,21 @@ class Database:
         return await self.engine.raw_connection()
 
     async def give_back(self, pooled: PoolProxiedConnection) -> None:
-        is_open = not _driver_of(pooled).is_closed()
         # Not when all are out: somebody may wait for one, whom only the pool wakes.
-        if is_open and len(self._at_hand) < self._most_at_hand and self._pool.checkedout() < self._pool.size():
+        if not _driver_of(pooled).is_closed() and self._pool.checkedout() < self._most_out:
             self._at_hand.append(pooled)
+            if self._timer is None:
+                self._timer = asyncio.get_running_loop().call_later(_AT_HAND_SECONDS, self._put_back)
         else:
             await greenlet_spawn(pooled.close)
+
+    def _put_back(self) -> None:
+        self._timer = None
+        self._putting_back = asyncio.create_task(self._give_to_pool(), name="pool")
+
+    async def _give_to_pool(self) -> None:
+        while self._at_hand:
+            await greenlet_spawn(self._at_hand.pop().close)
 
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[AsyncConnection]:
@@ -782,9 +805,12 @@ class Database:
             yield connection
 
     async def close(self) -> None:
-        self._most_at_hand = 0
-        while self._at_hand:
-            await greenlet_spawn(self._at_hand.pop().close)
+        self._most_out = 0
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._putting_back is not None:
+            await self._putting_back
+        await self._give_to_pool()
         await self.engine.dispose()
 
 

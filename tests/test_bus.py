@@ -92,6 +92,19 @@ async def test_an_announcement_reaches_every_other_process(redis_url: str) -> No
         await one.ping()
 
 
+async def test_what_we_said_ourselves_is_no_news_to_us(redis_url: str) -> None:
+    async with started(redis_url) as (one, own), started(redis_url) as (other, ear):
+        told = own.count
+        one.announce()
+        await ear.hear()
+        # Redis delivers in order: had our own words counted when they came back, they had come before these.
+        other.announce()
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while own.count < told + 2:
+                await own.hear()
+        assert own.count == told + 2
+
+
 async def test_a_thousand_announcements_at_once_are_news_all_the_same(redis_url: str) -> None:
     async with started(redis_url) as (one, _), started(redis_url) as (_, ear):
         for _ in range(1000):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from typing import Any
 from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
-from sqlalchemy import bindparam, func, literal, select, text
+from sqlalchemy import bindparam, event, func, literal, select, text
 from sqlalchemy.exc import DBAPIError, StatementError
 
 from taskflow_gql.config import Settings
@@ -107,6 +108,38 @@ async def test_a_read_finds_another_connection_when_its_own_was_ended(postgresql
     async with database.read() as session:
         assert [len(rows) for rows in await asyncio.gather(*(session.run(one) for _ in range(8)))] == [1] * 8
     await database.close()
+
+
+async def test_a_few_more_at_once_than_the_pool_s_size_keep_their_connections_while_they_come(
+    postgresql_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("taskflow_gql.database._AT_HAND_SECONDS", 1.0)
+    sizes = {"database_pool_size": 2, "database_max_overflow": 10}
+    database = Database(create_engine(postgresql_settings.model_copy(update=sizes)))
+    opened: list[Any] = []
+    event.listen(database.engine.sync_engine, "connect", lambda connection, _: opened.append(connection))
+
+    async def write() -> None:
+        async with database.write() as session:
+            await session.run(Statement(select(func.pg_sleep(0.01))))
+
+    for _ in range(5):
+        await asyncio.gather(*(write() for _ in range(8)))
+    assert len(opened) == 8
+    # Afterwards there are so many as the pool keeps.
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while sum(not one.driver_connection.is_closed() for one in opened) > 2:
+            await write()
+    # And with all of them out, somebody who asks the pool itself gets one.
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        await asyncio.gather(*(write() for _ in range(40)), *(use_connection(database) for _ in range(5)))
+    await database.close()
+    assert [one.driver_connection.is_closed() for one in opened] == [True] * len(opened)
+
+
+async def use_connection(database: Database) -> None:
+    async with database.connect() as connection:
+        await connection.execute(text("SELECT 1"))
 
 
 @pytest.mark.parametrize("kind", ["read", "write"])
