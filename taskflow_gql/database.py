@@ -328,7 +328,7 @@ def top_of_each(
     rows of every key.
     """
     if dialect_name == "postgresql":
-        parents = select(parent.label("parent_id")).where(among(parent, keys)).subquery("parents")
+        parents = select(parent.label("parent_id")).where(among_few(parent, keys)).subquery("parents")
         rows = rows.where(child == parents.c.parent_id).order_by(*order_by)
         # Written out, not a parameter: PostgreSQL has to know it to plan well once.
         top = rows.limit(literal_column(str(limit))).lateral("top")

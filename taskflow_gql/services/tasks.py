@@ -13,7 +13,7 @@ from uuid import UUID
 from sqlalchemy import Select, Update, and_, bindparam, delete, func, insert, select, update
 
 from taskflow_gql import clock
-from taskflow_gql.database import DatabaseSession, among, look_up
+from taskflow_gql.database import DatabaseSession, among, among_few, look_up
 from taskflow_gql.errors import (
     AssigneeNotFound,
     BadUserInput,
@@ -114,7 +114,7 @@ async def tasks_by_id(
 @lru_cache(maxsize=128)
 def _tasks_by_id(dialect_name: str, is_admin: bool, columns: TaskColumns) -> Statement:
     found, build = _select(dialect_name, Task, columns)
-    return Statement(found.where(among(Task.id, "task_ids"), visible(is_admin=is_admin)), build)
+    return Statement(found.where(among_few(Task.id, "task_ids"), visible(is_admin=is_admin)), build)
 
 
 def _select(dialect_name: str, tasks: Any, columns: TaskColumns) -> tuple[Select[Any], Build]:

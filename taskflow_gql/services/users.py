@@ -10,7 +10,7 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, Text, and_, bindparam, delete, func, or_, select, true, update
 
 from taskflow_gql import clock
-from taskflow_gql.database import DatabaseSession, among, position_of
+from taskflow_gql.database import DatabaseSession, among_few, position_of
 from taskflow_gql.errors import Forbidden, NotFound
 from taskflow_gql.models import USER_COLUMNS, Session, User, UserRole, UserRow
 from taskflow_gql.models.rows import row_class_of
@@ -41,7 +41,7 @@ async def get_user(session: DatabaseSession, viewer: Viewer, user_id: str) -> Us
 
 
 _WHOLE = Build(UserRow, tuple(range(len(USER_COLUMNS))))
-_USERS_BY_ID = Statement(select(*USER_COLUMNS).where(among(User.id, "user_ids")), _WHOLE)
+_USERS_BY_ID = Statement(select(*USER_COLUMNS).where(among_few(User.id, "user_ids")), _WHOLE)
 
 
 async def users_by_id(session: DatabaseSession, user_ids: Collection[UUID]) -> dict[UUID, UserRow]:
