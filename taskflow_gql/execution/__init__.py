@@ -3,6 +3,6 @@
 from .batch import BATCH, Batch, batch_resolver
 from .executor import CompilingExecutor
 from .explain import explain
-from .sources import IsInstance, trust
+from .sources import AsItIs, IsInstance, trust
 
-__all__ = ["BATCH", "Batch", "CompilingExecutor", "IsInstance", "batch_resolver", "explain", "trust"]
+__all__ = ["BATCH", "AsItIs", "Batch", "CompilingExecutor", "IsInstance", "batch_resolver", "explain", "trust"]

@@ -17,7 +17,7 @@ from graphql import GraphQLBoolean, GraphQLFloat, GraphQLID, GraphQLInt, GraphQL
 from graphql.type import GRAPHQL_MAX_INT, GRAPHQL_MIN_INT
 
 from .completion import PRINTED, SERIALISED, place_serialised, unusual_leaf
-from .sources import PLAIN
+from .sources import PLAIN, AsItIs
 from .wait import Wait
 
 if TYPE_CHECKING:
@@ -79,6 +79,8 @@ def _names_used(selection: "Selection") -> dict[str, Any]:
             names[f"key_{field.name}"] = field.batch.key
         if field.is_leaf:
             names[f"coerce_{field.name}"] = field.level.nullable_type.coerce_output_value
+        if _is_as_it_is(field.level.nullable_type):
+            names[f"as_they_are_{field.name}"] = frozenset(field.level.nullable_type.coerce_output_value.classes)
         if is_enum_type(field.level.nullable_type):
             names[f"names_{field.name}"] = field.level.enum_names
         if field.level.items is None:
@@ -123,13 +125,20 @@ def _batch_source(field: "Field", of_mapping: bool) -> str:
     ) + ("" if field.level.nullable else f"\nelse:\n    field_{field.name}.level.null()")
 
 
+def _is_as_it_is(type_: Any) -> bool:
+    # What may be awaited, or null, has to be looked at.
+    coerce = getattr(type_, "coerce_output_value", None)
+    return isinstance(coerce, AsItIs) and SERIALISED.issuperset(coerce.classes)
+
+
 def _leaf_source(field: "Field", of_mapping: bool) -> str:
     name, type_ = field.name, field.level.nullable_type
     info = ", info" if field.resolve is not None else ""
     lines = [_read_source(field, of_mapping)]
     unusual = f"value = unusual_leaf(run, field_{name}, value, answer, position{info})"
-    if type_ in _UNUSUAL:
-        lines.append(f"if {_UNUSUAL[type_]}{' and value is not None' if field.level.nullable else ''}:")
+    is_unusual = f"type(value) not in as_they_are_{name}" if _is_as_it_is(type_) else _UNUSUAL.get(type_)
+    if is_unusual is not None:
+        lines.append(f"if {is_unusual}{' and value is not None' if field.level.nullable else ''}:")
         if type_ is GraphQLID:
             # Often a UUID or the like.
             lines.append("    if type(value) in PRINTED:\n        value = str(value)\n    else:")

@@ -5,12 +5,17 @@ import gc
 import traceback
 import weakref
 from collections.abc import AsyncIterator
+from decimal import Decimal
 from typing import Any
 
 import pytest
 from graphql import (
     ExecutionResult,
     GraphQLError,
+    GraphQLField,
+    GraphQLObjectType,
+    GraphQLScalarType,
+    GraphQLSchema,
     build_schema,
     execute,
     execute_sync,
@@ -20,7 +25,7 @@ from graphql import (
 from graphql.execution import MiddlewareManager
 from graphql.pyutils import AbortController
 
-from taskflow_gql.execution import CompilingExecutor, trust
+from taskflow_gql.execution import AsItIs, CompilingExecutor, trust
 from taskflow_gql.execution.cache import MOST_FIELDS_OF_DOCUMENT
 
 SCHEMA = build_schema("""
@@ -356,3 +361,20 @@ def test_errors_returned_or_raised_are_alike() -> None:
                 "extensions": {"code": "NO"},
             }
         ]
+
+
+def test_values_that_are_handed_on_as_they_are() -> None:
+    class Number(int):
+        pass
+
+    hands_on = GraphQLScalarType("Exact", serialize=AsItIs(int, Decimal))
+    fields = {name: GraphQLField(hands_on) for name in ("a", "b", "c", "d", "e")}
+    schema = GraphQLSchema(GraphQLObjectType("Query", fields))
+    root = {"a": 1, "b": Decimal("1.50"), "c": None, "d": Number(7), "e": "one"}
+    document = parse("{ a b c d e }")
+    expected = execute(schema, document, root)
+    assert execute(schema, document, root, executor_class=Planned) == expected
+    assert isinstance(expected, ExecutionResult)
+    assert expected.data == {"a": 1, "b": Decimal("1.50"), "c": None, "d": 7, "e": None}
+    assert expected.errors is not None
+    assert [error.message for error in expected.errors] == ["'one' is none of int, Decimal"]
