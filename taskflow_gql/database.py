@@ -739,6 +739,7 @@ class Database:
         self._at_hand: list[PoolProxiedConnection] = []
         self._pool = cast("QueuePool", engine.pool)
         self._most_out = 0 if self.is_sqlite else self._pool.size() + self._pool._max_overflow
+        self._waiting = 0
         # When it ends the pool gets them, and keeps as many as its size.
         self._timer: asyncio.TimerHandle | None = None
         self._putting_back: asyncio.Task[None] | None = None
@@ -779,11 +780,16 @@ class Database:
             if not _driver_of(pooled).is_closed():
                 return pooled
             await greenlet_spawn(pooled.close)
-        return await self.engine.raw_connection()
+        self._waiting += 1
+        try:
+            return await self.engine.raw_connection()
+        finally:
+            self._waiting -= 1
 
     async def give_back(self, pooled: PoolProxiedConnection) -> None:
-        # Not when all are out: somebody may wait for one, whom only the pool wakes.
-        if not _driver_of(pooled).is_closed() and self._pool.checkedout() < self._most_out:
+        # Not when somebody waits for one, or may as all are out: only the pool wakes them.
+        is_wanted = self._waiting > 0 or self._pool.checkedout() >= self._most_out
+        if not is_wanted and not _driver_of(pooled).is_closed():
             self._at_hand.append(pooled)
             if self._timer is None:
                 self._timer = asyncio.get_running_loop().call_later(_AT_HAND_SECONDS, self._put_back)

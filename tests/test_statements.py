@@ -129,7 +129,7 @@ async def test_a_few_more_at_once_than_the_pool_s_size_keep_their_connections_wh
     # Afterwards there are so many as the pool keeps.
     async with asyncio.timeout(PATIENCE_SECONDS):
         while sum(not one.driver_connection.is_closed() for one in opened) > 2:
-            await write()
+            await use_connection(database)
     # And with all of them out, somebody who asks the pool itself gets one.
     async with asyncio.timeout(PATIENCE_SECONDS):
         await asyncio.gather(*(write() for _ in range(40)), *(use_connection(database) for _ in range(5)))
@@ -165,10 +165,11 @@ async def test_who_is_cancelled_in_a_statement_leaves_no_connection_behind(
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
+        # Nor the server at work on what nobody waits for any more.
+        async with asyncio.timeout(5):
+            while await watcher.fetchval(at_work):
+                pass
     async with asyncio.timeout(5), database.read() as session:
         assert await session.run(Statement(select(func.count()).select_from(Task))) == [(0,)]
-        # Nor is the server at work any more on what nobody waits for.
-        while await watcher.fetchval(at_work):
-            pass
     await watcher.close()
     await database.close()
