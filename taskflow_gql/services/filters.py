@@ -114,30 +114,31 @@ def search_for(text: str) -> Search:
 def without_values(filter_: Filter) -> tuple[Filter, dict[str, Any]]:
     """The filter with slots for its values, and the values: filters that differ in nothing else are one statement."""
     values: dict[str, Any] = {}
+    return _emptied(filter_, values), values
 
-    def slot(value: Any) -> Slot:
-        name = f"filter_{len(values)}"
-        values[name] = value
-        return Slot(name)
 
-    def emptied(part: Filter) -> Filter:
-        match part:
-            case AllOf(parts):
-                return AllOf(tuple(map(emptied, parts)))
-            case AnyOf(parts):
-                return AnyOf(tuple(map(emptied, parts)))
-            case Not(inner):
-                return Not(emptied(inner))
-            case Search(words):
-                return Search(slot(words)) if words else part
-            case Overdue(now):
-                return Overdue(slot(now))
-            case Compare(_, Operator.IS_NULL, _):
-                return part
-            case Compare(field, op, value):
-                return Compare(field, op, slot(_ranked(field, value)))
+def _emptied(part: Filter, values: dict[str, Any]) -> Filter:
+    match part:
+        case AllOf(parts):
+            return AllOf(tuple(_emptied(inner, values) for inner in parts))
+        case AnyOf(parts):
+            return AnyOf(tuple(_emptied(inner, values) for inner in parts))
+        case Not(inner):
+            return Not(_emptied(inner, values))
+        case Search(words):
+            return Search(_slot(words, values)) if words else part
+        case Overdue(now):
+            return Overdue(_slot(now, values))
+        case Compare(_, Operator.IS_NULL, _):
+            return part
+        case Compare(field, op, value):
+            return Compare(field, op, _slot(_ranked(field, value), values))
 
-    return emptied(filter_), values
+
+def _slot(value: Any, values: dict[str, Any]) -> Slot:
+    name = f"filter_{len(values)}"
+    values[name] = value
+    return Slot(name)
 
 
 def condition(filter_: Filter) -> ColumnElement[bool]:
