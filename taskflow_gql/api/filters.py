@@ -232,6 +232,8 @@ _OPERATORS = {
 def _comparisons(field: str, given: Any, convert: Callable[[Any], Any] = lambda value: value) -> list[Filter]:
     """One comparison for each attribute of a comparator input that has a value."""
     made: list[Filter] = []
+    if given is None:
+        return made
     for attribute, operator in _OPERATORS.items():
         value = getattr(given, attribute, None)
         if value is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 from enum import StrEnum
+from functools import lru_cache
 from uuid import UUID
 
 from taskflow_gql.database import AfterAllTimes, BeforeAllTimes
@@ -30,6 +31,11 @@ def order_by(keys: Sequence[tuple[TaskOrderField, bool]]) -> Order[TaskRow]:
 
     A field that was named before decides nothing any more and is left out.
     """
+    return _order_by(tuple(keys))
+
+
+@lru_cache(maxsize=256)
+def _order_by(keys: tuple[tuple[TaskOrderField, bool], ...]) -> Order[TaskRow]:
     descending_by_field: dict[TaskOrderField, bool] = {}
     for field, descending in keys:
         descending_by_field.setdefault(field, descending)
