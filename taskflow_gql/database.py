@@ -628,8 +628,10 @@ class _PostgresSession(DatabaseSession):
         try:
             await driver.execute(self._opening)
         except BaseException:
-            await _end(driver)
-            await self._database.give_back(pooled)
+            try:
+                await _end(driver)
+            finally:
+                await self._database.give_back(pooled)
             raise
         return pooled
 

@@ -370,9 +370,9 @@ async def test_explain_shows_plan_statements_and_functions(settings: Settings, d
         "  tasks: TaskConnection!  resolved by TaskQueries.tasks\n"
         "    nodes: [Task!]!  by TaskConnection.nodes, called directly\n"
         "      title: String!  read from .title\n"
-        "      creator: User!  loaded for all objects by users_by_id, key creator_id\n"
+        "      creator: User!  loaded for all objects by users_by_id, key creator_id, unless they carry creator\n"
         "        username: String!  read from .username\n"
-        "      assignee: User  loaded for all objects by users_by_id, key assignee_id\n"
+        "      assignee: User  loaded for all objects by users_by_id, key assignee_id, unless they carry assignee\n"
         "        username: String!  read from .username"
     )
     first_line, _, statements = explained["sql"].partition("\n\n")

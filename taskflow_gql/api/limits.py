@@ -182,7 +182,8 @@ _MOST_MEASURES = 16
 def problems_of_request(document: Document, variables: Mapping[str, Any], settings: Settings) -> list[GraphQLError]:
     """Why the document must not even be validated: it asks for too much, or holds text that no database could hold."""
     problems = _problems_of_document(document, variables, settings)
-    return problems if _is_storable(variables) else [*problems, _unstorable_variable()]
+    # Of the caller's own: those of the document are kept.
+    return [*problems] if _is_storable(variables) else [*problems, _unstorable_variable()]
 
 
 def _problems_of_document(document: Document, variables: Mapping[str, Any], settings: Settings) -> list[GraphQLError]:

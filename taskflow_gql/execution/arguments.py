@@ -4,7 +4,7 @@ graphql-core walks the literals of a field and the types of its arguments for ev
 of functions of the variables' values. Whatever is out of the ordinary is left to graphql-core, which has the words.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from graphql import (
@@ -32,93 +32,143 @@ from graphql.utilities.coerce_input_value import coerce_default_value
 
 Variables = Mapping[str, Any]
 Read = Callable[[Variables], Any]
+Definition = GraphQLArgument | GraphQLInputField
+# A name and how its value is read.
+Entry = tuple[str, Read]
+
+# Of one field. With more, it is not the walk that takes the time.
+MOST_LITERALS = 250
 
 
 class Unusual(Exception):
     """These variables, or these literals, are for graphql-core."""
 
 
-def arguments_reader(definition: GraphQLField, node: FieldNode) -> Read | None:
-    """A function from the variables' coerced values to new argument values, which may raise `Unusual`; None where
-    graphql-core has to be asked each time.
-    """
-    nodes = {argument.name.value: argument.value for argument in node.arguments or ()}
-    try:
-        entries = [
-            (argument.out_name or name, _entry(argument, nodes.get(name))) for name, argument in definition.args.items()
-        ]
-    except (Unusual, RecursionError):
-        return None
-    return _dict_reader(entries)
+class ArgumentReaders:
+    """The functions of one document: a field that is planned in many places, as those of fragments are, has one."""
+
+    def __init__(self) -> None:
+        # By the identities of the field and its node, which is kept so that no other gets its identity.
+        self._readers: dict[tuple[int, int], tuple[FieldNode, Read | None]] = {}
+        # Of what is left out: one for each definition, however often that is.
+        self._defaults: dict[int, Entry | None] = {}
+
+    def reader(self, definition: GraphQLField, node: FieldNode) -> Read | None:
+        """A function from the variables' coerced values to new argument values, which may raise `Unusual`; None where
+        graphql-core has to be asked each time.
+        """
+        key = (id(definition), id(node))
+        known = self._readers.get(key)
+        if known is None:
+            known = self._readers[key] = (node, self._make(definition, node))
+        return known[1]
+
+    def _make(self, definition: GraphQLField, node: FieldNode) -> Read | None:
+        nodes = {argument.name.value: argument.value for argument in node.arguments or ()}
+        try:
+            return self._dict(definition.args, nodes) if _are_few(nodes.values()) else None
+        except Unusual:
+            return None
+
+    def _dict(self, definitions: Mapping[str, Any], nodes: Mapping[str, ValueNode]) -> Read:
+        entries = tuple(
+            entry
+            for name, definition in definitions.items()
+            if (entry := self._entry(name, definition, nodes.get(name))) is not None
+        )
+
+        def read_dict(variables: Variables) -> dict[str, Any]:
+            values = {}
+            for name, read in entries:
+                value = read(variables)
+                if value is not Undefined:
+                    values[name] = value
+            return values
+
+        return read_dict
+
+    def _entry(self, name: str, definition: Definition, node: ValueNode | None) -> Entry | None:
+        """Of an argument, or of a field of an input object. None, or Undefined from the function: there is no value."""
+        if node is None:
+            if id(definition) not in self._defaults:
+                self._defaults[id(definition)] = _default_entry(name, definition)
+            return self._defaults[id(definition)]
+        read = self._literal(node, definition.type)
+        if isinstance(node, VariableNode) and not _is_required(definition):
+            read = _or_default(node.name.value, read, _default_of(definition))
+        return definition.out_name or name, read
+
+    def _literal(self, node: ValueNode, type_: Any) -> Read:
+        nullable = not is_non_null_type(type_)
+        if not nullable:
+            type_ = type_.of_type
+        if isinstance(node, VariableNode):
+            return _variable(node.name.value, nullable)
+        if isinstance(node, NullValueNode):
+            if not nullable:
+                raise Unusual
+            return _null
+        if is_list_type(type_):
+            items = node.values if isinstance(node, ListValueNode) else [node]
+            reads = [self._literal(item, type_.of_type) for item in items]
+            return lambda variables: [read(variables) for read in reads]
+        if is_input_object_type(type_):
+            return self._input_object(node, type_)
+        if isinstance(node, ListValueNode | ObjectValueNode):  # with variables in it, for all we know
+            raise Unusual
+        return _leaf(node, type_)
+
+    def _input_object(self, node: ValueNode, type_: GraphQLInputObjectType) -> Read:
+        if not isinstance(node, ObjectValueNode) or type_.is_one_of:
+            raise Unusual
+        nodes = {field.name.value: field.value for field in node.fields}
+        if not nodes.keys() <= type_.fields.keys():
+            raise Unusual
+        read = self._dict(type_.fields, nodes)
+        return lambda variables: type_.out_type(read(variables))
 
 
-def _dict_reader(entries: list[tuple[str, Read | None]]) -> Read:
-    given = [(name, read) for name, read in entries if read is not None]
+def _are_few(nodes: Iterable[ValueNode]) -> bool:
+    stack, count = [*nodes], 0
+    while stack:
+        node = stack.pop()
+        count += 1
+        if count > MOST_LITERALS:
+            return False
+        if isinstance(node, ListValueNode):
+            stack += node.values
+        elif isinstance(node, ObjectValueNode):
+            stack += [field.value for field in node.fields]
+    return True
 
-    def read_dict(variables: Variables) -> dict[str, Any]:
-        values = {}
-        for name, read in given:
-            value = read(variables)
-            if value is not Undefined:
-                values[name] = value
-        return values
 
-    return read_dict
-
-
-def _entry(definition: GraphQLArgument | GraphQLInputField, node: ValueNode | None) -> Read | None:
-    """Of an argument, or a field of an input object. None, or Undefined from the function: there is no value."""
+def _is_required(definition: Definition) -> bool:
     if isinstance(definition, GraphQLArgument):
-        is_required = is_required_argument(definition)
-    else:
-        is_required = is_required_input_field(definition)
+        return is_required_argument(definition)
+    return is_required_input_field(definition)
+
+
+def _default_of(definition: Definition) -> Any:
     try:
         # graphql-core gives the same object each time as well.
-        default = coerce_default_value(definition)
+        return coerce_default_value(definition)
     except TypeError as error:
         raise Unusual from error
-    if node is None:
-        if is_required:
-            raise Unusual
-        return None if default is Undefined else lambda _variables: default
-    read = _literal(node, definition.type)
-    if not isinstance(node, VariableNode) or is_required:
-        return read
-    name = node.name.value
+
+
+def _default_entry(name: str, definition: Definition) -> Entry | None:
+    if _is_required(definition):
+        raise Unusual
+    default = _default_of(definition)
+    return None if default is Undefined else (definition.out_name or name, lambda _variables: default)
+
+
+def _or_default(name: str, read: Read, default: Any) -> Read:
     return lambda variables: read(variables) if name in variables else default
 
 
-def _literal(node: ValueNode, type_: Any) -> Read:
-    nullable = not is_non_null_type(type_)
-    if not nullable:
-        type_ = type_.of_type
-    if isinstance(node, VariableNode):
-        return _variable(node.name.value, nullable)
-    if isinstance(node, NullValueNode):
-        if not nullable:
-            raise Unusual
-        return lambda _variables: None
-    if is_list_type(type_):
-        items = node.values if isinstance(node, ListValueNode) else [node]
-        reads = [_literal(item, type_.of_type) for item in items]
-        return lambda variables: [read(variables) for read in reads]
-    if is_input_object_type(type_):
-        return _input_object(node, type_)
-    if isinstance(node, ListValueNode | ObjectValueNode):  # with variables in it, for all we know
-        raise Unusual
-    value = coerce_input_literal(node, type_)
-    if value is Undefined:
-        raise Unusual
-    if is_specified_scalar_type(type_) or is_enum_type(type_):
-        return lambda _variables: value
-    # Somebody's own scalar may say something else each time.
-    return lambda _variables: _require(coerce_input_literal(node, type_))
-
-
-def _require(value: Any) -> Any:
-    if value is Undefined:
-        raise Unusual
-    return value
+def _null(_variables: Variables) -> None:
+    return None
 
 
 def _variable(name: str, nullable: bool) -> Read:
@@ -131,13 +181,18 @@ def _variable(name: str, nullable: bool) -> Read:
     return read_variable
 
 
-def _input_object(node: ValueNode, type_: GraphQLInputObjectType) -> Read:
-    if not isinstance(node, ObjectValueNode) or type_.is_one_of:
+def _leaf(node: ValueNode, type_: Any) -> Read:
+    value = coerce_input_literal(node, type_)
+    if value is Undefined:
         raise Unusual
-    nodes = {field.name.value: field.value for field in node.fields}
-    if not nodes.keys() <= type_.fields.keys():
-        raise Unusual
-    read = _dict_reader(
-        [(field.out_name or name, _entry(field, nodes.get(name))) for name, field in type_.fields.items()]
-    )
-    return lambda variables: type_.out_type(read(variables))
+    if is_specified_scalar_type(type_) or is_enum_type(type_):
+        return lambda _variables: value
+
+    def read_again(_variables: Variables) -> Any:
+        # Somebody's own scalar may say something else each time.
+        value = coerce_input_literal(node, type_)
+        if value is Undefined:
+            raise Unusual
+        return value
+
+    return read_again

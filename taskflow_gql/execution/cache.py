@@ -20,6 +20,7 @@ from graphql import (
     VariableNode,
 )
 
+from .arguments import ArgumentReaders
 from .plan import Plan
 
 # Bounds. A planned field takes about 4 KB, and so does the syntax tree of 16 (terse) to 100 characters: the whole cache
@@ -48,6 +49,7 @@ class Document:
         self.operation = operation
         self.fragments = fragments
         self.plans: dict[tuple[Any, ...], Plan | None] = {}
+        self.argument_readers = ArgumentReaders()
         self.fields = 0
         # What is kept of it without a plan, in fields.
         self.size = _size_of(key)

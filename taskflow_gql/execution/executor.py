@@ -177,4 +177,6 @@ class CompilingExecutor(IncrementalExecutor):
             root = collect_fields(schema, fragments, variables, root_type, operation, hide_suggestions)
         except GraphQLError:
             return None
-        return Plan(schema, type(self), root_type, root.grouped_field_set, subfields, document.admit)
+        return Plan(
+            schema, type(self), root_type, root.grouped_field_set, subfields, document.admit, document.argument_readers
+        )

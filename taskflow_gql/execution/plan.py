@@ -25,7 +25,7 @@ from graphql import (
 )
 from graphql.execution.collect_fields import FieldDetailsList, GroupedFieldSet
 
-from .arguments import arguments_reader
+from .arguments import ArgumentReaders
 from .codegen import generate
 from .completion import EnumNames, completer
 from .sources import MOST_CLASSES, IsInstance, Kind, is_mapping, kind_of
@@ -84,7 +84,9 @@ class Field:
         self.parent_type = selection.type
         self.path = f"{selection.path}.{name}"
         self.has_arguments = bool(definition.args or self.nodes[0].arguments)
-        self.read_arguments = arguments_reader(definition, self.nodes[0]) if self.has_arguments else None
+        self.read_arguments = (
+            self.plan.argument_readers.reader(definition, self.nodes[0]) if self.has_arguments else None
+        )
         self.is_typename = definition is TypeNameMetaFieldDef
         # How the value is read: loaded in a batch, or from an attribute, or by a function of the source, or by the
         # resolver, or as graphql-core reads by default.
@@ -186,7 +188,8 @@ class Selection:
 class Plan:
     """The plan of one operation for one set of @skip and @include values.
 
-    `admit(count)` tells whether so many more fields may be planned.
+    `admit(count)` tells whether so many more fields may be planned. The readers of arguments are those of all plans of
+    the document.
     """
 
     def __init__(
@@ -197,11 +200,13 @@ class Plan:
         groups: GroupedFieldSet,
         collect_subfields: CollectSubfields,
         admit: Callable[[int], bool],
+        argument_readers: ArgumentReaders,
     ) -> None:
         self.schema = schema
         self.executor_class = executor_class
         self.collect_subfields = collect_subfields
         self.admit = admit
+        self.argument_readers = argument_readers
         self.root = Selection(self, root_type, None, root_type.name, groups)
         # The fields of a mutation run one after the other, so each is a selection of its own.
         self.serial = [

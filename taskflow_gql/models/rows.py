@@ -16,6 +16,8 @@ def row_class_of(whole: type[Row], names: tuple[str, ...]) -> type[Row]:
     """
     if names == whole._fields:  # type: ignore[attr-defined]
         return whole
-    members = dict(vars(namedtuple(whole.__name__, names)))
+    # Held until its members are copied: the garbage collector empties a class that nobody holds.
+    narrow = namedtuple(whole.__name__, names)  # type: ignore[misc]
+    members = dict(vars(narrow))
     members.update({name: property() for name in whole._fields if name not in names})  # type: ignore[attr-defined]
     return type(whole.__name__, (whole,), members)

@@ -62,8 +62,13 @@ async def record_task_event(
         "after": json_of_task(after),
         "occurred_at": clock.now(),
     }
-    for statement in _changing(change, session.dialect_name):
-        await session.run(statement, {**recorded, **values})
+    if change is not None and session.dialect_name == "postgresql":
+        await session.run(_with_record(change), {**recorded, **values})
+    else:
+        if change is not None:
+            # Without what is recorded: SQLAlchemy would set the columns of those names as well.
+            await session.run(_alone(change), {**values, "task_id": task.id})
+        await session.run(_RECORD, recorded)
     session.recorded_event = True
 
 
@@ -73,14 +78,17 @@ _RECORDED = [column.name for column in _EVENTS.columns if column.name not in ("i
 _INSERT = insert(_EVENTS).values({name: bindparam(name) for name in _RECORDED}).inline()
 
 
+_RECORD = Statement(_INSERT)
+
+
 @cache
-def _changing(change: UpdateBase | None, dialect_name: str) -> tuple[Statement, ...]:
-    """What changes a task and records it."""
-    if change is None:
-        return (Statement(_INSERT),)
-    if dialect_name == "postgresql":
-        return (Statement(_INSERT.add_cte(change.cte("change"))),)
-    return Statement(change), Statement(_INSERT)
+def _with_record(change: UpdateBase) -> Statement:
+    return Statement(_INSERT.add_cte(change.cte("change")))
+
+
+@cache
+def _alone(change: UpdateBase) -> Statement:
+    return Statement(change)
 
 
 async def read_stream_state(session: DatabaseSession) -> StreamStateRow:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import pytest
@@ -14,6 +15,20 @@ from taskflow_gql.models.rows import row_class_of
 from taskflow_gql.services.tasks import TaskColumns
 from tests.client import Api
 from tests.conftest import make_settings
+
+
+@pytest.mark.parametrize("number", range(20))
+def test_a_row_class_is_whole_whenever_the_garbage_collector_comes(number: int) -> None:
+    before = gc.get_threshold()
+    gc.set_threshold(1, 1, 1)
+    try:
+        row_class: Any = row_class_of(UserRow, ("username", f"extra_{number}"))
+    finally:
+        gc.set_threshold(*before)
+    row = row_class("ann", 1)
+    assert (row.username, row[1]) == ("ann", 1)
+    assert row_class._fields == ("username", f"extra_{number}")
+
 
 SCHEMA = make_schema(make_settings())._schema
 

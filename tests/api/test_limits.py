@@ -458,3 +458,14 @@ def test_variables_of_any_depth_are_looked_through(settings: Settings) -> None:
         deep = [deep]
     # Deeper than recursion goes, which would also hand each text up through each level.
     assert problems_of_request(Document("{ me { id } }", parse("{ me { id } }")), {"a": deep}, settings) == []
+
+
+async def test_what_is_wrong_with_one_request_is_not_held_against_the_next(web: Api) -> None:
+    query = "query A { serverInfo { name } } query B { serverInfo { version } }"
+    for _ in range(3):
+        refused = await web.post(query)
+        assert [error["message"] for error in refused["errors"]] == [
+            "Several operations: say in operationName which to run"
+        ]
+        named = await web.http.post("/graphql", json={"query": query, "operationName": "A"})
+        assert named.json() == {"data": {"serverInfo": {"name": "TaskFlow GQL"}}}

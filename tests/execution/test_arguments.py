@@ -6,7 +6,7 @@ import pytest
 from graphql import FieldNode, GraphQLError, OperationDefinitionNode, build_schema, get_argument_values, parse
 from graphql.execution.values import VariableValues
 
-from taskflow_gql.execution.arguments import Unusual, arguments_reader
+from taskflow_gql.execution.arguments import MOST_LITERALS, ArgumentReaders, Unusual
 
 SCHEMA = build_schema(
     """
@@ -80,7 +80,7 @@ def test_arguments_are_those_of_graphql_core(literal: str, variables: dict[str, 
     assert isinstance(node, FieldNode)
     assert SCHEMA.query_type is not None
     definition = SCHEMA.query_type.fields[name]
-    read = arguments_reader(definition, node)
+    read = ArgumentReaders().reader(definition, node)
     if read is None:
         return
     try:
@@ -102,7 +102,7 @@ def test_ordinary_arguments_are_not_left_to_graphql_core() -> None:
     for literal in ("a: $x", "c: [1, $x]", "d: {c: RED, a: $x, g: [{c: $z}]}", "e: $missing", "h: 1"):
         operation = parse(f"{{ field({literal}) }}").definitions[0]
         node = operation.selection_set.selections[0]  # type: ignore[attr-defined]
-        read = arguments_reader(definition, node)
+        read = ArgumentReaders().reader(definition, node)
         assert read is not None, literal
         assert read(VARIABLES[1]), literal
 
@@ -111,10 +111,27 @@ def test_each_request_gets_lists_of_its_own() -> None:
     assert SCHEMA.query_type is not None
     operation = parse("{ field(c: [1], d: {c: RED, b: [1]}) }").definitions[0]
     node = operation.selection_set.selections[0]  # type: ignore[attr-defined]
-    read = arguments_reader(SCHEMA.query_type.fields["field"], node)
+    read = ArgumentReaders().reader(SCHEMA.query_type.fields["field"], node)
     assert read is not None
     first, second = read({}), read({})
     first["c"].append(2)
     first["d"]["b"].append(2)
     assert (second["c"], second["d"]["b"]) == ([1], [1])
     assert read({})["c"] == [1]
+
+
+def test_what_is_planned_in_many_places_is_read_by_one_function() -> None:
+    assert SCHEMA.query_type is not None
+    definition = SCHEMA.query_type.fields["field"]
+    node: Any = parse("{ field(d: {c: RED}) }").definitions[0].selection_set.selections[0]  # type: ignore[attr-defined]
+    readers = ArgumentReaders()
+    assert readers.reader(definition, node) is readers.reader(definition, node)
+
+
+def test_large_literals_are_left_to_graphql_core() -> None:
+    assert SCHEMA.query_type is not None
+    definition = SCHEMA.query_type.fields["field"]
+    for count, is_read in ((MOST_LITERALS - 1, True), (MOST_LITERALS, False)):
+        operation = parse(f"{{ field(c: [{'1 ' * count}]) }}").definitions[0]
+        node = operation.selection_set.selections[0]  # type: ignore[attr-defined]
+        assert (ArgumentReaders().reader(definition, node) is not None) is is_read
