@@ -234,10 +234,10 @@ def _comparisons(field: str, given: Any, convert: Callable[[Any], Any] = lambda 
     made: list[Filter] = []
     if given is None:
         return made
-    for attribute, operator in _OPERATORS.items():
-        value = getattr(given, attribute, None)
+    for attribute, value in vars(given).items():
         if value is None:
             continue
+        operator = _OPERATORS[attribute]
         if isinstance(value, list):
             if len(value) > MAX_LIST_LENGTH:
                 raise BadUserInput(f"A list of a filter may have at most {MAX_LIST_LENGTH} values")

@@ -18,7 +18,7 @@ from taskflow_gql.services.task_order import NEWEST_FIRST, TaskOrderField, order
 from taskflow_gql.services.tasks import TaskQuery
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class TaskList:
     """A page of tasks, and how to count the whole list, which is done only when asked for."""
 

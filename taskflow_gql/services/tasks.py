@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
 from functools import cache, lru_cache
+from itertools import groupby
+from operator import itemgetter
 from typing import Any, TypedDict
 from uuid import UUID
 
@@ -212,8 +214,8 @@ async def list_tasks_of_users(
     )
     parameters |= {**values, "viewer_id": viewer.id, "user_ids": user_ids}
     rows_by_user: dict[UUID, list[TaskRow]] = {user_id: [] for user_id in user_ids}
-    for user_id, row in await session.run(statement, parameters):
-        rows_by_user[user_id].append(row)
+    for user_id, pairs in groupby(await session.run(statement, parameters), key=itemgetter(0)):
+        rows_by_user[user_id] = [row for _, row in pairs]
     return {user_id: make_page(rows, query.order, query.request) for user_id, rows in rows_by_user.items()}
 
 
