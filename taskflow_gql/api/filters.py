@@ -237,14 +237,14 @@ def _comparisons(field: str, given: Any, convert: Callable[[Any], Any] = lambda 
     for attribute, value in vars(given).items():
         if value is None:
             continue
-        operator = _OPERATORS[attribute]
+        operator, converted = _OPERATORS[attribute], value
         if isinstance(value, list):
             if len(value) > MAX_LIST_LENGTH:
                 raise BadUserInput(f"A list of a filter may have at most {MAX_LIST_LENGTH} values")
-            value = tuple(convert(item) for item in value)
+            converted = tuple(convert(item) for item in value)
         elif operator is not Operator.IS_NULL:
-            value = convert(value)
-        made.append(Compare(field, operator, value))
+            converted = convert(value)
+        made.append(Compare(field, operator, converted))
     return made
 
 
