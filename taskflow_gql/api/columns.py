@@ -10,7 +10,17 @@ from collections import defaultdict
 from collections.abc import Mapping, Set
 from typing import Any
 
-from graphql import DocumentNode, FieldNode, GraphQLSchema, TypeInfo, TypeInfoVisitor, Visitor, get_named_type, visit
+from graphql import (
+    DocumentNode,
+    FieldNode,
+    GraphQLSchema,
+    SelectionSetNode,
+    TypeInfo,
+    TypeInfoVisitor,
+    Visitor,
+    get_named_type,
+    visit,
+)
 from strawberry.utils.str_converters import to_camel_case
 
 from taskflow_gql.models import TaskRow, UserRow
@@ -57,7 +67,7 @@ class Columns:
         # Only where it is sure that the one list there is is counted: to count for nothing may take long.
         self.total_of_tasks = len(lists) == 1 and any(
             isinstance(selection, FieldNode) and selection.name.value == "totalCount" and not selection.directives
-            for selection in lists[0].selection_set.selections  # type: ignore[union-attr]
+            for selection in lists[0].selections
         )
         if fields["UserConnection"] & _WITH_CURSORS and "username" not in of_user:
             self.of_user = (*of_user, "username")
@@ -70,19 +80,21 @@ def _columns(fields: Set[str], needs: Mapping[str, Set[str]], all_columns: tuple
     return tuple(name for name in all_columns if name in needed)
 
 
-def _examine(schema: GraphQLSchema, document: DocumentNode) -> tuple[defaultdict[str, set[str]], list[FieldNode]]:
-    """The names of the fields by the type they are selected of, and the fields that are lists of tasks."""
+def _examine(
+    schema: GraphQLSchema, document: DocumentNode
+) -> tuple[defaultdict[str, set[str]], list[SelectionSetNode]]:
+    """The names of the fields by the type they are selected of, and what is selected of each list of tasks."""
     types = TypeInfo(schema)
     names: defaultdict[str, set[str]] = defaultdict(set)
-    lists: list[FieldNode] = []
+    lists: list[SelectionSetNode] = []
 
     class Fields(Visitor):
         def enter_field(self, node: FieldNode, *_: Any) -> None:
             parent, type_ = types.get_parent_type(), types.get_type()
             if parent is not None:
                 names[parent.name].add(node.name.value)
-            if type_ is not None and get_named_type(type_).name == "TaskConnection":
-                lists.append(node)
+            if node.selection_set and type_ is not None and get_named_type(type_).name == "TaskConnection":
+                lists.append(node.selection_set)
 
     visit(document, TypeInfoVisitor(types, Fields()))
     return names, lists
