@@ -1,18 +1,27 @@
-"""Alembic, run from inside the package with the package's own engine."""
+"""Alembic, run from inside the package with the package's own engine.
+
+A server only asks where its database is, and starts without Alembic, which is imported where something is migrated.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from alembic import command
-from alembic.config import Config
-from alembic.migration import MigrationContext
-from alembic.script import ScriptDirectory
-from alembic.util import CommandError
-from sqlalchemy import Connection
+from sqlalchemy import Connection, column, inspect, select, table
 from sqlalchemy.ext.asyncio import AsyncEngine
+
+if TYPE_CHECKING:
+    from alembic.config import Config
+    from alembic.script import ScriptDirectory
+
+# The newest migration, which this code's tables are at.
+HEAD = "0001"
+
+# Alembic's, with one row.
+_VERSION = table("alembic_version", column("version_num"))
 
 
 def _migrations_folder() -> Path:
@@ -23,21 +32,22 @@ def _migrations_folder() -> Path:
 
 
 def _config() -> Config:
+    from alembic.config import Config
+
     config = Config()
     config.set_main_option("script_location", str(_migrations_folder()).replace("%", "%%"))
     config.set_main_option("path_separator", "os")
     return config
 
 
-def head_revision() -> str | None:
-    return ScriptDirectory.from_config(_config()).get_current_head()
-
-
 async def current_revision(engine: AsyncEngine) -> str | None:
     """None for a database that was never migrated."""
 
     def read(connection: Connection) -> str | None:
-        return MigrationContext.configure(connection).get_current_revision()
+        if not inspect(connection).has_table(_VERSION.name):
+            return None
+        revision: str | None = connection.scalar(select(_VERSION.c.version_num))
+        return revision
 
     async with engine.connect() as connection:
         return await connection.run_sync(read)
@@ -53,6 +63,11 @@ async def migrate(engine: AsyncEngine, revision: str = "head") -> None:
 
 
 def _migrate(connection: Connection, revision: str) -> None:
+    from alembic import command
+    from alembic.migration import MigrationContext
+    from alembic.script import ScriptDirectory
+    from alembic.util import CommandError
+
     config = _config()
     script = ScriptDirectory.from_config(config)
     is_sqlite = connection.dialect.name == "sqlite"

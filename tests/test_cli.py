@@ -25,7 +25,7 @@ from taskflow_gql import __version__
 from taskflow_gql.cli import app
 from taskflow_gql.config import Settings
 from taskflow_gql.database import Database, create_engine
-from taskflow_gql.migrate import head_revision
+from taskflow_gql.migrate import HEAD
 from taskflow_gql.models import User, UserRole
 from taskflow_gql.services.changes import has_unplaced_events
 from tests.client import Api
@@ -180,6 +180,20 @@ async def test_the_version_is_said() -> None:
     assert await taskflow("--version") == Ran(0, f"{__version__}\n", "")
 
 
+# `python -m taskflow_gql`, and what of the libraries it needs for this.
+AS_MODULE = """
+import runpy, sys
+try:
+    runpy.run_module("taskflow_gql", run_name="__main__")
+finally:
+    print(*sorted({"alembic", "email_validator", "pygments", "sqlalchemy"} & set(sys.modules)))
+"""
+
+
+async def test_the_module_is_the_command_and_starts_without_what_a_server_does_not_need() -> None:
+    assert await real_taskflow("--version", script=AS_MODULE) == Ran(0, f"{__version__}\nsqlalchemy\n", "")
+
+
 @pytest.mark.parametrize(
     "arguments", [["sevre"], ["serve", "--prot", "1"], ["serve", "--port", "65536"], ["seed", "--users", "0"]]
 )
@@ -237,7 +251,7 @@ async def test_migrate_goes_up_and_down_and_says_where_it_is(new_database_url: s
     async def migrate(*arguments: str) -> Ran:
         return await taskflow("migrate", *arguments, TASKFLOW_DATABASE_URL=new_database_url)
 
-    url, head = shown(new_database_url), head_revision()
+    url, head = shown(new_database_url), HEAD
     assert await migrate("--status") == Ran(1, f"{url} is at nothing; the newest is {head}\n", "")
     assert await migrate() == Ran(0, f"{url} went from nothing to {head}\n", "")
     assert await migrate("--status") == Ran(0, f"{url} is at {head}; the newest is {head}\n", "")
@@ -256,7 +270,7 @@ async def test_migrate_refuses_a_revision_that_there_is_not(new_database_url: st
 
 async def test_migrate_without_settings_makes_the_file_in_the_data_folder(empty_folder: Path) -> None:
     ran = await taskflow("migrate")
-    assert ran == Ran(0, f"sqlite+aiosqlite:///.taskflow/taskflow.sqlite3 went from nothing to {head_revision()}\n", "")
+    assert ran == Ran(0, f"sqlite+aiosqlite:///.taskflow/taskflow.sqlite3 went from nothing to {HEAD}\n", "")
     assert (empty_folder / ".taskflow/taskflow.sqlite3").is_file()
 
 
@@ -488,7 +502,7 @@ async def test_explain_refuses_what_a_server_refuses(settings: Settings) -> None
 
 async def test_explain_needs_a_database_only_for_queries(new_database_url: str, page: str) -> None:
     said = refusal(await taskflow("explain", page, DATABASE_URL=new_database_url), 2)
-    assert said == (f"The database is at revision nothing, this server needs {head_revision()}: run `taskflow migrate`")
+    assert said == (f"The database is at revision nothing, this server needs {HEAD}: run `taskflow migrate`")
     said = refusal(await taskflow("explain", page, DATABASE_URL=f"postgres://u:hunter2@{NOWHERE}/tasks"), 3)
     assert said.startswith(f"The database at postgresql+asyncpg://u:***@{NOWHERE}/tasks cannot be used: ")
 
@@ -548,7 +562,7 @@ async def test_doctor_finds_an_empty_folder_well(empty_folder: Path) -> None:
         "secret": ("ok", "kept in .taskflow/secret"),
         "database": (
             "ok",
-            f"sqlite+aiosqlite:///.taskflow/taskflow.sqlite3: `taskflow serve` will migrate it to {head_revision()}",
+            f"sqlite+aiosqlite:///.taskflow/taskflow.sqlite3: `taskflow serve` will migrate it to {HEAD}",
         ),
         "redis": ("–", "not configured: one process only"),
         "graphiql": ("–", "on"),
@@ -561,7 +575,7 @@ async def test_doctor_finds_a_production_well(postgresql_settings: Settings) -> 
     assert await examine(0, **environment) == {
         "environment": ("–", "production"),
         "secret": ("ok", "SECRET_KEY"),
-        "database": ("ok", f"{url} at revision {head_revision()}"),
+        "database": ("ok", f"{url} at revision {HEAD}"),
         "redis": ("ok", "reachable"),
         "graphiql": ("–", "off"),
     }
@@ -571,7 +585,7 @@ async def test_doctor_sees_a_database_that_is_not_migrated(new_postgres: str) ->
     rows = await examine(1, TASKFLOW_DATABASE_URL=new_postgres)
     assert rows["database"] == (
         "not ok",
-        f"{shown(new_postgres)} is at nothing, not {head_revision()}: run `taskflow migrate`",
+        f"{shown(new_postgres)} is at nothing, not {HEAD}: run `taskflow migrate`",
     )
 
 
@@ -716,7 +730,7 @@ async def test_postgresql_that_is_not_migrated_is_named_with_the_remedy(
     new_postgres: str, arguments: list[str]
 ) -> None:
     said = refusal(await taskflow(*arguments, DATABASE_URL=new_postgres), 2)
-    assert said == (f"The database is at revision nothing, this server needs {head_revision()}: run `taskflow migrate`")
+    assert said == (f"The database is at revision nothing, this server needs {HEAD}: run `taskflow migrate`")
 
 
 async def test_serve_names_a_bad_and_an_absent_redis() -> None:
