@@ -1,8 +1,11 @@
-"""Generates the function that fills in the answer for one object of a selection.
+"""Generates the functions that make the answer for one object of a selection.
 
-The function does for each field what graphql-core's `execute_field` does, in the same order, with what is known
-beforehand left out. Where it has no shortcut it calls into `completion`. Its source is registered under a name like
+`fill` does for each field what graphql-core's `execute_field` does, in the same order, with what is known beforehand
+left out. Where it has no shortcut it calls into `completion`. Its source is registered under a name like
 `<plan Query.tasks.nodes>`, so a traceback shows the field.
+
+`quick` is for the many objects that hold all there is to know: it makes the answer, or gives None when anything about
+an object is out of the ordinary, and then `fill` does it. As it only reads what is stored, nobody sees it try.
 """
 
 import itertools
@@ -13,41 +16,50 @@ import textwrap
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from graphql import GraphQLBoolean, GraphQLFloat, GraphQLID, GraphQLInt, GraphQLString, is_enum_type
+from graphql import GraphQLBoolean, GraphQLFloat, GraphQLID, GraphQLInt, GraphQLString, is_enum_type, is_object_type
 from graphql.type import GRAPHQL_MAX_INT, GRAPHQL_MIN_INT
 
 from .completion import PRINTED, SERIALISED, place_serialised, unusual_leaf
-from .sources import PLAIN, AsItIs
+from .sources import PLAIN, AsItIs, IsInstance, is_stored, names_in_tuple
 from .wait import Wait
 
 if TYPE_CHECKING:
-    from .plan import Field, Fill, Selection
+    from .plan import Field, Fill, Quick, Selection
 
 # When a value of a built-in scalar may not be taken as it is, but has to go through the type's own serialisation.
 _UNUSUAL = {
-    GraphQLString: "type(value) is not str",
-    GraphQLID: "type(value) is not str",
-    GraphQLInt: f"(type(value) is not int or not {GRAPHQL_MIN_INT} <= value <= {GRAPHQL_MAX_INT})",
-    GraphQLFloat: "(type(value) is not float or not isfinite(value))",
-    GraphQLBoolean: "type(value) is not bool",
+    GraphQLString: "type({0}) is not str",
+    GraphQLID: "type({0}) is not str",
+    GraphQLInt: f"(type({{0}}) is not int or not {GRAPHQL_MIN_INT} <= {{0}} <= {GRAPHQL_MAX_INT})",
+    GraphQLFloat: "(type({0}) is not float or not isfinite({0}))",
+    GraphQLBoolean: "type({0}) is not bool",
 }
 
 _serial = itertools.count(1)
 
 
 def generate(selection: "Selection", of_mapping: bool, carried: frozenset[str] = frozenset()) -> "Fill":
-    source = source_of(selection, of_mapping, carried)
+    fill: Fill = _compile(selection, "fill", source_of(selection, of_mapping, carried))
+    return fill
+
+
+def generate_quick(selection: "Selection", source: str) -> "Quick":
+    quick: Quick = _compile(selection, "quick", source)
+    return quick
+
+
+def _compile(selection: "Selection", name: str, source: str) -> Any:
     filename = f"<plan {selection.path}>"
     if filename in linecache.cache:
         filename = f"<plan {selection.path} #{next(_serial)}>"
     names = _names_used(selection)
     # Source of our own making: the client's names appear in it only as string literals and counted variables.
     exec(compile(source, filename, "exec"), names)  # noqa: S102
-    fill: Fill = names["fill"]
+    function = names[name]
     # An entry without a modification time is never checked against the disk.
     linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
-    weakref.finalize(fill, linecache.cache.pop, filename, None)
-    return fill
+    weakref.finalize(function, linecache.cache.pop, filename, None)
+    return function
 
 
 def source_of(selection: "Selection", of_mapping: bool, carried: frozenset[str] = frozenset()) -> str:
@@ -56,6 +68,85 @@ def source_of(selection: "Selection", of_mapping: bool, carried: frozenset[str] 
     """
     body = "\n".join(_field_source(field, of_mapping, field.name in carried) for field in selection.fields) or "pass"
     return "def fill(run, answer, source, position):\n" + textwrap.indent(body, "    ")
+
+
+def quick_source_of(selection: "Selection", cls: type) -> str | None:
+    """The source of `quick` for objects of this class; None where a field needs more than is stored in them."""
+    reads, checks, entries = [], [], []
+    # The variables by the name of what they hold: fields under two names may read the same.
+    variables: dict[str, str] = {}
+    of_tuple = names_in_tuple(cls)
+    for number, field in enumerate(selection.fields):
+        if field.is_typename:
+            entries.append(f"{field.name!r}: {field.parent_type.name!r}")
+            continue
+        variable, stored = f"v{number}", _stored_as(field, cls)
+        check = _quick_check(field, variable)
+        if stored is None or check is None:
+            return None
+        if stored in variables:
+            reads.append(f"{variable} = {variables[stored]}")
+        else:
+            variables[stored] = variable
+            if of_tuple is None:
+                reads.append(f"{variable} = {f'source[{stored!r}]' if cls is dict else _attribute(stored)}")
+        checks.append(check)
+        entries.append(f"{field.name!r}: {variable}")
+    if of_tuple is not None:
+        # All at once, which is cheaper.
+        reads.insert(0, f"{' '.join(variables.get(name, '_') + ',' for name in of_tuple)} = source")
+    body = "\n".join([*reads, *checks, f"return {{{', '.join(entries)}}}"])
+    return (
+        f"def quick(source):\n    try:\n{textwrap.indent(body, '        ')}\n    except Exception:\n        return None"
+    )
+
+
+def _stored_as(field: "Field", cls: type) -> str | None:
+    """Under which name objects of the class hold the field's value; None where it is not just read."""
+    if field.is_read_by_default:
+        name: str | None = field.field_name
+    elif cls is dict:
+        return None
+    elif field.batch is None:
+        name = field.attribute
+    else:
+        name = field.batch.carried_as if field.is_carried_by(cls) else None
+    return name if name is not None and is_stored(cls, name) else None
+
+
+def _quick_check(field: "Field", value: str) -> str | None:
+    """What makes the value in this variable one of the answer's, or returns None; None where it takes more."""
+    name, level = field.name, field.level
+    type_ = level.nullable_type
+    but_null = f" and {value} is not None" if level.nullable else ""
+    if type_ is GraphQLID:
+        return (
+            f"if type({value}) in PRINTED:\n"
+            f"    {value} = str({value})\n"
+            f"elif type({value}) is not str{but_null}:\n"
+            f"    return None"
+        )
+    if is_enum_type(type_):
+        return (
+            f"known = names_{name}.get({value} if type({value}) is str else id({value}))\n"
+            f"if known is None{but_null}:\n"
+            f"    return None\n"
+            f"{value} = known"
+        )
+    if field.is_leaf:
+        unusual = _unusual(field, value)
+        return unusual and f"if {unusual}{but_null}:\n    return None"
+    if not is_object_type(type_) or not isinstance(type_.is_type_of, IsInstance | None):
+        return None
+    check = (
+        f"quick = quicks_{name}.get(type({value}))\n"
+        f"if quick is None:\n"
+        f"    return None\n"
+        f"{value} = quick({value})\n"
+        f"if {value} is None:\n"
+        f"    return None"
+    )
+    return f"if {value} is not None:\n{textwrap.indent(check, '    ')}" if level.nullable else check
 
 
 def _names_used(selection: "Selection") -> dict[str, Any]:
@@ -85,6 +176,7 @@ def _names_used(selection: "Selection") -> dict[str, Any]:
             names[f"names_{field.name}"] = field.level.enum_names
         if field.level.items is None:
             names[f"fills_{field.name}"] = field.level.fills
+            names[f"quicks_{field.name}"] = field.level.quicks
     return names
 
 
@@ -125,6 +217,14 @@ def _batch_source(field: "Field", of_mapping: bool) -> str:
     ) + ("" if field.level.nullable else f"\nelse:\n    field_{field.name}.level.null()")
 
 
+def _unusual(field: "Field", value: str) -> str | None:
+    """When the value in this variable may not be taken as it is; None where there is no telling."""
+    if _is_as_it_is(field.level.nullable_type):
+        return f"type({value}) not in as_they_are_{field.name}"
+    condition = _UNUSUAL.get(field.level.nullable_type)
+    return condition and condition.format(value)
+
+
 def _is_as_it_is(type_: Any) -> bool:
     # What may be awaited, or null, has to be looked at.
     coerce = getattr(type_, "coerce_output_value", None)
@@ -136,7 +236,7 @@ def _leaf_source(field: "Field", of_mapping: bool) -> str:
     info = ", info" if field.resolve is not None else ""
     lines = [_read_source(field, of_mapping)]
     unusual = f"value = unusual_leaf(run, field_{name}, value, answer, position{info})"
-    is_unusual = f"type(value) not in as_they_are_{name}" if _is_as_it_is(type_) else _UNUSUAL.get(type_)
+    is_unusual = _unusual(field, "value")
     if is_unusual is not None:
         lines.append(f"if {is_unusual}{' and value is not None' if field.level.nullable else ''}:")
         if type_ is GraphQLID:

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 # What leaves serialise to that needs no second look: neither null nor awaitable.
 SERIALISED = frozenset({str, int, float, bool, list, dict, datetime, date, time, Decimal, UUID})
 
-# Classes whose objects serialise to IDs as they print: those of UUIDs that have come so far.
-PRINTED: set[type] = set()
+# Classes whose objects serialise to IDs as they print: whole numbers, and those of UUIDs that have come so far.
+PRINTED: set[type] = {int}
 
 
 def completer(level: "Level") -> "Complete":
@@ -149,6 +149,10 @@ def _serialise_id(value: Any) -> Any:
     return str(value)
 
 
+# While the first values of enums come, `quick` does not know their names.
+_MOST_MISSES = 20
+
+
 class EnumNames(dict[str | int, Any]):
     """Names of an enum's values, by text or by the identity of a member."""
 
@@ -180,19 +184,27 @@ def _complete_list(level: "Level") -> "Complete":
     item_level = level.items
     assert item_level is not None
     complete_item = item_level.complete
-    fills = item_level.fills
+    fills, quicks = item_level.fills, item_level.quicks
 
     def complete_list(run: "Run", value: Any, position: "Position", info: "Info | None") -> Any:
         # Other iterables may fail midway or be asynchronous: graphql-core knows what then.
         if type(value) is not list and type(value) is not tuple:
             return unusual(run, level, value, position, info)
         results: list[Any] = []
+        misses = 0
         for index, item in enumerate(value):
+            quick = quicks.get(type(item))
+            if quick is not None:
+                completed: Any = quick(item)
+                if completed is not None:
+                    results.append(completed)
+                    continue
+                misses += 1
             at = (position, index, None)
             try:
                 fill = fills.get(type(item))
                 if fill is not None:
-                    completed: Any = {}
+                    completed = {}
                     fill(run, completed, item, at)
                 else:
                     completed = complete_item(run, item, at, info)
@@ -201,6 +213,9 @@ def _complete_list(level: "Level") -> "Complete":
             except Exception as error:
                 completed = run.item_failed(item_level, error, at, value)
             results.append(completed)
+        if misses > _MOST_MISSES and 2 * misses > len(results):
+            # What it does not do is usual here. It would be tried in vain again and again.
+            quicks.clear()
         return results
 
     return complete_list
@@ -210,7 +225,7 @@ def _complete_object(level: "Level", type_: GraphQLObjectType) -> "Complete":
     selection = level.selection_of(type_)
     is_told_by_class = isinstance(type_.is_type_of, IsInstance)
     if type_.is_type_of is None:
-        level.fills = selection.fills
+        level.fills, level.quicks = selection.fills, selection.quicks
 
     def complete_object(run: "Run", value: Any, position: "Position", info: "Info | None") -> Any:
         if type(value) in PLAIN or is_ordinary(run, value):
@@ -227,7 +242,10 @@ def _complete_object(level: "Level", type_: GraphQLObjectType) -> "Complete":
             # It was let in, so every other of its class will be.
             if len(level.fills) >= MOST_CLASSES:
                 level.fills.clear()
+                level.quicks.clear()
             level.fills[type(value)] = selection.fills[type(value)]
+            if type(value) in selection.quicks:
+                level.quicks[type(value)] = selection.quicks[type(value)]
         return completed
 
     return complete_object if type_.is_type_of is None else complete_checked

@@ -15,7 +15,7 @@ from graphql import (
 )
 
 from .cache import Document
-from .codegen import source_of
+from .codegen import quick_source_of, source_of
 from .executor import CompilingExecutor
 from .plan import Field, Selection
 
@@ -39,7 +39,8 @@ def explain(
     variables: dict[str, Any] | None = None,
     executor_class: type[CompilingExecutor] = CompilingExecutor,
 ) -> Explanation:
-    """The plan of a valid operation, and its source for objects with attributes. Raises the first GraphQLError.
+    """The plan of a valid operation, and its source for objects with attributes: for any, and where that makes a
+    difference for those that hold all that is asked of them. Raises the first GraphQLError.
 
     The variables matter where @skip and @include look at them.
     """
@@ -66,6 +67,10 @@ def explain(
 
 def _explain(selection: Selection, indent: str, lines: list[str], sources: list[str]) -> None:
     sources.append(f"# <plan {selection.path}>\n{source_of(selection, of_mapping=False)}\n")
+    quick = quick_source_of(selection, _class_that_holds(selection))
+    # The root is filled in once.
+    if quick is not None and selection.level is not None:
+        sources.append(f"# <plan {selection.path}>, in lists, of objects that hold all of it\n{quick}\n")
     for field in selection.fields:
         lines.append(f"{indent}{field.name}: {field.definition.type}  {_reading(field)}")
         named_type = get_named_type(field.definition.type)
@@ -75,6 +80,12 @@ def _explain(selection: Selection, indent: str, lines: list[str], sources: list[
             else:
                 lines.append(f"{indent}  on {inner.type}")
                 _explain(inner, f"{indent}    ", lines, sources)
+
+
+def _class_that_holds(selection: Selection) -> type:
+    """A class whose objects carry with them what they can."""
+    carried = [field.batch.carried_as for field in selection.fields if field.batch and field.batch.carried_as]
+    return type("Row", (), dict.fromkeys(carried))
 
 
 def _reading(field: Field) -> str:

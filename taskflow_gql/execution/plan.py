@@ -26,7 +26,7 @@ from graphql import (
 from graphql.execution.collect_fields import FieldDetailsList, GroupedFieldSet
 
 from .arguments import ArgumentReaders
-from .codegen import generate
+from .codegen import generate, generate_quick, quick_source_of
 from .completion import EnumNames, completer
 from .sources import MOST_CLASSES, IsInstance, Kind, is_mapping, kind_of
 
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from .run import Info, Position, Run
 
 Fill = Callable[["Run", dict[str, Any], Any, "Position"], None]
+Quick = Callable[[Any], dict[str, Any] | None]
 Complete = Callable[["Run", Any, "Position", "Info | None"], Any]
 CollectSubfields = Callable[[GraphQLObjectType, FieldDetailsList], GroupedFieldSet]
 
@@ -53,6 +54,7 @@ class Level:
         self.enum_names = EnumNames()
         # Functions by the class of the source, for objects whose type needs no check; empty for other types.
         self.fills: dict[type, Fill] = {}
+        self.quicks: dict[type, Quick] = {}
         self.complete: Complete = completer(self)
 
     def null(self) -> None:
@@ -138,6 +140,9 @@ class Selection:
         self.fills: dict[type, Fill] = {}
         # By what of the class matters: whether it is a mapping, and which relations its objects carry with them.
         self._generated: dict[tuple[bool, frozenset[str]], Fill] = {}
+        # Likewise by class, for those whose objects hold all that is selected; and by their source.
+        self.quicks: dict[type, Quick] = {}
+        self._quicks_generated: dict[str, Quick] = {}
         self._groups = groups
         self._fields: list[Field] | None = None
 
@@ -169,8 +174,22 @@ class Selection:
         if fill is not None and kind_of(cls) is Kind.PLAIN:
             if len(self.fills) >= MOST_CLASSES:
                 self.fills.clear()
+                self.quicks.clear()
             self.fills[cls] = fill
+            quick = self._quick_for(cls)
+            if quick is not None:
+                self.quicks[cls] = quick
         return fill
+
+    def _quick_for(self, cls: type) -> Quick | None:
+        source = quick_source_of(self, cls)
+        if source is None:
+            return None
+        if source not in self._quicks_generated:
+            if not self.plan.admit(len(self.groups)):
+                return None
+            self._quicks_generated[source] = generate_quick(self, source)
+        return self._quicks_generated[source]
 
     def function(self, of_mapping: bool, cls: type = object) -> Fill | None:
         # Room first: the fields take it too.

@@ -5,9 +5,11 @@ class tells, so the question is put once per class and the answer remembered.
 """
 
 import sys
+from collections import namedtuple
 from collections.abc import Generator, Mapping
 from enum import Enum
-from types import FunctionType
+from inspect import getattr_static
+from types import FunctionType, MemberDescriptorType
 
 from graphql.pyutils import Undefined
 
@@ -50,6 +52,9 @@ class Kind(Enum):
     ODD = "none of that is certain: leave the value to graphql-core"
 
 
+# What reads a place of a tuple under a name; the module that has the class does not show it.
+_TupleGetter = type(namedtuple("_Pair", "first second").first)  # type: ignore[attr-defined]
+
 # Enough for any application; the bound is for one that makes classes as it goes.
 _MOST_CLASSES = 4096
 _kinds: dict[type, Kind] = {}
@@ -78,6 +83,32 @@ def trust(cls: type) -> None:
 
 def is_mapping(cls: type) -> bool:
     return issubclass(cls, Mapping)
+
+
+def names_in_tuple(cls: type) -> tuple[str, ...] | None:
+    """The fields of a class of named tuples whose objects are read as such; None for any other class."""
+    names = getattr(cls, "_fields", None)
+    if not issubclass(cls, tuple) or not isinstance(names, tuple) or cls.__iter__ is not tuple.__iter__:
+        return None
+    return names if all(_place_in_tuple(cls, name) == place for place, name in enumerate(names)) else None
+
+
+def is_stored(cls: type, name: str) -> bool:
+    """Whether objects of a plain class hold what is read of them under this name, so that reading runs no code."""
+    if cls is dict:
+        return True
+    if is_mapping(cls):
+        return False
+    if issubclass(cls, tuple):
+        return name in (names_in_tuple(cls) or ())
+    # In the object's own dict, unless the class says how to get it.
+    described = getattr_static(cls, name, None)
+    return isinstance(described, MemberDescriptorType) or not hasattr(type(described), "__get__")
+
+
+def _place_in_tuple(cls: type, name: str) -> int | None:
+    getter = getattr_static(cls, name, None)
+    return getter.__reduce__()[1][0] if isinstance(getter, _TupleGetter) else None
 
 
 def _examine(cls: type) -> Kind:

@@ -9,7 +9,7 @@ import asyncio
 import math
 from collections.abc import Callable, Iterator
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from graphql import (
@@ -49,7 +49,8 @@ class World:
         # How likely an outcome is out of the ordinary.
         self.trouble = trouble
         self.log: list[str] = []
-        self.sources: dict[str, type] = {}
+        # How many objects that hold their values are being made, one within the other.
+        self.depth = 0
         self.schema = self._make_schema(random)
 
     def root(self, document: str) -> Any:
@@ -68,7 +69,7 @@ class World:
         resolves_type = random.choice([None, self._resolve_type])
         interface = GraphQLInterfaceType("I", lambda: {"name": GraphQLField(GraphQLString)}, resolve_type=resolves_type)
         for name in [*OBJECT_TYPES, "M"]:
-            is_type_of = random.choice([None, None, self._is_type_of(name), IsInstance(ObjectSource, MappingSource)])
+            is_type_of = random.choice([None, None, self._is_type_of(name), IsInstance(*_TOLD_BY_CLASS)])
             objects[name] = GraphQLObjectType(
                 name,
                 # Called when all types exist.
@@ -116,8 +117,9 @@ class World:
         # One value may be loaded for several places, so none that can be used only once: no lists.
         if mode == "resolve" or not self.is_async or get_nullable_type(type_) is not get_named_type(type_):
             return GraphQLField(type_, arguments, resolve=self._resolver(owner, name))
-        # Of the sources only plain objects have attributes for their class to show.
-        batch = Batch(self._load(owner, name, type_), f"key_{name}", carried_as=random.choice([None, name]))
+        # Fields with arguments carry nothing; and not every source has attributes for its class to show.
+        carried_as = None if arguments else random.choice([None, name])
+        batch = Batch(self._load(owner, name, type_), f"key_{name}", carried_as=carried_as)
         resolver = batch_resolver(batch, lambda context: context.setdefault("loaders", {}))
         return GraphQLField(type_, arguments, resolve=resolver, extensions={BATCH: batch})
 
@@ -184,7 +186,7 @@ class World:
                 if choice == "raise":
                     raise ValueError("no type")
                 return {"none": None, "unknown": "X", "scalar": "Int", "number": 5, "other": "T0", "list": []}[choice]
-            return getattr(value, "type_name", None)
+            return type_name_of(value)
 
         if self.is_async and random.random() < 0.2:
             return _later(random, decide)
@@ -200,7 +202,7 @@ class World:
                     raise ValueError("cannot tell")
                 if random.random() < self.trouble / 2:
                     return random.choice([False, None, 0, 1])
-                return getattr(value, "type_name", None) == name
+                return type_name_of(value) == name
 
             if self.is_async and random.random() < 0.2:
                 return _later(random, decide)
@@ -245,11 +247,11 @@ class World:
 
     def list_of(self, place: str, type_: Any, random: Random) -> Any:
         items: list[Any] = []
-        for index in range(random.choice([0, 1, 2, 2, 3])):
+        for index in range(random.choice([0, 1, 2, 2, 3] if self.depth else [0, 1, 2, 2, 3, 9])):
             item_place = f"{place}[{index}]"
             item_random = Random(f"{self.seed} {item_place}")
             try:
-                if self.is_async and random.random() < 0.15:
+                if self.is_async and not self.depth and random.random() < 0.15:
                     items.append(self.outcome(item_place, type_))
                 else:
                     items.append(self.value(item_place, type_, item_random))
@@ -258,6 +260,9 @@ class World:
         choice = random.random()
         if choice < 0.15:
             return tuple(items)
+        # What is held may be asked for twice, so it must not be used up by the first.
+        if self.depth:
+            return items
         if choice < 0.25:
             return iter(items)
         if choice < 0.25 + self.trouble / 2:
@@ -282,8 +287,35 @@ class World:
         return random.choice([Odd(), [], {}, math.nan, math.inf, 2**40, b"x", "x", 5, ("t",), {"a": 1}, Odd])
 
     def make_object(self, type_name: str, place: str, random: Random) -> Any:
+        if self.depth < 2 and random.random() < 0.6:
+            return self.make_stored(type_name, place, random)
         kind = random.choice(["object", "object", "mapping", "dynamic", "callable"])
         return _SOURCES[kind](self, type_name, place)
+
+    def make_stored(self, type_name: str, place: str, random: Random) -> Any:
+        """An object that holds its values: read as often as you like, without anybody being told."""
+        self.depth += 1
+        values: dict[str, Any] = dict.fromkeys([*NAMES, *KEYS])
+        for name, field in self.schema.type_map[type_name].fields.items():  # type: ignore[attr-defined]
+            values[name] = self.stored(f"{place} {name}", field.type)
+            values[f"key_{name}"] = random.choice([None, f"{place} {name}"])
+        self.depth -= 1
+        kind = random.choice([StoredRow, StoredRow, StoredObject, StoredSlots, dict])
+        if kind is dict and random.random() < self.trouble:
+            del values[random.choice(NAMES)]
+        if kind is dict:
+            values["__typename"] = type_name
+        return kind(type_name=type_name, place=place, **values)
+
+    def stored(self, place: str, type_: Any) -> Any:
+        random = Random(f"{self.seed} {place}")
+        if random.random() < 0.05:
+            return lambda info, **arguments: self.called(place, type_, arguments)
+        try:
+            value = self.value(place, type_, random)
+        except Exception as error:
+            return error
+        return Later(value) if self.is_async and random.random() < 0.05 else value
 
     def read(self, source: "Source", name: str) -> Any:
         """The value of an attribute, computed when it is read."""
@@ -362,6 +394,64 @@ class MappingSource(Source, dict[str, Any]):
         return self.world.read(self, name)
 
 
+class StoredRow(NamedTuple):
+    f1: Any
+    type_name: str
+    place: str
+    name: Any
+    f0: Any
+    f2: Any
+    f3: Any
+    f4: Any
+    f5: Any
+    key_name: Any
+    key_f0: Any
+    key_f1: Any
+    key_f2: Any
+    key_f3: Any
+    key_f4: Any
+    key_f5: Any
+
+    @property
+    def __typename(self) -> str:
+        return self.type_name
+
+    def __repr__(self) -> str:
+        return f"<{self.type_name} {self.place}>"
+
+
+class StoredObject:
+    def __init__(self, **values: Any) -> None:
+        self.__dict__.update(values)
+
+    @property
+    def __typename(self) -> str:
+        return self.type_name  # type: ignore[attr-defined, no-any-return]
+
+    def __repr__(self) -> str:
+        return f"<{self.type_name} {self.place}>"  # type: ignore[attr-defined]
+
+
+class StoredSlots(StoredObject):
+    __slots__ = StoredRow._fields
+
+    def __init__(self, **values: Any) -> None:
+        for name, value in values.items():
+            setattr(self, name, value)
+
+
+class Later:
+    """May be awaited more than once."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __await__(self) -> Any:
+        return asyncio.sleep(0, self.value).__await__()
+
+
+_TOLD_BY_CLASS = (ObjectSource, MappingSource, StoredRow, StoredObject, dict)
+
 _SOURCES: dict[str, type[Source]] = {
     "object": ObjectSource,
     "mapping": MappingSource,
@@ -370,9 +460,14 @@ _SOURCES: dict[str, type[Source]] = {
 }
 
 
+def type_name_of(value: Any) -> Any:
+    return value.get("type_name") if type(value) is dict else getattr(value, "type_name", None)
+
+
 def identity(value: Any) -> str:
-    if isinstance(value, Source):
-        return value.place
+    place = value.get("place") if type(value) is dict else getattr(value, "place", None)
+    if place is not None:
+        return str(place)
     # The text of some objects has their address in it, which is no more the same the next time.
     text = repr(value)
     return type(value).__name__ if " at 0x" in text else text

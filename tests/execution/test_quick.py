@@ -1,0 +1,244 @@
+"""Objects that hold all that is asked of them: done quickly, and with graphql-core's answers all the same."""
+
+from collections.abc import Iterator
+from dataclasses import make_dataclass
+from datetime import UTC, datetime
+from enum import Enum, StrEnum
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+from uuid import UUID
+
+import pytest
+from graphql import (
+    GraphQLEnumType,
+    GraphQLField,
+    GraphQLFloat,
+    GraphQLID,
+    GraphQLInt,
+    GraphQLList,
+    GraphQLNonNull,
+    GraphQLObjectType,
+    GraphQLScalarType,
+    GraphQLSchema,
+    GraphQLString,
+    execute_sync,
+    parse,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+
+from taskflow_gql.execution import AsItIs, CompilingExecutor, IsInstance, codegen
+
+from .test_equals_graphql_core import as_text, written
+
+
+class Level(StrEnum):
+    LOW = "low"
+    HIGH = "high"
+
+
+class Strange(Enum):
+    LOW = "low"
+
+
+class Text(str):
+    """Not quite a string."""
+
+
+class Row(NamedTuple):
+    # Not in the order in which they are asked for.
+    creator: Any = None
+    id: Any = "1"
+    due: Any = None
+    title: Any = "title"
+    level: Any = Level.LOW
+    boss: Any = None
+    count: Any = 1
+    share: Any = None
+
+
+NAMES = Row._fields
+Slots = make_dataclass("Slots", NAMES, slots=True)
+Object = make_dataclass("Object", NAMES)
+CLASSES = [Row, Slots, Object, dict]
+
+
+def read_title(source: Any, _info: Any) -> Any:
+    return source["title"] if isinstance(source, dict) else source.title
+
+
+def _schema() -> GraphQLSchema:
+    level = GraphQLEnumType("Level", Level, names_as_values=None)
+    person = GraphQLObjectType(
+        "Person",
+        {"id": GraphQLField(GraphQLID), "level": GraphQLField(level), "title": GraphQLField(GraphQLString)},
+        is_type_of=IsInstance(*CLASSES),
+    )
+    task = GraphQLObjectType(
+        "Task",
+        lambda: {
+            "id": GraphQLField(GraphQLNonNull(GraphQLID)),
+            "title": GraphQLField(GraphQLString, resolve=read_title),
+            "level": GraphQLField(GraphQLNonNull(level)),
+            "due": GraphQLField(GraphQLScalarType("Due", coerce_output_value=AsItIs(datetime))),
+            "count": GraphQLField(GraphQLInt),
+            "share": GraphQLField(GraphQLFloat),
+            "creator": GraphQLField(task),
+            "boss": GraphQLField(GraphQLNonNull(person)),
+        },
+    )
+    return GraphQLSchema(GraphQLObjectType("Query", {"tasks": GraphQLField(GraphQLList(task))}))
+
+
+SCHEMA = _schema()
+
+
+class Planned(CompilingExecutor):
+    """Plans at first sight, and knows what `read_title` does with what is no dict."""
+
+    seen_before_planned = 1
+
+    @classmethod
+    def attribute_of(cls, field: GraphQLField) -> str | None:
+        return "title" if field.resolve is read_title else None
+
+
+def outcome(query: str, tasks: list[Any], executor_class: type[CompilingExecutor] | None) -> tuple[str, list[str]]:
+    result = execute_sync(SCHEMA, parse(query), {"tasks": tasks}, executor_class=executor_class)
+    return written(result.data), [as_text(error) for error in result.errors or []]
+
+
+# What a field holds as a rule, and what it may hold besides.
+USUAL: dict[str, st.SearchStrategy[Any]] = {
+    "id": st.sampled_from(["a", 7, UUID(int=7)]),
+    "title": st.sampled_from(["one", "", None]),
+    "level": st.sampled_from([*Level]),
+    "due": st.sampled_from([datetime(2026, 11, 21, tzinfo=UTC), None]),
+    "count": st.sampled_from([0, 5, None]),
+    "share": st.sampled_from([0.5, None]),
+}
+ODD = st.sampled_from(
+    [
+        None,
+        "low",
+        7,
+        True,
+        2**40,
+        float("nan"),
+        Text("text"),
+        Strange.LOW,
+        (),
+        [],
+        ValueError("kept"),
+        lambda _info: "x",
+    ]
+)
+QUERIES = [
+    "{ tasks { id level due count share } }",
+    "{ tasks { __typename share a: id b: id level l: level t: __typename } }",
+    "{ tasks { boss { id level } creator { id count boss { __typename } creator { id due } } } }",
+]
+
+
+def objects(depth: int = 2) -> st.SearchStrategy[Any]:
+    related = objects(depth - 1) if depth else st.none()
+    values = {**USUAL, "creator": st.none() | related, "boss": related}
+    held = {name: st.one_of(*[value] * 9, ODD) for name, value in values.items()}
+    return st.builds(lambda cls, held: cls(**held), st.sampled_from([*CLASSES, Row]), st.fixed_dictionaries(held))
+
+
+@given(st.sampled_from(QUERIES), st.lists(st.lists(objects(), max_size=9), min_size=1, max_size=3), st.booleans())
+def test_answers_are_those_of_graphql_core(query: str, lists: list[list[Any]], with_title: bool) -> None:
+    if with_title:
+        query = query.replace("{ tasks {", "{ tasks { title")
+        lists = [[task for task in tasks if type(task) is not dict] for tasks in lists]
+    for tasks in lists:
+        assert outcome(query, tasks, Planned) == outcome(query, tasks, None)
+
+
+@pytest.fixture
+def tries(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What `quick` made of the objects it was tried on."""
+    generate = codegen.generate_quick
+    made: list[Any] = []
+
+    def generate_watched(selection: Any, source: str) -> Any:
+        quick = generate(selection, source)
+
+        def watched(source: Any) -> Any:
+            made.append(quick(source))
+            return made[-1]
+
+        return watched
+
+    monkeypatch.setattr("taskflow_gql.execution.plan.generate_quick", generate_watched)
+    return made
+
+
+def answer(query: str, tasks: list[Any]) -> Any:
+    class Fresh(Planned):
+        """Has no plans yet."""
+
+    results = [execute_sync(SCHEMA, parse(query), {"tasks": tasks}, executor_class=Fresh) for _ in range(2)]
+    assert results[0] == results[1]
+    assert results[0] == execute_sync(SCHEMA, parse(query), {"tasks": tasks})
+    return results[0].data["tasks"] if results[0].data else None
+
+
+@pytest.mark.parametrize("cls", [*CLASSES, SimpleNamespace])
+def test_is_tried_on_objects_that_hold_what_is_asked(cls: Any, tries: list[Any]) -> None:
+    held = Row()._asdict()
+    expected = [{"id": "1", "level": "LOW", "creator": {"id": "1"}}] * 3
+    assert answer("{ tasks { id level creator { id } } }", [cls(**held | {"creator": cls(**held)})] * 3) == expected
+    # All but the first, by which the class and the name of the level were learned; each with its creator.
+    assert tries == [{"id": "1"}, expected[0]] * 5
+
+
+class Computed(Row):
+    reads = 0
+
+    @property
+    def id(self) -> str:
+        Computed.reads += 1
+        return "computed"
+
+
+class Dynamic(SimpleNamespace):
+    def __getattr__(self, name: str) -> Any:
+        return Row._field_defaults[name]
+
+
+class Mapped(dict[str, Any]):
+    pass
+
+
+class Reversed(Row):
+    def __iter__(self) -> Iterator[Any]:
+        return iter([self[place] for place in reversed(range(len(self)))])
+
+
+@pytest.mark.parametrize("cls", [Computed, Dynamic, Mapped, Reversed])
+def test_is_not_tried_where_reading_may_run_code(cls: Any, tries: list[Any]) -> None:
+    Computed.reads = 0
+    tasks = [cls(**Row()._asdict())] * 3
+    assert answer("{ tasks { id } }", tasks) == [{"id": "computed" if cls is Computed else "1"}] * 3
+    assert tries == []
+    assert Computed.reads in (0, 9)
+
+
+def test_is_given_up_where_it_does_not_help(tries: list[Any]) -> None:
+    tasks = [Row(id=Text("text"))] * 100
+    assert answer("{ tasks { id } }", tasks) == [{"id": "text"}] * 100
+    assert tries == [None] * 99
+
+
+def test_stays_where_it_helps_mostly(tries: list[Any]) -> None:
+    tasks = [Row(), *[Row(id=Text("text"))] * 99, *[Row()] * 100]
+    answer("{ tasks { id } }", tasks)
+    assert tries.count({"id": "1"}) == 201
+
+
+def test_a_tuple_of_another_length_is_done_in_full(tries: list[Any]) -> None:
+    short = tuple.__new__(Row, (None, "2"))
+    assert answer("{ tasks { id } }", [Row(), short]) == [{"id": "1"}, {"id": "2"}]
+    assert None in tries
