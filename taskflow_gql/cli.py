@@ -493,6 +493,8 @@ async def _examine_database(settings: Settings) -> tuple[bool, str]:
         current = await current_revision(engine)
     except (SQLAlchemyError, OSError, TimeoutError) as error:
         return False, f"{shown_url(settings)}: {reason(error)}"
+    except ConfigurationError as error:
+        return False, str(error)
     finally:
         await engine.dispose()
     if current == HEAD:

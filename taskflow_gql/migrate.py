@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 from sqlalchemy import Connection, column, inspect, select, table
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from taskflow_gql.errors import ConfigurationError
+
 if TYPE_CHECKING:
     from alembic.config import Config
     from alembic.script import ScriptDirectory
@@ -41,13 +43,16 @@ def _config() -> Config:
 
 
 async def current_revision(engine: AsyncEngine) -> str | None:
-    """None for a database that was never migrated."""
+    """None for a database that was never migrated. Raises ConfigurationError where several are noted."""
 
     def read(connection: Connection) -> str | None:
         if not inspect(connection).has_table(_VERSION.name):
             return None
-        revision: str | None = connection.scalar(select(_VERSION.c.version_num))
-        return revision
+        revisions = connection.scalars(select(_VERSION.c.version_num)).all()
+        if len(revisions) > 1:
+            noted = ", ".join(sorted(revisions))
+            raise ConfigurationError(f"alembic_version has {noted}: leave only the revision that the database is at")
+        return revisions[0] if revisions else None
 
     async with engine.connect() as connection:
         return await connection.run_sync(read)

@@ -18,7 +18,7 @@ from uuid import uuid4
 import asyncpg
 import pytest
 import typer.main
-from sqlalchemy import func, make_url, select
+from sqlalchemy import func, make_url, select, text
 from typer.testing import CliRunner
 
 from taskflow_gql import __version__
@@ -137,9 +137,9 @@ GROUP: Any = typer.main.get_command(app)
 COMMANDS: dict[str, Any] = GROUP.commands
 
 
-def unframed(text: str) -> str:
+def unframed(shown: str) -> str:
     """The words alone, without colours, frames and line ends."""
-    return " ".join(re.sub(r"\x1b\[[0-9;]*m|[─│╭╮╰╯]", " ", text).split())
+    return " ".join(re.sub(r"\x1b\[[0-9;]*m|[─│╭╮╰╯]", " ", shown).split())
 
 
 def test_the_commands_of_the_design_are_there() -> None:
@@ -208,9 +208,9 @@ async def test_bad_usage_is_2_and_shows_what_was_wrong(arguments: list[str]) -> 
 
 async def test_the_schema_is_exported_and_then_up_to_date(empty_folder: Path) -> None:
     assert await taskflow("export-schema") == Ran(0, "", "")
-    text = (empty_folder / "schema.graphql").read_text()
-    assert text.endswith("}\n")
-    assert "type Query {" in text
+    exported = (empty_folder / "schema.graphql").read_text()
+    assert exported.endswith("}\n")
+    assert "type Query {" in exported
     assert await taskflow("export-schema", "--check") == Ran(0, "schema.graphql is up to date\n", "")
 
 
@@ -587,6 +587,17 @@ async def test_doctor_sees_a_database_that_is_not_migrated(new_postgres: str) ->
         "not ok",
         f"{shown(new_postgres)} is at nothing, not {HEAD}: run `taskflow migrate`",
     )
+
+
+async def test_doctor_sees_a_database_of_several_revisions(new_postgres: str, tmp_path: Path) -> None:
+    await taskflow("migrate", TASKFLOW_DATABASE_URL=new_postgres)
+    engine = create_engine(make_settings(data_dir=tmp_path, database_url=new_postgres))
+    async with engine.begin() as connection:
+        await connection.execute(text("INSERT INTO alembic_version VALUES ('zzzz')"))
+    await engine.dispose()
+    status, words = (await examine(1, TASKFLOW_DATABASE_URL=new_postgres))["database"]
+    assert status == "not ok"
+    assert words.startswith(f"alembic_version has {HEAD}, zzzz: ")
 
 
 async def test_doctor_sees_what_is_away(postgresql_settings: Settings) -> None:

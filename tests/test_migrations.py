@@ -18,12 +18,13 @@ import asyncpg
 import pytest
 from alembic.util import CommandError
 from rich.console import Console
-from sqlalchemy import Connection, func, insert, inspect, make_url, select
+from sqlalchemy import Connection, func, insert, inspect, make_url, select, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from taskflow_gql import clock
 from taskflow_gql.config import Settings
 from taskflow_gql.database import create_engine
+from taskflow_gql.errors import ConfigurationError
 from taskflow_gql.migrate import HEAD, current_revision, migrate
 from taskflow_gql.models import Model, Session, StreamState, Task, User
 from taskflow_gql.seed import Seeding, seed_database
@@ -112,6 +113,14 @@ async def test_the_revision_is_nothing_before_and_the_newest_after(engine: Async
     assert await current_revision(engine) == HEAD
     await migrate(engine)
     assert await current_revision(engine) == HEAD
+
+
+async def test_several_revisions_are_refused(engine: AsyncEngine) -> None:
+    await migrate(engine)
+    async with engine.execution_options(writes=True).begin() as connection:
+        await connection.execute(text("INSERT INTO alembic_version VALUES ('zzzz')"))
+    with pytest.raises(ConfigurationError, match=f"^alembic_version has {HEAD}, zzzz: leave only the revision that "):
+        await current_revision(engine)
 
 
 async def test_the_stream_begins_at_0_with_an_id_of_its_own(engine: AsyncEngine) -> None:

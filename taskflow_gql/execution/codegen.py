@@ -39,23 +39,28 @@ _serial = itertools.count(1)
 
 
 def generate(selection: "Selection", of_mapping: bool, carried: frozenset[str] = frozenset()) -> "Fill":
-    fill: Fill = _compile(selection, "fill", source_of(selection, of_mapping, carried))
+    source = source_of(selection, of_mapping, carried)
+    fill: Fill = _compile(selection, "fill", source, _names_used(selection))
     return fill
 
 
-def generate_quick(selection: "Selection", source: str) -> "Quick":
-    quick: Quick = _compile(selection, "quick", source)
+def generate_quick(selection: "Selection", cls: type, fill: "Fill") -> "Quick | None":
+    """`quick` for objects of this class, for which there is this `fill`. None where it takes more."""
+    source = quick_source_of(selection, cls)
+    if source is None:
+        return None
+    # They use the same names, which are most of what a function costs.
+    quick: Quick = _compile(selection, "quick", source, fill.__globals__)
     return quick
 
 
-def _compile(selection: "Selection", name: str, source: str) -> Any:
+def _compile(selection: "Selection", name: str, source: str, names: dict[str, Any]) -> Any:
     filename = f"<plan {selection.path}>"
     if filename in linecache.cache:
         filename = f"<plan {selection.path} #{next(_serial)}>"
-    names = _names_used(selection)
     # Source of our own making: the client's names appear in it only as string literals and counted variables.
     exec(compile(source, filename, "exec"), names)  # noqa: S102
-    function = names[name]
+    function = names.pop(name)
     # An entry without a modification time is never checked against the disk.
     linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
     weakref.finalize(function, linecache.cache.pop, filename, None)
@@ -92,7 +97,7 @@ def quick_source_of(selection: "Selection", cls: type) -> str | None:
                 reads.append(f"{variable} = {f'source[{stored!r}]' if cls is dict else _attribute(stored)}")
         checks.append(check)
         entries.append(f"{field.name!r}: {variable}")
-    if of_tuple is not None:
+    if of_tuple is not None and variables:
         # All at once, which is cheaper.
         reads.insert(0, f"{' '.join(variables.get(name, '_') + ',' for name in of_tuple)} = source")
     body = "\n".join([*reads, *checks, f"return {{{', '.join(entries)}}}"])

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from datetime import date, datetime, time
 from decimal import Decimal
 from enum import Enum
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -144,13 +145,19 @@ def _serialise_id(value: Any) -> Any:
     # graphql-core comes to the same after a dozen questions.
     if not isinstance(value, UUID):
         return GraphQLID.coerce_output_value(value)
-    if len(PRINTED) < MOST_CLASSES:
+    if len(PRINTED) < MOST_CLASSES and _prints_as_uuid(type(value)):
         PRINTED.add(type(value))
     return str(value)
 
 
-# While the first values of enums come, `quick` does not know their names.
-_MOST_MISSES = 20
+def _prints_as_uuid(cls: type) -> bool:
+    # Not what somebody has written for a class of his own, which may do anything.
+    prints: object = cls.__str__
+    return prints is UUID.__str__ or not isinstance(prints, FunctionType)
+
+
+# What `quick` may waste before it is left alone, and how many lists it then rests.
+MOST_CREDIT = 100
 
 
 class EnumNames(dict[str | int, Any]):
@@ -184,38 +191,38 @@ def _complete_list(level: "Level") -> "Complete":
     item_level = level.items
     assert item_level is not None
     complete_item = item_level.complete
-    fills, quicks = item_level.fills, item_level.quicks
+    fills = item_level.fills
 
     def complete_list(run: "Run", value: Any, position: "Position", info: "Info | None") -> Any:
         # Other iterables may fail midway or be asynchronous: graphql-core knows what then.
         if type(value) is not list and type(value) is not tuple:
             return unusual(run, level, value, position, info)
         results: list[Any] = []
-        misses = 0
+        quicks = item_level.quicks if item_level.credit > 0 else {}
+        misses = unknown = 0
         for index, item in enumerate(value):
-            quick = quicks.get(type(item))
-            if quick is not None:
-                completed: Any = quick(item)
-                if completed is not None:
-                    results.append(completed)
-                    continue
-                misses += 1
-            at = (position, index, None)
             try:
-                fill = fills.get(type(item))
-                if fill is not None:
-                    completed = {}
-                    fill(run, completed, item, at)
-                else:
-                    completed = complete_item(run, item, at, info)
-                    if type(completed) is Wait:
-                        completed.place(results, index)
+                quick = quicks.get(type(item))
+                completed: Any = None if quick is None else quick(item)
+                if completed is None:
+                    if quick is None:
+                        unknown += 1
+                    else:
+                        misses += 1
+                    at = (position, index, None)
+                    fill = fills.get(type(item))
+                    if fill is not None:
+                        completed = {}
+                        fill(run, completed, item, at)
+                    else:
+                        completed = complete_item(run, item, at, info)
+                        if type(completed) is Wait:
+                            completed.place(results, index)
             except Exception as error:
-                completed = run.item_failed(item_level, error, at, value)
+                completed = run.item_failed(item_level, error, (position, index, None), value)
             results.append(completed)
-        if misses > _MOST_MISSES and 2 * misses > len(results):
-            # What it does not do is usual here. It would be tried in vain again and again.
-            quicks.clear()
+        if misses or item_level.credit < MOST_CREDIT:
+            item_level.settle_credit(hits=len(results) - misses - unknown, misses=misses)
         return results
 
     return complete_list

@@ -67,9 +67,8 @@ def explain(
 
 def _explain(selection: Selection, indent: str, lines: list[str], sources: list[str]) -> None:
     sources.append(f"# <plan {selection.path}>\n{source_of(selection, of_mapping=False)}\n")
-    quick = quick_source_of(selection, _class_that_holds(selection))
-    # The root is filled in once.
-    if quick is not None and selection.level is not None:
+    quick = quick_source_of(selection, _class_that_holds(selection)) if selection.may_be_quick else None
+    if quick is not None:
         sources.append(f"# <plan {selection.path}>, in lists, of objects that hold all of it\n{quick}\n")
     for field in selection.fields:
         lines.append(f"{indent}{field.name}: {field.definition.type}  {_reading(field)}")

@@ -26,8 +26,8 @@ from graphql import (
 from graphql.execution.collect_fields import FieldDetailsList, GroupedFieldSet
 
 from .arguments import ArgumentReaders
-from .codegen import generate, generate_quick, quick_source_of
-from .completion import EnumNames, completer
+from .codegen import generate, generate_quick
+from .completion import MOST_CREDIT, EnumNames, completer
 from .sources import MOST_CLASSES, IsInstance, Kind, is_mapping, kind_of
 
 if TYPE_CHECKING:
@@ -38,6 +38,9 @@ Fill = Callable[["Run", dict[str, Any], Any, "Position"], None]
 Quick = Callable[[Any], dict[str, Any] | None]
 Complete = Callable[["Run", Any, "Position", "Info | None"], Any]
 CollectSubfields = Callable[[GraphQLObjectType, FieldDetailsList], GroupedFieldSet]
+
+# Of a selection. A program that makes classes as it goes has no use for more.
+_MOST_QUICKS = 8
 
 
 class Level:
@@ -52,15 +55,28 @@ class Level:
         self.items = Level(field, self.nullable_type.of_type, self) if is_list_type(self.nullable_type) else None
         self.selections: dict[str, Selection] = {}
         self.enum_names = EnumNames()
+        # Whether it is an item of a list, or within one.
+        self.is_in_list: bool = parent is not None and (parent.field is field or parent.is_in_list)
         # Functions by the class of the source, for objects whose type needs no check; empty for other types.
         self.fills: dict[type, Fill] = {}
         self.quicks: dict[type, Quick] = {}
+        # Whether the `quicks` of a list's items are worth trying, by what came of it lately.
+        self.credit = MOST_CREDIT
         self.complete: Complete = completer(self)
 
     def null(self) -> None:
         if not self.nullable:
             field = self.field
             raise TypeError(f"Cannot return null for non-nullable field {field.parent_type}.{field.field_name}.")
+
+    def settle_credit(self, *, hits: int, misses: int) -> None:
+        """After each list. Who has none left rests for some lists: a miss costs more than a hit saves."""
+        if self.credit <= 0:
+            self.credit += 1
+            return
+        self.credit = min(MOST_CREDIT, self.credit + hits - 2 * misses)
+        if self.credit <= 0:
+            self.credit = -MOST_CREDIT
 
     def selection_of(self, type_: GraphQLObjectType) -> "Selection":
         """What is selected of objects of this type that come at this level."""
@@ -140,9 +156,9 @@ class Selection:
         self.fills: dict[type, Fill] = {}
         # By what of the class matters: whether it is a mapping, and which relations its objects carry with them.
         self._generated: dict[tuple[bool, frozenset[str]], Fill] = {}
-        # Likewise by class, for those whose objects hold all that is selected; and by their source.
+        # Likewise by class, for those whose objects hold all that is selected.
         self.quicks: dict[type, Quick] = {}
-        self._quicks_generated: dict[str, Quick] = {}
+        self._quicks_to_make = _MOST_QUICKS
         self._groups = groups
         self._fields: list[Field] | None = None
 
@@ -176,20 +192,23 @@ class Selection:
                 self.fills.clear()
                 self.quicks.clear()
             self.fills[cls] = fill
-            quick = self._quick_for(cls)
-            if quick is not None:
-                self.quicks[cls] = quick
+            if self._quicks_to_make > 0 and self.may_be_quick:
+                self._quicks_to_make -= 1
+                quick = generate_quick(self, cls, fill)
+                if quick is not None:
+                    self.quicks[cls] = quick
         return fill
 
-    def _quick_for(self, cls: type) -> Quick | None:
-        source = quick_source_of(self, cls)
-        if source is None:
-            return None
-        if source not in self._quicks_generated:
-            if not self.plan.admit(len(self.groups)):
-                return None
-            self._quicks_generated[source] = generate_quick(self, source)
-        return self._quicks_generated[source]
+    @property
+    def may_be_quick(self) -> bool:
+        """Whether these are objects of lists, of which only the class has to be known."""
+        level = self.level
+        return (
+            level is not None
+            and level.is_in_list
+            and level.nullable_type is self.type
+            and isinstance(self.type.is_type_of, IsInstance | None)
+        )
 
     def function(self, of_mapping: bool, cls: type = object) -> Fill | None:
         # Room first: the fields take it too.

@@ -5,11 +5,12 @@ class tells, so the question is put once per class and the answer remembered.
 """
 
 import sys
+from abc import ABCMeta
 from collections import namedtuple
 from collections.abc import Generator, Mapping
 from enum import Enum
 from inspect import getattr_static
-from types import FunctionType, MemberDescriptorType
+from types import FunctionType, MemberDescriptorType, SimpleNamespace
 
 from graphql.pyutils import Undefined
 
@@ -55,6 +56,10 @@ class Kind(Enum):
 # What reads a place of a tuple under a name; the module that has the class does not show it.
 _TupleGetter = type(namedtuple("_Pair", "first second").first)  # type: ignore[attr-defined]
 
+# Any other metaclass, or way of reading, may have a mind of its own.
+_METACLASSES = {type, ABCMeta}
+_READS_WHAT_IS_STORED = {object.__getattribute__, tuple.__getattribute__, SimpleNamespace.__getattribute__}
+
 # Enough for any application; the bound is for one that makes classes as it goes.
 _MOST_CLASSES = 4096
 _kinds: dict[type, Kind] = {}
@@ -87,8 +92,8 @@ def is_mapping(cls: type) -> bool:
 
 def names_in_tuple(cls: type) -> tuple[str, ...] | None:
     """The fields of a class of named tuples whose objects are read as such; None for any other class."""
-    names = getattr(cls, "_fields", None)
-    if not issubclass(cls, tuple) or not isinstance(names, tuple) or cls.__iter__ is not tuple.__iter__:
+    names = getattr_static(cls, "_fields", None) if issubclass(cls, tuple) else None
+    if not isinstance(names, tuple) or getattr_static(cls, "__iter__") is not tuple.__iter__:
         return None
     return names if all(_place_in_tuple(cls, name) == place for place, name in enumerate(names)) else None
 
@@ -97,18 +102,23 @@ def is_stored(cls: type, name: str) -> bool:
     """Whether objects of a plain class hold what is read of them under this name, so that reading runs no code."""
     if cls is dict:
         return True
-    if is_mapping(cls):
+    # One with `__getattr__` may be called plain by `trust`.
+    if (
+        type(cls) not in _METACLASSES
+        or getattr_static(cls, "__getattribute__") not in _READS_WHAT_IS_STORED
+        or getattr_static(cls, "__getattr__", None) is not None
+    ):
         return False
     if issubclass(cls, tuple):
         return name in (names_in_tuple(cls) or ())
     # In the object's own dict, unless the class says how to get it.
     described = getattr_static(cls, name, None)
-    return isinstance(described, MemberDescriptorType) or not hasattr(type(described), "__get__")
+    return type(described) is MemberDescriptorType or getattr_static(type(described), "__get__", None) is None
 
 
 def _place_in_tuple(cls: type, name: str) -> int | None:
     getter = getattr_static(cls, name, None)
-    return getter.__reduce__()[1][0] if isinstance(getter, _TupleGetter) else None
+    return getter.__reduce__()[1][0] if type(getter) is _TupleGetter else None
 
 
 def _examine(cls: type) -> Kind:

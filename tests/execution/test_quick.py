@@ -1,10 +1,12 @@
 """Objects that hold all that is asked of them: done quickly, and with graphql-core's answers all the same."""
 
+import weakref
+from collections import namedtuple
 from collections.abc import Iterator
 from dataclasses import make_dataclass
 from datetime import UTC, datetime
 from enum import Enum, StrEnum
-from types import SimpleNamespace
+from types import MemberDescriptorType, ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -27,7 +29,7 @@ from graphql import (
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taskflow_gql.execution import AsItIs, CompilingExecutor, IsInstance, codegen
+from taskflow_gql.execution import AsItIs, CompilingExecutor, IsInstance, codegen, trust
 
 from .test_equals_graphql_core import as_text, written
 
@@ -87,7 +89,9 @@ def _schema() -> GraphQLSchema:
             "boss": GraphQLField(GraphQLNonNull(person)),
         },
     )
-    return GraphQLSchema(GraphQLObjectType("Query", {"tasks": GraphQLField(GraphQLList(task))}))
+    return GraphQLSchema(
+        GraphQLObjectType("Query", {"tasks": GraphQLField(GraphQLList(task)), "one": GraphQLField(task)})
+    )
 
 
 SCHEMA = _schema()
@@ -162,14 +166,15 @@ def tries(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     generate = codegen.generate_quick
     made: list[Any] = []
 
-    def generate_watched(selection: Any, source: str) -> Any:
-        quick = generate(selection, source)
+    def generate_watched(*arguments: Any) -> Any:
+        quick = generate(*arguments)
 
         def watched(source: Any) -> Any:
+            assert quick is not None
             made.append(quick(source))
             return made[-1]
 
-        return watched
+        return quick and watched
 
     monkeypatch.setattr("taskflow_gql.execution.plan.generate_quick", generate_watched)
     return made
@@ -195,21 +200,27 @@ def test_is_tried_on_objects_that_hold_what_is_asked(cls: Any, tries: list[Any])
 
 
 class Computed(Row):
-    reads = 0
-
     @property
     def id(self) -> str:
-        Computed.reads += 1
-        return "computed"
+        return count_read()
 
 
 class Dynamic(SimpleNamespace):
     def __getattr__(self, name: str) -> Any:
+        count_read()
         return Row._field_defaults[name]
 
 
-class Mapped(dict[str, Any]):
+class Trusted(Dynamic):
     pass
+
+
+trust(Trusted)
+
+
+class Mapped(dict[str, Any]):
+    def get(self, *_: Any) -> str:
+        return count_read()
 
 
 class Reversed(Row):
@@ -217,28 +228,118 @@ class Reversed(Row):
         return iter([self[place] for place in reversed(range(len(self)))])
 
 
-@pytest.mark.parametrize("cls", [Computed, Dynamic, Mapped, Reversed])
-def test_is_not_tried_where_reading_may_run_code(cls: Any, tries: list[Any]) -> None:
-    Computed.reads = 0
-    tasks = [cls(**Row()._asdict())] * 3
-    assert answer("{ tasks { id } }", tasks) == [{"id": "computed" if cls is Computed else "1"}] * 3
-    assert tries == []
-    assert Computed.reads in (0, 9)
+class Meta(type):
+    def __getattr__(cls, name: str) -> Any:
+        raise LookupError(count_read())
 
 
-def test_is_given_up_where_it_does_not_help(tries: list[Any]) -> None:
-    tasks = [Row(id=Text("text"))] * 100
-    assert answer("{ tasks { id } }", tasks) == [{"id": "text"}] * 100
-    assert tries == [None] * 99
+class OfMeta(SimpleNamespace, metaclass=Meta):
+    pass
 
 
-def test_stays_where_it_helps_mostly(tries: list[Any]) -> None:
-    tasks = [Row(), *[Row(id=Text("text"))] * 99, *[Row()] * 100]
-    answer("{ tasks { id } }", tasks)
-    assert tries.count({"id": "1"}) == 201
+class Descriptor:
+    __class__ = MemberDescriptorType  # type: ignore[assignment]
+
+    def __get__(self, *_: Any) -> str:
+        return count_read()
+
+
+class Described:
+    id = Descriptor()
+
+    def __init__(self, **_: Any) -> None:
+        pass
+
+
+class Module(ModuleType):
+    def __init__(self, **_: Any) -> None:
+        super().__init__("module")
+
+    def __getattr__(self, name: str) -> str:
+        return count_read()
+
+
+class Printed(UUID):
+    def __str__(self) -> str:
+        return count_read()
+
+
+def proxied(**_: Any) -> Any:
+    class Property:
+        @property
+        def id(self) -> str:
+            return count_read()
+
+    KEPT.append(Property())
+    return weakref.proxy(KEPT[-1])
+
+
+KEPT: list[Any] = []
+READS: list[None] = []
+
+
+def count_read() -> str:
+    READS.append(None)
+    return str(len(READS))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [Computed, Dynamic, Mapped, Reversed, OfMeta, Described, Module, proxied, lambda **_: Row(id=Printed(int=1))],
+)
+@pytest.mark.parametrize("query", ["{ tasks { id } }", "{ tasks { id share } }"])
+def test_code_that_reading_runs_is_run_as_often_as_by_graphql_core(make: Any, query: str) -> None:
+    tasks = [make(**Row(share="not a number")._asdict()) for _ in range(3)]
+    answers = []
+    for executor_class in (None, Planned, Planned, Planned):
+        READS.clear()
+        answers.append((outcome(query, tasks, executor_class), len(READS)))
+    assert answers == [answers[0]] * 4
+
+
+def test_an_empty_tuple_has_a_type(tries: list[Any]) -> None:
+    empty = namedtuple("empty", ())
+    assert answer("{ tasks { __typename } }", [empty()] * 3) == [{"__typename": "Task"}] * 3
+    assert tries == [{"__typename": "Task"}] * 5
 
 
 def test_a_tuple_of_another_length_is_done_in_full(tries: list[Any]) -> None:
     short = tuple.__new__(Row, (None, "2"))
     assert answer("{ tasks { id } }", [Row(), short]) == [{"id": "1"}, {"id": "2"}]
     assert None in tries
+
+
+def test_is_made_for_few_classes(tries: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    tasks = [type("Task", (SimpleNamespace,), {})(id="1") for _ in range(200)]
+    assert answer("{ tasks { id } }", tasks) == [{"id": "1"}] * 200
+    assert len(tries) < 20
+
+
+def test_is_made_for_lists_alone(tries: list[Any]) -> None:
+    document = parse("{ one { id creator { id } } }")
+    for _ in range(3):
+        result = execute_sync(SCHEMA, document, {"one": Row(creator=Row())}, executor_class=Planned)
+        assert result.data == {"one": {"id": "1", "creator": {"id": "1"}}}
+    assert tries == []
+
+
+def test_rests_where_it_does_not_help_and_comes_back(tries: list[Any]) -> None:
+    document = parse("{ tasks { id } }")
+
+    class Fresh(Planned):
+        """Has no plans yet."""
+
+    def run(*ids: Any, times: int) -> int:
+        before = len(tries)
+        for _ in range(times):
+            execute_sync(SCHEMA, document, {"tasks": [Row(id=id_) for id_ in ids]}, executor_class=Fresh)
+        return len(tries) - before
+
+    odd = Text("text")
+    # One that fails now and then does no harm.
+    assert run(*["1"] * 9, odd, times=500) == 10 * 500 - 1
+    # Where it fails more often than not it is tried for a while, short as the lists may be, and again much later.
+    assert run("1", odd, odd, times=100) < 3 * 50
+    assert run(odd, odd, times=1000) < 2 * 15
+    # Now it would help.
+    assert run(*["1"] * 9, times=200) > 9 * 100
