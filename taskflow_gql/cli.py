@@ -25,9 +25,11 @@ from typing import Annotated, Any, NoReturn, TypeVar
 import asyncpg
 import typer
 import uvicorn
+from alembic.util import CommandError
 from graphql import GraphQLError, OperationType
 from redis.exceptions import RedisError
 from rich.console import Console
+from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 from sqlalchemy.exc import SQLAlchemyError
@@ -40,7 +42,7 @@ from taskflow_gql.bus import make_bus
 from taskflow_gql.config import Settings, load_settings
 from taskflow_gql.database import Database, create_engine, database_url
 from taskflow_gql.errors import ConfigurationError, NotFound, Refusals, Unauthenticated
-from taskflow_gql.migrate import HEAD, current_revision, migrate
+from taskflow_gql.migrate import current_revision, head_revision, migrate
 from taskflow_gql.models import UserRole
 from taskflow_gql.security import PasswordHasher
 from taskflow_gql.seed import Seeding, seed_database
@@ -175,13 +177,14 @@ async def prepare_database(settings: Settings, *, may_migrate: bool = True) -> N
     engine = create_engine(settings)
     try:
         current = await current_revision(engine)
-        if current == HEAD:
+        if current == head_revision():
             return
         if settings.is_sqlite and may_migrate:
             await migrate(engine)
         else:
             raise ConfigurationError(
-                f"The database is at revision {current or 'nothing'}, this server needs {HEAD}: run `taskflow migrate`"
+                f"The database is at revision {current or 'nothing'}, this server needs {head_revision()}: "
+                "run `taskflow migrate`"
             )
     finally:
         await engine.dispose()
@@ -235,8 +238,6 @@ def migrate_command(
     ] = False,
 ) -> None:
     """Bring the database's tables up to date."""
-    from alembic.util import CommandError
-
     settings = settings_or_exit()
 
     async def work() -> tuple[str | None, str | None]:
@@ -253,11 +254,12 @@ def migrate_command(
         before, after = run(work(), settings)
     except CommandError as error:
         fail(f"{error}. `taskflow migrate --status` says where the database is", BAD_SETTINGS)
+    head = head_revision()
     if status:
         out.print(
-            f"{shown_url(settings)} is at {after or 'nothing'}; the newest is {HEAD}", markup=False, soft_wrap=True
+            f"{shown_url(settings)} is at {after or 'nothing'}; the newest is {head}", markup=False, soft_wrap=True
         )
-        raise typer.Exit(0 if after == HEAD else NOT_SO)
+        raise typer.Exit(0 if after == head else NOT_SO)
     done = "was up to date at" if before == after else f"went from {before or 'nothing'} to"
     out.print(f"{shown_url(settings)} {done} {after or 'nothing'}", markup=False, soft_wrap=True)
 
@@ -426,8 +428,6 @@ def heading(words: str) -> None:
 
 def show_code(code: str, language: str) -> None:
     """In colours on a terminal, and as it is elsewhere."""
-    from rich.syntax import Syntax
-
     out.print(Syntax("", language, theme="ansi_dark").highlight(code), soft_wrap=True)
 
 
@@ -490,18 +490,16 @@ def doctor() -> None:
 async def _examine_database(settings: Settings) -> tuple[bool, str]:
     engine = create_engine(settings)
     try:
-        current = await current_revision(engine)
+        current, head = await current_revision(engine), head_revision()
     except (SQLAlchemyError, OSError, TimeoutError) as error:
         return False, f"{shown_url(settings)}: {reason(error)}"
-    except ConfigurationError as error:
-        return False, str(error)
     finally:
         await engine.dispose()
-    if current == HEAD:
+    if current == head:
         return True, f"{shown_url(settings)} at revision {current}"
     if settings.is_sqlite:
-        return True, f"{shown_url(settings)}: `taskflow serve` will migrate it to {HEAD}"
-    return False, f"{shown_url(settings)} is at {current or 'nothing'}, not {HEAD}: run `taskflow migrate`"
+        return True, f"{shown_url(settings)}: `taskflow serve` will migrate it to {head}"
+    return False, f"{shown_url(settings)} is at {current or 'nothing'}, not {head}: run `taskflow migrate`"
 
 
 async def _examine_redis(settings: Settings) -> tuple[bool | None, str]:

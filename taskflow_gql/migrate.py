@@ -1,29 +1,18 @@
-"""Alembic, run from inside the package with the package's own engine.
-
-A server only asks where its database is, and starts without Alembic, which is imported where something is migrated.
-"""
+"""Alembic, run from inside the package with the package's own engine."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from sqlalchemy import Connection, column, inspect, select, table
+from alembic import command
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from alembic.util import CommandError
+from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncEngine
-
-from taskflow_gql.errors import ConfigurationError
-
-if TYPE_CHECKING:
-    from alembic.config import Config
-    from alembic.script import ScriptDirectory
-
-# The newest migration, which this code's tables are at.
-HEAD = "0001"
-
-# Alembic's, with one row.
-_VERSION = table("alembic_version", column("version_num"))
 
 
 def _migrations_folder() -> Path:
@@ -34,25 +23,21 @@ def _migrations_folder() -> Path:
 
 
 def _config() -> Config:
-    from alembic.config import Config
-
     config = Config()
     config.set_main_option("script_location", str(_migrations_folder()).replace("%", "%%"))
     config.set_main_option("path_separator", "os")
     return config
 
 
+def head_revision() -> str | None:
+    return ScriptDirectory.from_config(_config()).get_current_head()
+
+
 async def current_revision(engine: AsyncEngine) -> str | None:
-    """None for a database that was never migrated. Raises ConfigurationError where several are noted."""
+    """None for a database that was never migrated."""
 
     def read(connection: Connection) -> str | None:
-        if not inspect(connection).has_table(_VERSION.name):
-            return None
-        revisions = connection.scalars(select(_VERSION.c.version_num)).all()
-        if len(revisions) > 1:
-            noted = ", ".join(sorted(revisions))
-            raise ConfigurationError(f"alembic_version has {noted}: leave only the revision that the database is at")
-        return revisions[0] if revisions else None
+        return MigrationContext.configure(connection).get_current_revision()
 
     async with engine.connect() as connection:
         return await connection.run_sync(read)
@@ -68,11 +53,6 @@ async def migrate(engine: AsyncEngine, revision: str = "head") -> None:
 
 
 def _migrate(connection: Connection, revision: str) -> None:
-    from alembic import command
-    from alembic.migration import MigrationContext
-    from alembic.script import ScriptDirectory
-    from alembic.util import CommandError
-
     config = _config()
     script = ScriptDirectory.from_config(config)
     is_sqlite = connection.dialect.name == "sqlite"

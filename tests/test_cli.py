@@ -18,14 +18,14 @@ from uuid import uuid4
 import asyncpg
 import pytest
 import typer.main
-from sqlalchemy import func, make_url, select, text
+from sqlalchemy import func, make_url, select
 from typer.testing import CliRunner
 
 from taskflow_gql import __version__
 from taskflow_gql.cli import app
 from taskflow_gql.config import Settings
 from taskflow_gql.database import Database, create_engine
-from taskflow_gql.migrate import HEAD
+from taskflow_gql.migrate import head_revision
 from taskflow_gql.models import User, UserRole
 from taskflow_gql.services.changes import has_unplaced_events
 from tests.client import Api
@@ -137,9 +137,9 @@ GROUP: Any = typer.main.get_command(app)
 COMMANDS: dict[str, Any] = GROUP.commands
 
 
-def unframed(shown: str) -> str:
+def unframed(text: str) -> str:
     """The words alone, without colours, frames and line ends."""
-    return " ".join(re.sub(r"\x1b\[[0-9;]*m|[─│╭╮╰╯]", " ", shown).split())
+    return " ".join(re.sub(r"\x1b\[[0-9;]*m|[─│╭╮╰╯]", " ", text).split())
 
 
 def test_the_commands_of_the_design_are_there() -> None:
@@ -180,18 +180,18 @@ async def test_the_version_is_said() -> None:
     assert await taskflow("--version") == Ran(0, f"{__version__}\n", "")
 
 
-# `python -m taskflow_gql`, and what of the libraries it needs for this.
+# `python -m taskflow_gql`, and whether the garbage collector is at work then.
 AS_MODULE = """
-import runpy, sys
+import gc, runpy
 try:
     runpy.run_module("taskflow_gql", run_name="__main__")
 finally:
-    print(*sorted({"alembic", "email_validator", "pygments", "sqlalchemy"} & set(sys.modules)))
+    print(gc.isenabled())
 """
 
 
-async def test_the_module_is_the_command_and_starts_without_what_a_server_does_not_need() -> None:
-    assert await real_taskflow("--version", script=AS_MODULE) == Ran(0, f"{__version__}\nsqlalchemy\n", "")
+async def test_the_module_is_the_command() -> None:
+    assert await real_taskflow("--version", script=AS_MODULE) == Ran(0, f"{__version__}\nTrue\n", "")
 
 
 @pytest.mark.parametrize(
@@ -208,9 +208,9 @@ async def test_bad_usage_is_2_and_shows_what_was_wrong(arguments: list[str]) -> 
 
 async def test_the_schema_is_exported_and_then_up_to_date(empty_folder: Path) -> None:
     assert await taskflow("export-schema") == Ran(0, "", "")
-    exported = (empty_folder / "schema.graphql").read_text()
-    assert exported.endswith("}\n")
-    assert "type Query {" in exported
+    text = (empty_folder / "schema.graphql").read_text()
+    assert text.endswith("}\n")
+    assert "type Query {" in text
     assert await taskflow("export-schema", "--check") == Ran(0, "schema.graphql is up to date\n", "")
 
 
@@ -251,7 +251,7 @@ async def test_migrate_goes_up_and_down_and_says_where_it_is(new_database_url: s
     async def migrate(*arguments: str) -> Ran:
         return await taskflow("migrate", *arguments, TASKFLOW_DATABASE_URL=new_database_url)
 
-    url, head = shown(new_database_url), HEAD
+    url, head = shown(new_database_url), head_revision()
     assert await migrate("--status") == Ran(1, f"{url} is at nothing; the newest is {head}\n", "")
     assert await migrate() == Ran(0, f"{url} went from nothing to {head}\n", "")
     assert await migrate("--status") == Ran(0, f"{url} is at {head}; the newest is {head}\n", "")
@@ -270,7 +270,7 @@ async def test_migrate_refuses_a_revision_that_there_is_not(new_database_url: st
 
 async def test_migrate_without_settings_makes_the_file_in_the_data_folder(empty_folder: Path) -> None:
     ran = await taskflow("migrate")
-    assert ran == Ran(0, f"sqlite+aiosqlite:///.taskflow/taskflow.sqlite3 went from nothing to {HEAD}\n", "")
+    assert ran == Ran(0, f"sqlite+aiosqlite:///.taskflow/taskflow.sqlite3 went from nothing to {head_revision()}\n", "")
     assert (empty_folder / ".taskflow/taskflow.sqlite3").is_file()
 
 
@@ -502,7 +502,7 @@ async def test_explain_refuses_what_a_server_refuses(settings: Settings) -> None
 
 async def test_explain_needs_a_database_only_for_queries(new_database_url: str, page: str) -> None:
     said = refusal(await taskflow("explain", page, DATABASE_URL=new_database_url), 2)
-    assert said == (f"The database is at revision nothing, this server needs {HEAD}: run `taskflow migrate`")
+    assert said == (f"The database is at revision nothing, this server needs {head_revision()}: run `taskflow migrate`")
     said = refusal(await taskflow("explain", page, DATABASE_URL=f"postgres://u:hunter2@{NOWHERE}/tasks"), 3)
     assert said.startswith(f"The database at postgresql+asyncpg://u:***@{NOWHERE}/tasks cannot be used: ")
 
@@ -562,7 +562,7 @@ async def test_doctor_finds_an_empty_folder_well(empty_folder: Path) -> None:
         "secret": ("ok", "kept in .taskflow/secret"),
         "database": (
             "ok",
-            f"sqlite+aiosqlite:///.taskflow/taskflow.sqlite3: `taskflow serve` will migrate it to {HEAD}",
+            f"sqlite+aiosqlite:///.taskflow/taskflow.sqlite3: `taskflow serve` will migrate it to {head_revision()}",
         ),
         "redis": ("–", "not configured: one process only"),
         "graphiql": ("–", "on"),
@@ -575,7 +575,7 @@ async def test_doctor_finds_a_production_well(postgresql_settings: Settings) -> 
     assert await examine(0, **environment) == {
         "environment": ("–", "production"),
         "secret": ("ok", "SECRET_KEY"),
-        "database": ("ok", f"{url} at revision {HEAD}"),
+        "database": ("ok", f"{url} at revision {head_revision()}"),
         "redis": ("ok", "reachable"),
         "graphiql": ("–", "off"),
     }
@@ -585,19 +585,8 @@ async def test_doctor_sees_a_database_that_is_not_migrated(new_postgres: str) ->
     rows = await examine(1, TASKFLOW_DATABASE_URL=new_postgres)
     assert rows["database"] == (
         "not ok",
-        f"{shown(new_postgres)} is at nothing, not {HEAD}: run `taskflow migrate`",
+        f"{shown(new_postgres)} is at nothing, not {head_revision()}: run `taskflow migrate`",
     )
-
-
-async def test_doctor_sees_a_database_of_several_revisions(new_postgres: str, tmp_path: Path) -> None:
-    await taskflow("migrate", TASKFLOW_DATABASE_URL=new_postgres)
-    engine = create_engine(make_settings(data_dir=tmp_path, database_url=new_postgres))
-    async with engine.begin() as connection:
-        await connection.execute(text("INSERT INTO alembic_version VALUES ('zzzz')"))
-    await engine.dispose()
-    status, words = (await examine(1, TASKFLOW_DATABASE_URL=new_postgres))["database"]
-    assert status == "not ok"
-    assert words.startswith(f"alembic_version has {HEAD}, zzzz: ")
 
 
 async def test_doctor_sees_what_is_away(postgresql_settings: Settings) -> None:
@@ -741,7 +730,7 @@ async def test_postgresql_that_is_not_migrated_is_named_with_the_remedy(
     new_postgres: str, arguments: list[str]
 ) -> None:
     said = refusal(await taskflow(*arguments, DATABASE_URL=new_postgres), 2)
-    assert said == (f"The database is at revision nothing, this server needs {HEAD}: run `taskflow migrate`")
+    assert said == (f"The database is at revision nothing, this server needs {head_revision()}: run `taskflow migrate`")
 
 
 async def test_serve_names_a_bad_and_an_absent_redis() -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 
+from email_validator import EmailNotValidError, validate_email
+
 from taskflow_gql.errors import BadUserInput, Refusal
 
 MIN_PASSWORD_LENGTH, MAX_PASSWORD_LENGTH = 8, 128
@@ -27,9 +29,6 @@ def is_storable(text: str) -> bool:
 
 
 def check_email(email: str, problems: list[Refusal]) -> str:
-    # Here, because it compiles its patterns as it is imported, and a server needs them when somebody registers.
-    from email_validator import EmailNotValidError, validate_email
-
     email = email.strip()
     try:
         # Form only: whether mail arrives is found out by sending some, not by asking a name server now.
