@@ -54,7 +54,7 @@ class Kind(Enum):
 
 
 # What reads a place of a tuple under a name; the module that has the class does not show it.
-_TupleGetter = type(namedtuple("_Pair", "first second").first)  # type: ignore[attr-defined]
+_TupleGetter = type(vars(namedtuple("_Pair", "first second"))["first"])
 
 # Any other metaclass, or way of reading, may have a mind of its own.
 _METACLASSES = {type, ABCMeta}

@@ -296,7 +296,9 @@ class World:
         """An object that holds its values: read as often as you like, without anybody being told."""
         self.depth += 1
         values: dict[str, Any] = dict.fromkeys([*NAMES, *KEYS])
-        for name, field in self.schema.type_map[type_name].fields.items():  # type: ignore[attr-defined]
+        type_ = self.schema.type_map[type_name]
+        assert isinstance(type_, GraphQLObjectType)
+        for name, field in type_.fields.items():
             values[name] = self.stored(f"{place} {name}", field.type)
             values[f"key_{name}"] = random.choice([None, f"{place} {name}"])
         self.depth -= 1
@@ -421,15 +423,18 @@ class StoredRow(NamedTuple):
 
 
 class StoredObject:
+    type_name: str
+    place: str
+
     def __init__(self, **values: Any) -> None:
         self.__dict__.update(values)
 
     @property
     def __typename(self) -> str:
-        return self.type_name  # type: ignore[attr-defined, no-any-return]
+        return self.type_name
 
     def __repr__(self) -> str:
-        return f"<{self.type_name} {self.place}>"  # type: ignore[attr-defined]
+        return f"<{self.type_name} {self.place}>"
 
 
 class StoredSlots(StoredObject):
