@@ -63,6 +63,8 @@ class Settings(BaseSettings):
     max_query_cost: int = Field(default=1_000_000, ge=1)
     max_query_aliases: int = Field(default=60, ge=1)
     max_query_tokens: int = Field(default=4000, ge=10)
+    max_query_characters: int = Field(default=100_000, ge=100)
+    max_query_values: int = Field(default=10_000, ge=10)
     shutdown_timeout_seconds: int = Field(default=10, ge=1, le=600)
 
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"

@@ -8,7 +8,7 @@ import ssl
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
 from datetime import UTC, datetime
-from types import MappingProxyType
+from types import MappingProxyType, TracebackType
 from typing import Any, cast
 from uuid import UUID
 
@@ -820,6 +820,42 @@ class Database:
             await self._putting_back
         await self._give_to_pool()
         await self.engine.dispose()
+
+
+class BoundedReads:
+    """Read sessions of which only a few are open at once, in the order in which they were asked for.
+
+    One operation may have sixty fields that count. Without a bound it would take every connection of the pool.
+    """
+
+    def __init__(self, database: Database, limit: int) -> None:
+        self._database = database
+        self._room = asyncio.Semaphore(limit)
+
+    def read(self) -> AbstractAsyncContextManager[DatabaseSession]:
+        return _BoundedRead(self._database.read(), self._room)
+
+
+class _BoundedRead:
+    def __init__(self, session: AbstractAsyncContextManager[DatabaseSession], room: asyncio.Semaphore) -> None:
+        self._session = session
+        self._room = room
+
+    async def __aenter__(self) -> DatabaseSession:
+        await self._room.acquire()
+        try:
+            return await self._session.__aenter__()
+        except BaseException:
+            self._room.release()
+            raise
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            await self._session.__aexit__(kind, error, trace)
+        finally:
+            self._room.release()
 
 
 def is_unreachable(error: BaseException) -> bool:

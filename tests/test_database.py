@@ -15,6 +15,7 @@ from sqlalchemy.exc import DBAPIError
 
 from taskflow_gql.config import Settings
 from taskflow_gql.database import (
+    BoundedReads,
     Database,
     UtcDateTime,
     create_engine,
@@ -448,3 +449,30 @@ async def test_a_wrong_statement_is_no_unreachable_database(database: Database) 
         async with database.read() as session:
             await session.execute(text("SELECT nonsense FROM nowhere"))
     assert not is_unreachable(failure.value)
+
+
+async def test_bounded_reads_are_open_a_few_at_a_time_whatever_becomes_of_them(database: Database) -> None:
+    reads = BoundedReads(database, 2)
+    open_now = most = 0
+
+    async def read(number: int) -> None:
+        nonlocal open_now, most
+        async with reads.read() as session:
+            open_now += 1
+            most = max(most, open_now)
+            try:
+                await session.execute(text("SELECT 1"))
+                if number % 3 == 0:
+                    raise ValueError(number)
+            finally:
+                open_now -= 1
+
+    tasks = [asyncio.create_task(read(number)) for number in range(30)]
+    await asyncio.sleep(0)
+    for task in tasks[1::4]:
+        task.cancel()
+    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+    assert most == 2
+    assert {type(outcome) for outcome in outcomes} == {type(None), ValueError, asyncio.CancelledError}
+    async with asyncio.timeout(5), reads.read(), reads.read():
+        pass

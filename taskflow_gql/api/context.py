@@ -19,7 +19,7 @@ from taskflow_gql.api.columns import Columns
 from taskflow_gql.api.documents import Document
 from taskflow_gql.api.loaders import Loaders
 from taskflow_gql.config import Settings
-from taskflow_gql.database import Database, DatabaseSession
+from taskflow_gql.database import BoundedReads, Database, DatabaseSession
 from taskflow_gql.errors import Unauthenticated
 from taskflow_gql.fanout import Fanout
 from taskflow_gql.models import TaskRow, UserRow
@@ -29,6 +29,10 @@ from taskflow_gql.services.access import Viewer
 from taskflow_gql.services.paging import Order
 from taskflow_gql.services.tasks import ALL_COLUMNS, TaskColumns
 from taskflow_gql.viewers import ViewerLoader
+
+# Statements that one operation has under way at once. Two keep both its fields and the database busy; the others of the
+# pool are for other requests.
+MAX_READS = 3
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,7 @@ class Context:
     @property
     def loaders(self) -> Loaders:
         if self._loaders is None:
-            self._loaders = Loaders(self.parts.database, self.parts.fanout)
+            self._loaders = Loaders(self._reads, self.parts.fanout)
         return self._loaders
 
     def begin_event(self, viewer: Viewer, cursor: str) -> None:
@@ -88,7 +92,11 @@ class Context:
 
     @property
     def read(self) -> Callable[[], AbstractAsyncContextManager[DatabaseSession]]:
-        return self.parts.database.read
+        return self._reads.read
+
+    @cached_property
+    def _reads(self) -> BoundedReads:
+        return BoundedReads(self.parts.database, MAX_READS)
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[DatabaseSession]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from bisect import bisect_right
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any
 
 from graphql import (
@@ -11,6 +14,8 @@ from graphql import (
     GraphQLError,
     GraphQLSchema,
     OperationDefinitionNode,
+    Source,
+    SourceLocation,
     Undefined,
     coerce_input_value,
     is_non_null_type,
@@ -23,15 +28,19 @@ from graphql.execution.values import (
     get_variable_values,
     input_is_nested_too_deeply,
 )
+from graphql.language import location
 from strawberry.types.graphql import OperationType
 
 from taskflow_gql.api.columns import Columns
+from taskflow_gql.execution.sightings import Sightings
 
 # A front end has some hundred documents. Longer ones are rare, and a thousand of them would be a lot of memory.
 _MOST_DOCUMENTS = 1000
 _LONGEST_DOCUMENT = 10_000
 # Of all together. A parsed document takes some 150 times its text.
 _MOST_CHARACTERS = 500_000
+# The line ends of GraphQL.
+_NEWLINE = re.compile(r"\r\n|[\n\r]")
 
 # graphql-core's own default.
 _MOST_COERCION_ERRORS = 50
@@ -47,8 +56,13 @@ class Operation:
         self.name = node.name.value if node.name else None
         self.type = OperationType(node.operation.value)
         self._signatures: list[GraphQLVariableSignature | GraphQLError] | None = None
+        # Kept by `api.limits`: the variables that are page sizes, and a verdict for each set of their values.
+        self.page_sizes: tuple[str, ...] | None = None
+        self.verdicts: dict[tuple[Any, ...], Any] = {}
 
-    def variable_values(self, schema: GraphQLSchema, given: dict[str, Any]) -> VariableValues | list[GraphQLError]:
+    def variable_values(
+        self, schema: GraphQLSchema, given: dict[str, Any], *, hides_schema: bool = False
+    ) -> VariableValues | list[GraphQLError]:
         """As graphql-core's `get_variable_values`, which takes over where a value is wrong or left to a default."""
         definitions = self.node.variable_definitions or ()
         if self._signatures is None:
@@ -56,7 +70,9 @@ class Operation:
         values = VariableValues({}, {})
         for signature in self._signatures:
             if isinstance(signature, GraphQLError) or not _take(signature, given, values):
-                return get_variable_values(schema, definitions, given, max_errors=_MOST_COERCION_ERRORS)
+                return get_variable_values(
+                    schema, definitions, given, max_errors=_MOST_COERCION_ERRORS, hide_suggestions=hides_schema
+                )
         return values
 
 
@@ -74,6 +90,28 @@ def _take(signature: GraphQLVariableSignature, given: dict[str, Any], values: Va
     return coerced is not Undefined
 
 
+class DocumentSource(Source):
+    """The text of a document, with a table of its lines: graphql-core counts them from the start for each error."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self._line_starts: list[int] | None = None
+
+    def get_location(self, position: int) -> SourceLocation:
+        if self._line_starts is None:
+            self._line_starts = [0, *(match.end() for match in _NEWLINE.finditer(self.body))]
+        line = bisect_right(self._line_starts, position)
+        return SourceLocation(line, position + 1 - self._line_starts[line - 1])
+
+
+def _get_locations(locations: Sequence[tuple[Source, int]]) -> list[SourceLocation]:
+    return [source.get_location(position) for source, position in locations]
+
+
+# An error with several nodes does not ask its source, but goes through the text by itself.
+location.get_locations = _get_locations
+
+
 class Document:
     """A document, and what `api.limits` has found out about it."""
 
@@ -86,9 +124,6 @@ class Document:
         self.fragment_details = {name: FragmentDetails(fragment) for name, fragment in self.fragments.items()}
         # Found out when it has been validated.
         self.columns: Columns | None = None
-        # The names of the variables that are page sizes, and the problems by their values.
-        self.page_sizes: tuple[str, ...] | None = None
-        self.problems: dict[tuple[Any, ...], list[GraphQLError]] = {}
 
     def operation(self, name: str | None) -> Operation | None:
         """The one of this name; without a name the first."""
@@ -99,24 +134,40 @@ class Document:
 
 
 class Documents:
-    """Documents that were found valid, by their text; the one not used for longest goes first."""
+    """Valid documents by their text. The one not used for longest goes first.
+
+    A document is kept when it is seen for the second time, and once there is no room only if it was seen more often
+    than the one that would have to go. A client that sends ever new documents takes no room from others.
+    """
 
     def __init__(self) -> None:
         self._valid: OrderedDict[str, Document] = OrderedDict()
         self._characters = 0
+        self._sightings = Sightings(16 * _MOST_DOCUMENTS)
 
     def get(self, text: str) -> Document | None:
+        self._sightings.add(text)
         document = self._valid.get(text)
         if document is not None:
             self._valid.move_to_end(text)
         return document
 
     def keep(self, text: str, document: Document) -> None:
-        if len(text) > _LONGEST_DOCUMENT:
+        """Keep a document that `get` did not find, if it deserves it."""
+        seen = self._sightings.of(text)
+        if seen < 2 or len(text) > _LONGEST_DOCUMENT or not self._make_room(len(text), seen):
             return
-        if text not in self._valid:
-            self._characters += len(text)
         self._valid[text] = document
-        while len(self._valid) > _MOST_DOCUMENTS or self._characters > _MOST_CHARACTERS:
-            gone, _ = self._valid.popitem(last=False)
-            self._characters -= len(gone)
+        self._characters += len(text)
+
+    def _make_room(self, characters: int, seen: int) -> bool:
+        """Drop documents that were seen less often, as many as it takes. False where one was seen as often."""
+        while len(self._valid) >= _MOST_DOCUMENTS or self._characters + characters > _MOST_CHARACTERS:
+            oldest = next(iter(self._valid))
+            if seen <= self._sightings.of(oldest):
+                # It stays. The next newcomer is compared with another one.
+                self._valid.move_to_end(oldest)
+                return False
+            del self._valid[oldest]
+            self._characters -= len(oldest)
+        return True

@@ -36,6 +36,9 @@ TOO_COMPLEX = "QUERY_TOO_COMPLEX"
 INTERNAL = "INTERNAL_SERVER_ERROR"
 RATE_LIMITED = "RATE_LIMITED"
 
+# The characters of a message of graphql-core's. Its own words are some 40 of them.
+_MAX_MESSAGE = 240
+
 
 class ErrorCode(StrEnum):
     BAD_USER_INPUT = "BAD_USER_INPUT"
@@ -121,8 +124,9 @@ def render_error(error: GraphQLError) -> GraphQLError:
 
 
 def coded(error: GraphQLError, code: str, *, message: str | None = None, **more: object) -> GraphQLError:
+    """The error with a code, and with a message of ours or its own."""
     return GraphQLError(
-        message or error.message,
+        message or shortened(error.message),
         nodes=error.nodes,
         source=error.source,
         positions=error.positions,
@@ -130,6 +134,11 @@ def coded(error: GraphQLError, code: str, *, message: str | None = None, **more:
         original_error=error.original_error,
         extensions={"code": code, **more},
     )
+
+
+def shortened(message: str) -> str:
+    """A message of graphql-core's, which may quote all that was sent. 200 characters of it are enough."""
+    return message if len(message) <= _MAX_MESSAGE else f"{message[:150]}…{message[-50:]}"
 
 
 def _internal(error: GraphQLError) -> GraphQLError:

@@ -1,33 +1,33 @@
-"""How much one operation may ask for, found out before it is validated: validation itself is worth protecting.
+"""What one operation may ask for. Everything is bounded before it is worked on.
 
-One pass over the document that measures every selection set and every fragment once, however often it is spread.
+A document is measured in one pass before it is validated: validation itself is worth protecting. Variables are counted
+before they are coerced. Nothing here recurses over what a client has nested.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 from graphql import (
     DocumentNode,
     FieldNode,
-    FragmentDefinitionNode,
     FragmentSpreadNode,
     GraphQLError,
     InlineFragmentNode,
     IntValueNode,
-    OperationDefinitionNode,
+    ListValueNode,
+    ObjectValueNode,
     SelectionSetNode,
     StringValueNode,
+    ValueNode,
     VariableNode,
     Visitor,
     visit,
 )
-from graphql.validation.rules import overlapping_fields_can_be_merged
-from graphql.validation.validate import ValidationAbortedError
 
-from taskflow_gql.api.documents import Document
+from taskflow_gql.api.documents import Document, Operation
 from taskflow_gql.config import Settings
 from taskflow_gql.services.paging import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE
 from taskflow_gql.services.text import is_storable
@@ -35,69 +35,174 @@ from taskflow_gql.services.text import is_storable
 TOO_COMPLEX = "QUERY_TOO_COMPLEX"
 BAD_INPUT = "BAD_USER_INPUT"
 
-# What graphql-core may spend on comparing fields that repeat each other, in its own units. Its default of 500,000 lets
-# a document of 10 KB take two seconds; a front end of a hundred fragments needs 30,000.
-overlapping_fields_can_be_merged.MAX_COMPLEXITY_BUDGET = 100_000
+# Selection sets in each other; inline fragments and spreads count. graphql-core recurses over them.
+MAX_NESTING = 100
+# Lists and objects in each other in a variable. Coercion recurses over them.
+MAX_VALUE_NESTING = 100
+# An alias is repeated for each object of the answer and in the path of each error.
+MAX_ALIAS_LENGTH = 100
 
 
-@dataclass(frozen=True, slots=True)
-class Measure:
-    """What a selection set asks for, fragments counted as often as they are spread."""
+class Measure(NamedTuple):
+    """What one operation asks for. A fragment counts as often as it is spread."""
 
+    # Selection sets in each other.
+    nesting: int
+    # Fields in each other.
     depth: int
     aliases: int
-    # Objects and values that may have to be answered: each list counts as many times as its page is long.
+    # The characters of the longest alias.
+    longest_alias: int
+    # Objects and values that the answer may have. A list counts as many times as its page is long.
     cost: int
+    # Values in the lists and objects of arguments, counted in the same way: an argument may be read for each object.
+    literals: int
+    # How often each variable is used, counted in the same way; and how many values its default has.
+    uses: Mapping[str, int]
+    defaults: Mapping[str, int]
 
 
-_NOTHING = Measure(0, 0, 0)
+class _Set(NamedTuple):
+    """A selection set of a definition. `parent` is the index of the set around it, -1 for the outermost."""
+
+    node: SelectionSetNode
+    parent: int
+    # The field that the set belongs to; None for an inline fragment and the outermost.
+    field: FieldNode | None
+    nesting: int
+    depth: int
 
 
-class _Meter:
-    """Measures selection sets of one document, each fragment once."""
+def _sets_of(outermost: SelectionSetNode) -> list[_Set]:
+    """All selection sets of a definition, each after the one around it."""
+    sets = [_Set(outermost, -1, None, 1, 1)]
+    for index, around in enumerate(sets):
+        for selection in around.node.selections:
+            if isinstance(selection, FieldNode) and selection.selection_set:
+                # The standard introspection query is deep; graphql-core has a rule of its own against deeper ones.
+                is_introspection = around.depth == 0 or selection.name.value in ("__schema", "__type")
+                depth = 0 if is_introspection else around.depth + 1
+                sets.append(_Set(selection.selection_set, index, selection, around.nesting + 1, depth))
+            elif isinstance(selection, InlineFragmentNode):
+                sets.append(_Set(selection.selection_set, index, None, around.nesting + 1, around.depth))
+    return sets
 
-    def __init__(self, document: DocumentNode, variables: Mapping[str, Any]) -> None:
+
+class _Definition:
+    """An operation or a fragment, by itself."""
+
+    def __init__(self, outermost: SelectionSetNode) -> None:
+        self.sets = _sets_of(outermost)
+        self.spreads = [
+            (selection.name.value, around)
+            for around in self.sets
+            for selection in around.node.selections
+            if isinstance(selection, FragmentSpreadNode)
+        ]
+        self.nesting = max(around.nesting for around in self.sets)
+        self.depth = max(around.depth for around in self.sets)
+
+
+def measure(document: Document, operation: Operation, variables: Mapping[str, Any]) -> tuple[Measure, set[str]]:
+    """The measure, and the names of the variables that it depends on: those that are page sizes."""
+    fragments = {name: _Definition(fragment.selection_set) for name, fragment in document.fragments.items()}
+    asked = _Definition(operation.node.selection_set)
+    order = _from_the_outside(asked, fragments)
+    # Those that spread each other in a circle have no order. Validation refuses them, after it has followed the circle.
+    circular = [fragment for name, fragment in fragments.items() if name not in order]
+    circular_nesting = sum(fragment.nesting for fragment in circular)
+    nestings = dict.fromkeys(fragments, circular_nesting)
+    depths = dict.fromkeys(fragments, 0)
+    for name in reversed(order):
+        nestings[name], depths[name] = _heights(fragments[name], nestings, depths)
+    nesting, depth = _heights(asked, nestings, depths)
+    counts = _Counts(variables)
+    counts.add(asked, 1, 1)
+    for name in order:
+        counts.add(fragments[name], counts.objects[name], counts.times[name])
+    made = Measure(
+        # Of fragments that are not used too: validation does not know that yet.
+        nesting=max(nesting, circular_nesting, *nestings.values()),
+        depth=depth,
+        aliases=counts.aliases,
+        longest_alias=counts.longest_alias,
+        cost=counts.cost,
+        literals=counts.literals,
+        uses=counts.uses,
+        defaults={
+            definition.variable.name.value: sum(1 for _ in _values_in(definition.default_value))
+            for definition in operation.node.variable_definitions or ()
+            if definition.default_value
+        },
+    )
+    return made, counts.page_sizes
+
+
+def _from_the_outside(asked: _Definition, fragments: Mapping[str, _Definition]) -> list[str]:
+    """The fragments, each after all that spread it. Without those of circles and what only these spread."""
+    waiting_for = dict.fromkeys(fragments, 0)
+    for definition in fragments.values():
+        for name, _ in definition.spreads:
+            if name in waiting_for:
+                waiting_for[name] += 1
+    order = [name for name, count in waiting_for.items() if count == 0]
+    for each in order:
+        for name, _ in fragments[each].spreads:
+            if name in waiting_for:
+                waiting_for[name] -= 1
+                if waiting_for[name] == 0:
+                    order.append(name)
+    return order
+
+
+def _heights(definition: _Definition, nestings: Mapping[str, int], depths: Mapping[str, int]) -> tuple[int, int]:
+    """How deep the definition is, what it spreads included: selection sets in each other, fields in each other."""
+    nesting, depth = definition.nesting, definition.depth
+    for name, around in definition.spreads:
+        nesting = max(nesting, around.nesting + nestings.get(name, 0))
+        if around.depth:
+            depth = max(depth, around.depth - 1 + depths.get(name, 0))
+    return nesting, depth
+
+
+class _Counts:
+    """Adds up what definitions ask for, from the outside to the inside."""
+
+    def __init__(self, variables: Mapping[str, Any]) -> None:
         self._variables = variables
-        self._fragments = {
-            node.name.value: node for node in document.definitions if isinstance(node, FragmentDefinitionNode)
-        }
-        self._measured: dict[str, Measure] = {}
-        # The variables that were asked for.
+        self.aliases = self.longest_alias = self.cost = self.literals = 0
+        self.uses: defaultdict[str, int] = defaultdict(int)
         self.page_sizes: set[str] = set()
+        # By fragment: for how many objects it is asked, and how often it is spread.
+        self.objects: defaultdict[str, int] = defaultdict(int)
+        self.times: defaultdict[str, int] = defaultdict(int)
 
-    def selection_set(self, node: SelectionSetNode | None) -> Measure:
-        depth = aliases = cost = 0
-        for selection in node.selections if node else ():
-            match selection:
-                case FieldNode():
-                    part = self._field(selection)
-                case InlineFragmentNode():
-                    part = self.selection_set(selection.selection_set)
-                case FragmentSpreadNode():
-                    part = self._fragment(selection.name.value)
-                case _:
-                    part = _NOTHING
-            depth = max(depth, part.depth)
-            aliases += part.aliases
-            cost += part.cost
-        return Measure(depth, aliases, cost)
+    def add(self, definition: _Definition, objects: int, times: int) -> None:
+        counts: list[int] = []
+        for around in definition.sets:
+            count = objects if around.parent < 0 else counts[around.parent]
+            if around.field is not None:
+                count *= self._page_size(around.field)
+            counts.append(count)
+            for selection in around.node.selections:
+                if isinstance(selection, FieldNode):
+                    self.cost += count
+                    if selection.alias:
+                        self.aliases += times
+                        self.longest_alias = max(self.longest_alias, len(selection.alias.value))
+                    for argument in selection.arguments or ():
+                        self._add_values(argument.value, count)
+                elif isinstance(selection, FragmentSpreadNode):
+                    self.objects[selection.name.value] += count
+                    self.times[selection.name.value] += times
 
-    def _field(self, field: FieldNode) -> Measure:
-        within = self.selection_set(field.selection_set)
-        alias = 1 if field.alias else 0
-        if field.name.value in ("__schema", "__type"):
-            # The standard introspection query is deep; graphql-core has a rule of its own against deeper ones.
-            return Measure(1, within.aliases + alias, within.cost + 1)
-        return Measure(within.depth + 1, within.aliases + alias, 1 + within.cost * self._page_size(field))
-
-    def _fragment(self, name: str) -> Measure:
-        if name not in self._measured:
-            fragment = self._fragments.get(name)
-            # Set before descending: a fragment that spreads itself adds nothing here and is refused by validation.
-            self._measured[name] = _NOTHING
-            if fragment is not None:
-                self._measured[name] = self.selection_set(fragment.selection_set)
-        return self._measured[name]
+    def _add_values(self, argument: ValueNode, count: int) -> None:
+        # A number or a text by itself costs nothing beside its field.
+        self.literals -= count
+        for value in _values_in(argument):
+            self.literals += count
+            if isinstance(value, VariableNode):
+                self.uses[value.name.value] += count
 
     def _page_size(self, field: FieldNode) -> int:
         sizes = [
@@ -123,36 +228,142 @@ class _Meter:
         return DEFAULT_PAGE_SIZE
 
 
-def _limit(meter: _Meter, operations: list[OperationDefinitionNode], settings: Settings) -> list[GraphQLError]:
-    """What is too much, empty when nothing is."""
-    errors = []
-    for operation in operations:
-        measure = meter.selection_set(operation.selection_set)
+def _values_in(node: ValueNode) -> Iterator[ValueNode]:
+    """The literals and variables in a value, itself and the lists and objects in it included."""
+    stack = [node]
+    while stack:
+        node = stack.pop()
+        yield node
+        if isinstance(node, ListValueNode):
+            stack += node.values
+        elif isinstance(node, ObjectValueNode):
+            stack += [field.value for field in node.fields]
+
+
+class Verdict(NamedTuple):
+    """The measure of an operation for one set of page sizes, and what is wrong with it."""
+
+    measure: Measure
+    problems: list[GraphQLError]
+
+
+# A client that sends ever new page sizes is measured each time.
+_MAX_VERDICTS = 16
+
+
+def problems_of_request(
+    document: Document, operation: Operation, variables: Mapping[str, Any], settings: Settings
+) -> list[GraphQLError]:
+    """Why the document must not even be validated: it asks for too much, or holds text that no database could hold."""
+    verdict = _verdict(document, operation, variables, settings)
+    # A copy: the verdict is kept.
+    problems = [*verdict.problems]
+    values = _Values(settings.max_query_values)
+    sizes = {name: values.add(value) for name, value in variables.items() if values.are_few}
+    count = verdict.measure.literals
+    for name, uses in verdict.measure.uses.items():
+        # The variable itself is among the literals.
+        count += uses * (sizes.get(name, verdict.measure.defaults.get(name, 1)) - 1)
+    count = max(count, values.count)
+    if count > settings.max_query_values:
+        problems.append(_too_much(operation, f"{_shown(count)} values in arguments", settings.max_query_values))
+    elif values.is_too_deep:
+        problems.append(_bad(f"A variable is nested more than {MAX_VALUE_NESTING} deep"))
+    elif not values.are_storable:
+        problems.append(_bad("A variable holds U+0000 or half a surrogate pair, which is no text that can be kept"))
+    return problems
+
+
+class _Values:
+    """Looks through variables, level by level, and stops when there are too many or they are too deep."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self.count = 0
+        self.is_too_deep = False
+        self.are_storable = True
+
+    @property
+    def are_few(self) -> bool:
+        return self.count <= self._limit
+
+    def add(self, value: Any) -> int:
+        """How many values it has, itself included."""
+        if not isinstance(value, dict | list):
+            self.count += 1
+            self.are_storable = self.are_storable and (not isinstance(value, str) or is_storable(value))
+            return 1
+        before = self.count
+        level, depth = [value], 0
+        while level and self.are_few and not self.is_too_deep:
+            self.count += len(level)
+            depth += 1
+            self.is_too_deep = depth > MAX_VALUE_NESTING
+            inner: list[Any] = []
+            for each in level:
+                if isinstance(each, str):
+                    self.are_storable = self.are_storable and is_storable(each)
+                elif isinstance(each, dict):
+                    self.are_storable = self.are_storable and all(map(is_storable, each))
+                    inner.extend(each.values())
+                elif isinstance(each, list):
+                    inner.extend(each)
+            level = inner
+        return self.count - before
+
+
+def _verdict(document: Document, operation: Operation, variables: Mapping[str, Any], settings: Settings) -> Verdict:
+    """Found once for each combination of page sizes: nothing else of the variables counts."""
+    if operation.page_sizes is not None:
+        sizes = tuple(_as_size(variables.get(name)) for name in operation.page_sizes)
+        known: Verdict | None = operation.verdicts.get(sizes)
+        if known is not None:
+            return known
+    measured, page_sizes = measure(document, operation, variables)
+    verdict = Verdict(measured, _problems_of_document(document, operation, measured, settings))
+    operation.page_sizes = tuple(sorted(page_sizes))
+    if len(operation.verdicts) < _MAX_VERDICTS:
+        sizes = tuple(_as_size(variables.get(name)) for name in operation.page_sizes)
+        operation.verdicts[sizes] = verdict
+    return verdict
+
+
+def _problems_of_document(
+    document: Document, operation: Operation, measured: Measure, settings: Settings
+) -> list[GraphQLError]:
+    problems = [
+        _too_much(operation, f"{_shown(found)} {what}", allowed)
         for found, allowed, what in (
-            (measure.depth, settings.max_query_depth, "deep, counted in nested selections"),
-            (measure.aliases, settings.max_query_aliases, "aliases"),
-            (measure.cost, settings.max_query_cost, "values at most, counted from the page sizes"),
-        ):
-            if found > allowed:
-                message = f"The operation asks for too much: {found} {what}; the limit is {allowed}"
-                errors.append(GraphQLError(message, nodes=[operation], extensions={"code": TOO_COMPLEX}))
-    return errors
+            (measured.nesting, MAX_NESTING, "selection sets in each other, counted through fragments"),
+            (measured.depth, settings.max_query_depth, "deep, counted in nested selections"),
+            (measured.aliases, settings.max_query_aliases, "aliases"),
+            (measured.longest_alias, MAX_ALIAS_LENGTH, "characters in an alias"),
+            (measured.cost, settings.max_query_cost, "values at most, counted from the page sizes"),
+        )
+        if found > allowed
+    ]
+    if not _is_storable_document(document.node, document.text):
+        problems.append(_bad("The document holds U+0000 in a text, which cannot be kept"))
+    return problems
 
 
-def _is_storable(variables: Mapping[str, Any]) -> bool:
-    # Not recursive: variables may be nested as deep as they are long.
-    rest: list[Any] = [variables]
-    while rest:
-        value = rest.pop()
-        if isinstance(value, str):
-            if not is_storable(value):
-                return False
-        elif isinstance(value, dict):
-            rest.extend(value)
-            rest.extend(value.values())
-        elif isinstance(value, list):
-            rest.extend(value)
-    return True
+def _as_size(value: object) -> int | None:
+    # What counts alike is alike.
+    return max(1, min(value, MAX_PAGE_SIZE)) if type(value) is int else None
+
+
+def _too_much(operation: Operation, what: str, limit: int) -> GraphQLError:
+    message = f"The operation asks for too much: {what}; the limit is {limit}"
+    return GraphQLError(message, nodes=[operation.node], extensions={"code": TOO_COMPLEX})
+
+
+def _shown(count: int) -> str:
+    # Fragments that spread each other twice make numbers of thousands of digits, which are slow to print.
+    return str(count) if count < 10**18 else "over 10^18"
+
+
+def _bad(message: str) -> GraphQLError:
+    return GraphQLError(message, extensions={"code": BAD_INPUT})
 
 
 class _TextFinder(Visitor):
@@ -173,51 +384,3 @@ def _is_storable_document(document: DocumentNode, source: str) -> bool:
     finder = _TextFinder()
     visit(document, finder)
     return finder.all_storable
-
-
-# A client that sends ever new page sizes is measured each time.
-_MOST_MEASURES = 16
-
-
-def problems_of_request(document: Document, variables: Mapping[str, Any], settings: Settings) -> list[GraphQLError]:
-    """Why the document must not even be validated: it asks for too much, or holds text that no database could hold."""
-    problems = _problems_of_document(document, variables, settings)
-    # Of the caller's own: those of the document are kept.
-    return [*problems] if _is_storable(variables) else [*problems, _unstorable_variable()]
-
-
-def _problems_of_document(document: Document, variables: Mapping[str, Any], settings: Settings) -> list[GraphQLError]:
-    """Found out once for each combination of page sizes: nothing else of the variables counts."""
-    if document.page_sizes is not None:
-        sizes = tuple(_as_size(variables.get(name)) for name in document.page_sizes)
-        if sizes in document.problems:
-            return document.problems[sizes]
-    meter = _Meter(document.node, variables)
-    problems = _limit(meter, [operation.node for operation in document.operations], settings)
-    if not _is_storable_document(document.node, document.text):
-        message = "The document holds U+0000 in a text, which cannot be kept"
-        problems.append(GraphQLError(message, extensions={"code": BAD_INPUT}))
-    document.page_sizes = tuple(sorted(meter.page_sizes))
-    if len(document.problems) < _MOST_MEASURES:
-        sizes = tuple(_as_size(variables.get(name)) for name in document.page_sizes)
-        document.problems[sizes] = problems
-    return problems
-
-
-def _as_size(value: object) -> int | None:
-    # What counts alike is alike.
-    return max(1, min(value, MAX_PAGE_SIZE)) if type(value) is int else None
-
-
-def _unstorable_variable() -> GraphQLError:
-    message = "A variable holds U+0000 or half a surrogate pair, which is no text that can be kept"
-    return GraphQLError(message, extensions={"code": BAD_INPUT})
-
-
-def explain_abortion(errors: list[GraphQLError]) -> None:
-    """Says why validation gave up, where graphql-core does not."""
-    for error in errors:
-        # The other reason, too many errors, says so itself.
-        if isinstance(error, ValidationAbortedError) and error.message == "Validation aborted.":
-            error.message = "The document repeats fields, or nests fragments, too much to be validated"
-            error.extensions = {"code": TOO_COMPLEX}

@@ -9,7 +9,7 @@ from uuid import UUID
 
 from strawberry.dataloader import DataLoader
 
-from taskflow_gql.database import Database
+from taskflow_gql.database import BoundedReads
 from taskflow_gql.events import TaskChanged
 from taskflow_gql.fanout import Fanout
 from taskflow_gql.models import UserRow
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 
 class Loaders:
-    def __init__(self, database: Database, fanout: Fanout) -> None:
-        self._database = database
+    def __init__(self, reads: BoundedReads, fanout: Fanout) -> None:
+        self._reads = reads
         self._fanout = fanout
         self._caught_up: asyncio.Future[None] | None = None
         self._changes_cursor: asyncio.Future[str] | None = None
@@ -39,20 +39,20 @@ class Loaders:
 
     def task_counts_of_users(self, viewer: Viewer, relation: Relation, filter_: Filter) -> DataLoader[UUID, int]:
         # Not through `self`, which keeps this: the two would hold each other until the garbage collector comes.
-        database = self._database
+        reads = self._reads
 
         async def load(user_ids: Sequence[UUID]) -> list[int]:
-            async with database.read() as session:
+            async with reads.read() as session:
                 counts = await tasks.count_tasks_of_users(session, viewer, relation, user_ids, filter_)
             return [counts[user_id] for user_id in user_ids]
 
         return self._task_counts_of_users.setdefault((relation, filter_), DataLoader(load))
 
     def history(self, viewer: Viewer, position: int, limit: int) -> DataLoader[UUID, list[TaskChanged]]:
-        database = self._database
+        reads = self._reads
 
         async def load(task_ids: Sequence[UUID]) -> list[list[TaskChanged]]:
-            async with database.read() as session:
+            async with reads.read() as session:
                 events = await changes.history_of_tasks(session, viewer, task_ids, position, limit=limit)
             return [events[task_id] for task_id in task_ids]
 
@@ -73,7 +73,7 @@ class Loaders:
         return await self._changes_cursor
 
     async def _read_changes_cursor(self) -> str:
-        async with self._database.read() as session:
+        async with self._reads.read() as session:
             state = await changes.read_stream_state(session)
         return self._fanout.cursor(state.last_position)
 

@@ -18,10 +18,7 @@ from graphql import (
     NoSchemaIntrospectionCustomRule,
     default_field_resolver,
     default_type_resolver,
-    parse,
-    specified_rules,
     subscribe,
-    validate,
 )
 from strawberry.exceptions import MissingQueryError
 from strawberry.execution import optimized_is_awaitable
@@ -33,13 +30,19 @@ from strawberry.types.graphql import OperationType
 
 from taskflow_gql.api.columns import Columns
 from taskflow_gql.api.context import Context
-from taskflow_gql.api.documents import Document, Documents, Operation
-from taskflow_gql.api.errors import VALIDATION_FAILED, coded, render_error
+from taskflow_gql.api.documents import Document, Documents, DocumentSource, Operation
+from taskflow_gql.api.errors import TOO_COMPLEX, VALIDATION_FAILED, coded, render_error
 from taskflow_gql.api.inputs import build_quickly
-from taskflow_gql.api.limits import explain_abortion, problems_of_request
+from taskflow_gql.api.limits import problems_of_request
+from taskflow_gql.api.validation import RULES, TooComplex, parse, validate
 from taskflow_gql.config import Settings
 
 _ALL_TYPES = frozenset(OperationType)
+
+# A document that is written one token a line, with comments.
+MAX_LINES = 10_000
+# Errors of fields in one answer.
+MAX_ERRORS = 100
 
 
 class Refused(Exception):
@@ -60,8 +63,9 @@ class Schema(strawberry.Schema):
                 build_quickly(type_.definition, self.config)
         self._settings = settings
         self._documents = Documents()
-        self._rules = [*specified_rules]
-        if not settings.allows_introspection:
+        self._hides_schema = not settings.allows_introspection
+        self._rules = [*RULES]
+        if self._hides_schema:
             self._rules.append(NoSchemaIntrospectionCustomRule)
 
     async def execute(
@@ -130,6 +134,7 @@ class Schema(strawberry.Schema):
                 variable_values=variables,
                 operation_name=operation_name,
                 executor_class=self.execution_context_class,
+                hide_suggestions=self._hides_schema,
             )
             if isawaitable(events):
                 events = await events
@@ -150,8 +155,28 @@ class Schema(strawberry.Schema):
         operation_name: str | None,
         allowed_types: Iterable[OperationType],
     ) -> tuple[Document, Operation]:
+        """Raises Refused for all that is wrong with the operation, and for what goes wrong with it here: every
+        transport answers an error of ours in the same way.
+        """
         if not query:
             raise MissingQueryError
+        try:
+            return self._checked(query, variables, operation_name, allowed_types)
+        except (Refused, CannotGetOperationTypeError, InvalidOperationTypeError):
+            raise
+        except Exception as error:
+            raise Refused([render_error(_as_graphql_error(error))]) from error
+
+    def _checked(
+        self,
+        query: str,
+        variables: dict[str, Any] | None,
+        operation_name: str | None,
+        allowed_types: Iterable[OperationType],
+    ) -> tuple[Document, Operation]:
+        # Before its hash is made.
+        if len(query) > self._settings.max_query_characters:
+            raise Refused([_too_long(f"{len(query)} characters", self._settings.max_query_characters)])
         document = self._documents.get(query)
         is_new = document is None
         if document is None:
@@ -161,38 +186,42 @@ class Schema(strawberry.Schema):
             raise CannotGetOperationTypeError(operation_name)
         if operation.type not in allowed_types:
             raise InvalidOperationTypeError(operation.type)
-        problems = problems_of_request(document, variables or {}, self._settings)
+        problems = problems_of_request(document, operation, variables or {}, self._settings)
         if operation_name is None and len(document.operations) > 1:
             message = "Several operations: say in operationName which to run"
             problems.append(GraphQLError(message, extensions={"code": "BAD_USER_INPUT"}))
         if problems:
             raise Refused(problems)
         if is_new:
-            if errors := validate(self._schema, document.node, self._rules):
-                explain_abortion(errors)
-                raise Refused(
-                    [
-                        error if "code" in (error.extensions or {}) else coded(error, VALIDATION_FAILED)
-                        for error in errors
-                    ]
-                )
+            self._validate(document)
             document.columns = Columns(self._schema, document.node)
             self._documents.keep(query, document)
         return document, operation
 
-    def _parse(self, query: str) -> Document:
+    def _validate(self, document: Document) -> None:
         try:
-            return Document(query, parse(query, max_tokens=self._settings.max_query_tokens))
-        # Not only of syntax: the parser is recursive.
-        except (GraphQLError, RecursionError) as error:
-            raise Refused([render_error(_as_graphql_error(error))]) from error
+            errors = validate(self._schema, document.node, hides_schema=self._hides_schema, rules=self._rules)
+        except TooComplex as error:
+            message = "The document repeats fields, or nests fragments, too much to be validated"
+            raise Refused([GraphQLError(message, extensions={"code": TOO_COMPLEX})]) from error
+        if errors:
+            raise Refused([coded(error, VALIDATION_FAILED) for error in errors])
+
+    def _parse(self, query: str) -> Document:
+        lines = query.count("\n") + query.count("\r")
+        if lines > MAX_LINES:
+            raise Refused([_too_long(f"{lines} lines", MAX_LINES)])
+        try:
+            return Document(query, parse(DocumentSource(query), self._settings.max_query_tokens))
+        except GraphQLError as error:
+            raise Refused([render_error(error)]) from error
 
     async def _execute(
         self, document: Document, operation: Operation, variables: dict[str, Any] | None, context: Any
     ) -> ExecutionResult:
         """graphql-core's `execute`, which finds the operation, the fragments and the types of variables each time."""
         try:
-            values = operation.variable_values(self._schema, variables or {})
+            values = operation.variable_values(self._schema, variables or {}, hides_schema=self._hides_schema)
             if isinstance(values, list):
                 return ExecutionResult(None, _rendered(values))
             executor = self.execution_context_class(
@@ -207,6 +236,7 @@ class Schema(strawberry.Schema):
                 default_type_resolver,
                 default_field_resolver,
                 is_awaitable=optimized_is_awaitable,  # type: ignore[arg-type]
+                hide_suggestions=self._hides_schema,
             )
             result: Any = executor.execute_operation()
             if not isinstance(result, CoreResult):
@@ -217,7 +247,14 @@ class Schema(strawberry.Schema):
 
 
 def _rendered(errors: list[GraphQLError] | None) -> list[GraphQLError] | None:
-    return errors and [render_error(error) for error in errors]
+    if not errors or len(errors) <= MAX_ERRORS:
+        return errors and [render_error(error) for error in errors]
+    message = f"There are {len(errors) - MAX_ERRORS} more errors like these"
+    return [*map(render_error, errors[:MAX_ERRORS]), GraphQLError(message, extensions={"code": TOO_COMPLEX})]
+
+
+def _too_long(what: str, limit: int) -> GraphQLError:
+    return GraphQLError(f"The document has {what}; the limit is {limit}", extensions={"code": TOO_COMPLEX})
 
 
 def _as_graphql_error(error: Exception) -> GraphQLError:

@@ -22,7 +22,7 @@ from strawberry.types.graphql import OperationType
 
 from taskflow_gql.api.context import Context, Parts
 from taskflow_gql.api.encoding import decode_json, encode_json
-from taskflow_gql.api.errors import BAD_USER_INPUT, RATE_LIMITED
+from taskflow_gql.api.errors import BAD_USER_INPUT, RATE_LIMITED, shortened
 from taskflow_gql.api.operations import Schema
 from taskflow_gql.api.sockets import SocketView, end_of_stream
 from taskflow_gql.api.streaming import (
@@ -184,7 +184,7 @@ class GraphQLView:
                 raise RequestError(400, _HOW_TO_SUBSCRIBE) from error
             raise RequestError(405, "Mutations need POST", allow="POST") from error
         except CannotGetOperationTypeError as error:
-            raise RequestError(400, error.as_http_error_reason()) from error
+            raise RequestError(400, shortened(error.as_http_error_reason())) from error
         except MissingQueryError as error:
             raise RequestError(400, "The request has no query") from error
 

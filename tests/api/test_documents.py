@@ -8,7 +8,7 @@ import pytest
 from graphql import GraphQLError, build_schema, parse
 from graphql.execution.values import VariableValues, get_variable_values
 
-from taskflow_gql.api.documents import Document
+from taskflow_gql.api.documents import Document, Documents
 
 SCHEMA = build_schema("""
     enum Color { RED BLUE }
@@ -73,3 +73,41 @@ def _told(values: VariableValues | list[GraphQLError]) -> Any:
         for name, source in values.sources.items()
     }
     return values.coerced, sources
+
+
+def kept(documents: Documents, text: str) -> bool:
+    """Whether the document is there when it is asked for. If not, it is offered, as after parsing."""
+    if documents.get(text) is not None:
+        return True
+    documents.keep(text, Document(text, parse(text)))
+    return False
+
+
+def test_a_document_is_kept_when_it_is_seen_for_the_second_time() -> None:
+    documents = Documents()
+    assert [kept(documents, "{ a }") for _ in range(4)] == [False, False, True, True]
+
+
+@pytest.mark.parametrize("times", [1, 2, 3])
+def test_ever_new_documents_take_no_room_from_one_that_is_used(times: int) -> None:
+    documents = Documents()
+    padding = " " * 9_000
+    for _ in range(5):
+        kept(documents, "{ front }")
+    for number in range(300):
+        for _ in range(times):
+            kept(documents, f"{{ new{number} }}{padding}")
+        if number % 20 == 0:
+            assert kept(documents, "{ front }")
+    assert documents._characters <= 500_000
+
+
+def test_a_document_that_becomes_popular_gets_room() -> None:
+    documents = Documents()
+    padding = " " * 9_000
+    for number in range(100):
+        for _ in range(3):
+            kept(documents, f"{{ old{number} }}{padding}")
+    for _ in range(100):
+        kept(documents, "{ coming }")
+    assert kept(documents, "{ coming }")

@@ -1,0 +1,28 @@
+"""How often things were seen lately: what a cache needs to know to be hard to spoil."""
+
+from collections.abc import Hashable
+
+
+class Sightings:
+    """Counts by hash. The keys themselves are not kept: that would be a way to fill memory.
+
+    After `memory` sightings all counts are halved, so what was popular yesterday has to make way some day.
+    """
+
+    def __init__(self, memory: int) -> None:
+        self._memory = memory
+        self._counts: dict[int, int] = {}
+        self._total = 0
+
+    def add(self, key: Hashable) -> int:
+        """Count one more. Returns how often the key was seen, this time included."""
+        if self._total >= self._memory:
+            self._counts = {key_hash: count // 2 for key_hash, count in self._counts.items() if count > 1}
+            self._total = sum(self._counts.values())
+        self._total += 1
+        key_hash = hash(key)
+        count = self._counts[key_hash] = self._counts.get(key_hash, 0) + 1
+        return count
+
+    def of(self, key: Hashable) -> int:
+        return self._counts.get(hash(key), 0)
