@@ -58,9 +58,11 @@ class Settings(BaseSettings):
     max_sockets_per_address: int = Field(default=1000, ge=1)
     # A stream over HTTP whose client takes nothing for so long is cut off. (Of a WebSocket, unanswered pings tell.)
     stream_send_timeout_seconds: int = Field(default=30, ge=1)
+    # Of answers that wait because the client of a WebSocket does not read; for all sockets of a person twice as many.
+    max_unsent_bytes: int = Field(default=32 * 1024 * 1024, ge=1024)
     max_websocket_message_bytes: int = Field(default=64 * 1024, ge=1024)
     max_query_depth: int = Field(default=15, ge=1, le=100)
-    max_query_cost: int = Field(default=1_000_000, ge=1)
+    max_query_cost: int = Field(default=100_000, ge=1)
     max_query_aliases: int = Field(default=60, ge=1)
     max_query_tokens: int = Field(default=4000, ge=10)
     max_query_characters: int = Field(default=100_000, ge=100)

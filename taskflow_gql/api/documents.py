@@ -13,6 +13,7 @@ from graphql import (
     FragmentDefinitionNode,
     GraphQLError,
     GraphQLSchema,
+    Node,
     OperationDefinitionNode,
     Source,
     SourceLocation,
@@ -37,8 +38,8 @@ from taskflow_gql.execution.sightings import Sightings
 # A front end has some hundred documents. Longer ones are rare, and a thousand of them would be a lot of memory.
 _MOST_DOCUMENTS = 1000
 _LONGEST_DOCUMENT = 10_000
-# Of all together. A parsed document takes some 150 times its text.
-_MOST_CHARACTERS = 500_000
+# Of all together. A parsed document takes some 100 times its text, and a full garbage collection goes through it.
+_MOST_CHARACTERS = 250_000
 # The line ends of GraphQL.
 _NEWLINE = re.compile(r"\r\n|[\n\r]")
 
@@ -133,6 +134,21 @@ class Document:
         return None
 
 
+def _drop_tokens(document: DocumentNode) -> None:
+    """Only parsing needs them. The garbage collector would go through all that are kept."""
+    stack: list[Node] = [document]
+    while stack:
+        node = stack.pop()
+        if node.loc is not None:
+            node.loc.start_token = node.loc.end_token = None  # type: ignore[assignment]
+        for key in node.keys:
+            value = getattr(node, key, None)
+            if isinstance(value, Node):
+                stack.append(value)
+            elif isinstance(value, tuple | list):
+                stack += [each for each in value if isinstance(each, Node)]
+
+
 class Documents:
     """Valid documents by their text. The one not used for longest goes first.
 
@@ -157,6 +173,7 @@ class Documents:
         seen = self._sightings.of(text)
         if seen < 2 or len(text) > _LONGEST_DOCUMENT or not self._make_room(len(text), seen):
             return
+        _drop_tokens(document.node)
         self._valid[text] = document
         self._characters += len(text)
 

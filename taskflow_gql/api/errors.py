@@ -35,6 +35,9 @@ BAD_USER_INPUT = "BAD_USER_INPUT"
 TOO_COMPLEX = "QUERY_TOO_COMPLEX"
 INTERNAL = "INTERNAL_SERVER_ERROR"
 RATE_LIMITED = "RATE_LIMITED"
+PERSISTED_QUERY_NOT_SUPPORTED = "PERSISTED_QUERY_NOT_SUPPORTED"
+# Apollo Client looks at the code, urql at the message. Both then send the text, and no more hashes.
+PERSISTED_QUERY_NOT_SUPPORTED_MESSAGE = "PersistedQueryNotSupported"
 
 # The characters of a message of graphql-core's. Its own words are some 40 of them.
 _MAX_MESSAGE = 240
@@ -134,6 +137,11 @@ def coded(error: GraphQLError, code: str, *, message: str | None = None, **more:
         original_error=error.original_error,
         extensions={"code": code, **more},
     )
+
+
+def is_persisted_query(extensions: object) -> bool:
+    """Whether a request names its document by a hash, as Apollo and urql do before they send the text."""
+    return isinstance(extensions, dict) and isinstance(extensions.get("persistedQuery"), dict)
 
 
 def shortened(message: str) -> str:

@@ -39,6 +39,9 @@ BAD_INPUT = "BAD_USER_INPUT"
 MAX_NESTING = 100
 # Lists and objects in each other in a variable. Coercion recurses over them.
 MAX_VALUE_NESTING = 100
+# What costs many times as much as another value, in values: a look-up for each object, or a text of 10,000 characters.
+# So the dearest operation that is allowed keeps others waiting for a tenth of a second (`python -m bench.hostile`).
+_WEIGHTS = {"history": 50, "totalCount": 50, "description": 50}
 # An alias is repeated for each object of the answer and in the path of each error.
 MAX_ALIAS_LENGTH = 100
 
@@ -186,7 +189,7 @@ class _Counts:
             counts.append(count)
             for selection in around.node.selections:
                 if isinstance(selection, FieldNode):
-                    self.cost += count
+                    self.cost += count * _WEIGHTS.get(selection.name.value, 1)
                     if selection.alias:
                         self.aliases += times
                         self.longest_alias = max(self.longest_alias, len(selection.alias.value))

@@ -7,7 +7,7 @@ is done with a request that can be done with its document (docs/decisions/0007-s
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterable
-from contextlib import aclosing
+from contextlib import aclosing, nullcontext
 from inspect import isawaitable
 from typing import Any
 
@@ -124,7 +124,8 @@ class Schema(strawberry.Schema):
         if isinstance(context, Context):
             context = context.for_operation(document)
         if operation.type is not OperationType.SUBSCRIPTION:
-            yield await self._execute(document, operation, variables, context)
+            async with context.turns if isinstance(context, Context) else nullcontext():
+                yield await self._execute(document, operation, variables, context)
             return
         try:
             events = subscribe(

@@ -5,7 +5,9 @@ Protocol: https://github.com/enisdenjo/graphql-ws/blob/master/PROTOCOL.md
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from collections import Counter
 from collections.abc import AsyncGenerator
 from datetime import timedelta
 from typing import Any
@@ -13,9 +15,10 @@ from typing import Any
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
-from starlette.websockets import WebSocket
+from starlette.websockets import WebSocket, WebSocketDisconnect
 from strawberry.asgi import ASGIWebSocketAdapter, GraphQL
 from strawberry.exceptions import ConnectionRejectionError
+from strawberry.http.exceptions import WebSocketDisconnected
 from strawberry.schema import BaseSchema
 from strawberry.subscriptions import GRAPHQL_TRANSPORT_WS_PROTOCOL
 from strawberry.subscriptions.protocols.graphql_transport_ws.handlers import (
@@ -28,7 +31,12 @@ from strawberry.types.unset import UnsetType
 
 from taskflow_gql.api.context import Context, Parts
 from taskflow_gql.api.encoding import decode_json, encode_json
-from taskflow_gql.api.errors import RATE_LIMITED
+from taskflow_gql.api.errors import (
+    PERSISTED_QUERY_NOT_SUPPORTED,
+    PERSISTED_QUERY_NOT_SUPPORTED_MESSAGE,
+    RATE_LIMITED,
+    is_persisted_query,
+)
 from taskflow_gql.errors import RETRY_AFTER_SECONDS, ServerStops, Unauthenticated
 
 log = logging.getLogger(__name__)
@@ -36,31 +44,103 @@ log = logging.getLogger(__name__)
 _CONNECTION_INIT_TIMEOUT = timedelta(seconds=10)
 
 
+# Queries and mutations of one socket that are run or sent at once. The next waits until one of the answers is sent: a
+# client that does not read has no more of them run.
+_MAX_TURNS = 4
+
+
 class WebSocketAdapter(ASGIWebSocketAdapter):
+    async def send_text(self, text: str) -> None:
+        try:
+            await self.ws.send_text(text)
+        except WebSocketDisconnect as error:
+            raise WebSocketDisconnected from error
+
     async def close(self, code: int, reason: str) -> None:
         # Strawberry's reasons quote what the client sent, and a close frame has room for 123 bytes of UTF-8.
         await super().close(code, reason.encode(errors="replace")[:123].decode(errors="ignore"))
 
 
 class TransportWSHandler(BaseGraphQLTransportWSHandler[Context, None]):
-    """Strawberry's, holding out against messages that are JSON but not of the protocol."""
+    """Strawberry's, holding out against messages that are JSON but not of the protocol, and against clients that do not
+    read what they are sent.
+    """
+
+    view: SocketView
+    websocket: WebSocketAdapter
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._sending = asyncio.Lock()
+        self._unsent = 0
+        # Set when the socket is given up.
+        self._closing: asyncio.Task[None] | None = None
+
+    async def send_message(self, message: Any) -> None:
+        text = self.view.encode_json(message)
+        size, unsent, person = len(text), self.view.unsent, self._person
+        limit = self.view.max_unsent_bytes
+        # An answer that nothing waits for is sent, however long it is.
+        if self._unsent and (self._unsent + size > limit or unsent[person] + size > 2 * limit):
+            self._give_up()
+            return
+        self._unsent += size
+        unsent[person] += size
+        try:
+            # One after the other: each waits until the connection has taken the one before.
+            async with self._sending:
+                if self._closing is None:
+                    await self.websocket.send_text(text)
+        finally:
+            self._unsent -= size
+            unsent[person] -= size
+            if not unsent[person]:
+                del unsent[person]
+
+    @property
+    def _person(self) -> object:
+        """Whose socket it is: a person's, or without a token an address's."""
+        client = self.context.connection.client
+        return self.context.person or (client.host if client else "")
+
+    def _give_up(self) -> None:
+        """Drop all that is unsent, and close."""
+        if self._closing is None:
+            for operation in self.operations.values():
+                if operation.task is not None:
+                    operation.task.cancel()
+            self.operations.clear()
+            # In a task of its own: the caller may be one of the cancelled, and a close frame waits for the client too.
+            self._closing = asyncio.create_task(self.websocket.close(code=1008, reason="Answers are not read"))
+
+    async def shutdown(self) -> None:
+        if self._closing is not None:
+            self._closing.cancel()
+        await super().shutdown()
 
     async def handle_message(self, message: Any) -> None:
+        if self._closing is not None:
+            return
         if not isinstance(message, dict) or not isinstance(message.get("type"), str):
             await self.handle_invalid_message("A message must be an object with a type")
         elif message["type"] in ("subscribe", "complete") and not _is_id(message.get("id")):
             await self.handle_invalid_message("The id of an operation must be a string that is not empty")
+        elif message["type"] == "subscribe" and _is_hash_alone(message.get("payload")):
+            await self._refuse(message["id"], PERSISTED_QUERY_NOT_SUPPORTED_MESSAGE, code=PERSISTED_QUERY_NOT_SUPPORTED)
         elif message["type"] == "subscribe" and (problem := _problem_of_payload(message.get("payload"))):
             await self.handle_invalid_message(problem)
         elif message["type"] == "subscribe" and self._is_full and message["id"] not in self.operations:
             words = f"This connection has {self.max_subscriptions_per_connection} operations open: complete some first"
-            error = {"message": words, "extensions": {"code": RATE_LIMITED, "retryAfter": RETRY_AFTER_SECONDS}}
-            await self.websocket.send_json({"type": "error", "id": message["id"], "payload": [error]})
+            await self._refuse(message["id"], words, code=RATE_LIMITED, retryAfter=RETRY_AFTER_SECONDS)
         elif message["type"] == "connection_init" and message.get("payload") is None:
             # The protocol takes null for none.
             await super().handle_message({"type": "connection_init"})
         else:
             await super().handle_message(message)  # type: ignore[arg-type]
+
+    async def _refuse(self, operation_id: str, message: str, **extensions: object) -> None:
+        error = {"message": message, "extensions": extensions}
+        await self.send_message({"type": "error", "id": operation_id, "payload": [error]})
 
     async def handle_connection_init(self, message: ConnectionInitMessage) -> None:
         try:
@@ -105,6 +185,10 @@ def _is_id(value: object) -> bool:
     return isinstance(value, str) and value != ""
 
 
+def _is_hash_alone(payload: object) -> bool:
+    return isinstance(payload, dict) and not payload.get("query") and is_persisted_query(payload.get("extensions"))
+
+
 def _problem_of_payload(payload: object) -> str | None:
     if not isinstance(payload, dict) or not isinstance(payload.get("query"), str):
         return "The payload of subscribe must be an object with a query"
@@ -132,16 +216,20 @@ class SocketView(GraphQL[Context, None]):
             allowed_origins=parts.settings.cors_origins,
         )
         self._parts = parts
+        self.max_unsent_bytes = parts.settings.max_unsent_bytes
+        # Bytes of answers by person.
+        self.unsent: Counter[object] = Counter()
 
     async def get_context(self, request: HTTPConnection, response: Response | WebSocket) -> Context:
-        return Context(parts=self._parts, connection=request)
+        return Context(parts=self._parts, connection=request, turns=asyncio.Semaphore(_MAX_TURNS))
 
     async def on_ws_connect(self, context: Context) -> UnsetType | dict[str, object] | None:
         """No token is anonymous; a bad one closes with 4403, on which clients fetch a new one and come back."""
         try:
-            await context.for_operation().viewer()
+            viewer = await context.for_operation().viewer()
         except Unauthenticated as error:
             raise ConnectionRejectionError from error
+        context.person = viewer.id if viewer else None
         return UnsetType()
 
     def encode_json(self, data: object) -> str:

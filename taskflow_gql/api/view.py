@@ -22,7 +22,14 @@ from strawberry.types.graphql import OperationType
 
 from taskflow_gql.api.context import Context, Parts
 from taskflow_gql.api.encoding import decode_json, encode_json
-from taskflow_gql.api.errors import BAD_USER_INPUT, RATE_LIMITED, shortened
+from taskflow_gql.api.errors import (
+    BAD_USER_INPUT,
+    PERSISTED_QUERY_NOT_SUPPORTED,
+    PERSISTED_QUERY_NOT_SUPPORTED_MESSAGE,
+    RATE_LIMITED,
+    is_persisted_query,
+    shortened,
+)
 from taskflow_gql.api.operations import Schema
 from taskflow_gql.api.sockets import SocketView, end_of_stream
 from taskflow_gql.api.streaming import (
@@ -54,10 +61,11 @@ _GRAPHIQL_HEADERS = {
 class RequestError(Exception):
     """A request that cannot be executed at all."""
 
-    def __init__(self, status: int, message: str, *, allow: str | None = None) -> None:
+    def __init__(self, status: int, message: str, *, code: str = BAD_USER_INPUT, allow: str | None = None) -> None:
         super().__init__(message)
         self.status = status
         self.message = message
+        self.code = code
         self.allow = allow
 
 
@@ -125,7 +133,7 @@ class GraphQLView:
                 return
             result = await self._execute(scope, asked)
         except RequestError as error:
-            extensions: dict[str, object] = {"code": BAD_USER_INPUT}
+            extensions: dict[str, object] = {"code": error.code}
             more_headers = []
             if error.allow:
                 more_headers.append((b"allow", error.allow.encode()))
@@ -287,6 +295,9 @@ def _request_of(data: object) -> GraphQLRequest:
         if value is not None and not isinstance(value, kind):
             raise RequestError(400, f"{name} must be {what}")
     if not data.get("query"):
+        if is_persisted_query(data.get("extensions")):
+            # 200, as Apollo's own servers answer: the link of Apollo Client looks no further into other answers.
+            raise RequestError(200, PERSISTED_QUERY_NOT_SUPPORTED_MESSAGE, code=PERSISTED_QUERY_NOT_SUPPORTED)
         raise RequestError(400, "The request has no query")
     return GraphQLRequest(data["query"], data.get("variables"), data.get("operationName") or None)
 

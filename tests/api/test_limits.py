@@ -148,7 +148,7 @@ async def test_a_page_counts_as_many_times_as_it_is_long(web: Api, ann: Person) 
     ):
         found = await errors(web, query, ann, **variables)
         assert [code for code, _ in found] == ["QUERY_TOO_COMPLEX"], query[:60]
-        assert found[0][1].endswith("values at most, counted from the page sizes; the limit is 1000000")
+        assert found[0][1].endswith("values at most, counted from the page sizes; the limit is 100000")
 
 
 def test_the_cost_is_the_number_of_values_that_may_have_to_be_answered() -> None:
@@ -158,7 +158,11 @@ def test_the_cost_is_the_number_of_values_that_may_have_to_be_answered() -> None
         return int(error.message.removeprefix("The operation asks for too much: ").split()[0])
 
     assert cost("{ me { id username } }") == 3
-    assert cost("{ tasks(first: 10) { totalCount nodes { id creator { username } } } }") == 1 + 10 * (1 + 1 + 1 + 1 + 1)
+    assert cost("{ tasks(first: 10) { pageInfo { endCursor } nodes { id creator { username } } } }") == 1 + 10 * 6
+    # What takes a look-up for each object, or may be long, counts as many values.
+    assert cost("{ tasks(first: 10) { totalCount nodes { description history { nodes { kind } } } } }") == (
+        1 + 10 * (50 + 1 + 50 + 50 + 50 * 2)
+    )
     assert cost("{ tasks { edges { cursor } } }") == 1 + 50 * 2
     assert cost("query($n: Int) { tasks(last: $n) { edges { cursor } } }", n=7) == 1 + 7 * 2
     assert cost("{ ...F ...F } fragment F on Query { me { id } }") == 4
