@@ -31,6 +31,7 @@ from taskflow_gql.services.changes import has_unplaced_events
 from tests.client import Api
 from tests.conftest import make_settings, serving
 from tests.factories import make_task, make_user, make_viewer
+from tests.processes import child
 from tests.servers import RedisServer
 
 ROOT = Path(__file__).parent.parent
@@ -68,15 +69,17 @@ async def taskflow(*arguments: str, typed: str = "", **environment: str) -> Ran:
 async def real_taskflow(*arguments: str, script: str = "", folder: Path | None = None, **environment: str) -> Ran:
     """Run the command as a process of its own."""
     program = [sys.executable, "-c", script] if script else [str(Path(sys.executable).with_name("taskflow"))]
-    process = await asyncio.create_subprocess_exec(
-        *program,
-        *arguments,
-        cwd=folder,
-        env=os.environ | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    async with asyncio.timeout(60):
+    async with (
+        child(
+            *program,
+            *arguments,
+            cwd=folder,
+            env=os.environ | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        ) as process,
+        asyncio.timeout(60),
+    ):
         out, err = await process.communicate()
     assert process.returncode is not None
     return Ran(process.returncode, out.decode(), err.decode())

@@ -7,12 +7,14 @@ import re
 import stat
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from taskflow_gql.config import Settings, load_settings
 from taskflow_gql.errors import ConfigurationError
+from tests.processes import blocking_child
 
 LONG = "a secret of at least thirty-two bytes"
 POSTGRESQL = "postgresql://user:pass@db.example:5432/taskflow"
@@ -258,15 +260,17 @@ print(*(Settings(_env_file=None, data_dir=f"{sys.argv[1]}/{number}").signing_key
 def test_processes_that_start_at_once_agree_on_the_secret(empty_folder: Path) -> None:
     """Fifty times, because once they seldom meet."""
     command = [sys.executable, "-c", REPORT_SECRETS_WHEN_TOLD, str(empty_folder)]
-    processes = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(4)]
-    for process in processes:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-    for process in processes:
-        assert process.stdin is not None
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    reported = [process.communicate()[0].split() for process in processes]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with ExitStack() as stack:
+        processes = [stack.enter_context(blocking_child(command, text=True, **pipes)) for _ in range(4)]
+        for process in processes:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+        for process in processes:
+            assert process.stdin is not None
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        reported = [process.communicate()[0].split() for process in processes]
     kept = [(empty_folder / str(number) / "secret").read_text() for number in range(50)]
     assert reported == [kept] * 4
     assert {path.name for folder in empty_folder.iterdir() for path in folder.iterdir()} == {"secret"}

@@ -14,6 +14,7 @@ import httpx
 import pytest
 from graphql import build_schema, parse, validate
 
+from tests.processes import blocking_child
 from tests.servers import wait_until
 
 README = Path(__file__).parent.parent / "README.md"
@@ -33,7 +34,7 @@ def test_the_tour_answers_as_it_says(tmp_path: Path) -> None:
         port = free.getsockname()[1]
     environment = {"PATH": os.environ["PATH"], "TASKFLOW_DATA_DIR": str(tmp_path / "data"), "HOME": str(tmp_path)}
     command: list[str | Path] = [Path(sys.executable).with_name("taskflow"), "serve", "--port", str(port)]
-    with subprocess.Popen(command, env=environment, cwd=tmp_path, stdout=subprocess.DEVNULL) as server:
+    with blocking_child(command, env=environment, cwd=tmp_path, stdout=subprocess.DEVNULL) as server:
         try:
             assert wait_until(lambda: _answers(port), 30)
             script = "set -e\n" + "\n".join(blocks()).replace("localhost:8000", f"127.0.0.1:{port}")

@@ -35,6 +35,7 @@ from taskflow_gql.models import (
 )
 from taskflow_gql.seed import Seeding, make_tasks, make_users, seed_database
 from tests.client import Api, Person
+from tests.processes import child
 
 TASKFLOW = str(Path(sys.executable).with_name("taskflow"))
 SMALL = Seeding(users=7, tasks=90, random_seed=1)
@@ -213,16 +214,18 @@ async def test_an_interrupted_seeding_leaves_nothing_and_can_be_repeated(
     settings: Settings, database: Database, number: signal.Signals
 ) -> None:
     assert settings.database_url is not None
-    process = await asyncio.create_subprocess_exec(
-        *(TASKFLOW, "seed", "--users", "20", "--tasks", "100000000"),
-        # Rich draws its bars only for terminals, or for who says that he is one.
-        env=os.environ | {"TASKFLOW_DATABASE_URL": settings.database_url, "TTY_COMPATIBLE": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    assert process.stderr is not None
-    said = ""
-    async with asyncio.timeout(60):
+    async with (
+        child(
+            *(TASKFLOW, "seed", "--users", "20", "--tasks", "100000000"),
+            # Rich draws its bars only for terminals, or for who says that he is one.
+            env=os.environ | {"TASKFLOW_DATABASE_URL": settings.database_url, "TTY_COMPATIBLE": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        ) as process,
+        asyncio.timeout(60),
+    ):
+        assert process.stderr is not None
+        said = ""
         while not re.search(r"[1-9]\d*/100000000", said):
             piece = await process.stderr.read(4096)
             assert piece, said

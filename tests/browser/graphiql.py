@@ -20,6 +20,7 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.wait import WebDriverWait
 
+from tests.processes import blocking_child
 from tests.servers import wait_until
 
 WAIT_SECONDS = 20
@@ -46,7 +47,7 @@ def taskflow_serve(folder: Path) -> Iterator[str]:
     log = folder / "server.log"
     with (
         log.open("w") as written,
-        subprocess.Popen(
+        blocking_child(
             [Path(sys.executable).with_name("taskflow"), "serve", "--port", "0"],
             stdout=subprocess.PIPE,
             stderr=written,
