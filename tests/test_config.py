@@ -9,12 +9,16 @@ import subprocess
 import sys
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer.main
 
-from taskflow_gql.config import Settings, load_settings
+from taskflow_gql.cli import app
+from taskflow_gql.config import Settings, load_settings, unknown_variables
 from taskflow_gql.errors import ConfigurationError
 from tests.processes import blocking_child
+from tests.servers import DATABASE_URL_VARIABLE, REDIS_URL_VARIABLE
 
 LONG = "a secret of at least thirty-two bytes"
 POSTGRESQL = "postgresql://user:pass@db.example:5432/taskflow"
@@ -141,7 +145,7 @@ def test_cors_origins_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch, g
         (
             "TASKFLOW_SECRET_KEY",
             "a" * 31,
-            "must be at least 32 bytes; `openssl rand -base64 48` makes a good one",
+            "must be at least 32 bytes; `openssl rand -hex 32` makes a good one",
         ),
     ],
 )
@@ -170,6 +174,49 @@ def test_a_refusal_does_not_show_the_secret(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_secret_is_measured_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert load(monkeypatch, SECRET_KEY="ä" * 16).signing_key == "ä" * 16
+
+
+# Variables that are no settings
+
+
+def unknown(monkeypatch: pytest.MonkeyPatch, **environment: str) -> list[str]:
+    with monkeypatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        return unknown_variables()
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("TASKFLOW_PROT", "did you mean TASKFLOW_PORT?"),
+        ("taskflow_log_levle", "did you mean TASKFLOW_LOG_LEVEL?"),
+        ("TASKFLOW_CORS_ORIGIN", "did you mean TASKFLOW_CORS_ORIGINS?"),
+        ("TASKFLOW_DATABSE_URL", "did you mean TASKFLOW_DATABASE_URL?"),
+        ("TASKFLOW_XYZZY", ".env.example lists all settings"),
+    ],
+)
+def test_an_unknown_variable_is_named_with_the_nearest_setting(
+    monkeypatch: pytest.MonkeyPatch, empty_folder: Path, name: str, hint: str
+) -> None:
+    sentence = f"{name.upper()} is not a setting: {hint}"
+    assert unknown(monkeypatch, **{name: "1"}) == [sentence]
+    (empty_folder / ".env").write_text(f"{name}=1\nPOSTGRES_PASSWORD=x\n")
+    assert unknown(monkeypatch) == [sentence]
+    # In both it is told once, and the settings are read.
+    assert unknown(monkeypatch, **{name: "1"}) == [sentence]
+    assert load(monkeypatch, **{name: "1"}) == load(monkeypatch)
+
+
+def test_settings_and_what_commands_and_tests_read_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    commands: Any = typer.main.get_command(app)
+    of_commands = {
+        parameter.envvar for command in commands.commands.values() for parameter in command.params if parameter.envvar
+    }
+    assert "TASKFLOW_ADMIN_PASSWORD" in of_commands
+    of_settings = {f"TASKFLOW_{name.upper()}" for name in Settings.model_fields}
+    of_tests = {DATABASE_URL_VARIABLE, REDIS_URL_VARIABLE, "TASKFLOW_FAULT_SECONDS", "TASKFLOW_FAULT_SEED"}
+    assert unknown(monkeypatch, **dict.fromkeys(of_commands | of_settings | of_tests, "1")) == []
 
 
 # What is needed together

@@ -190,6 +190,16 @@ async def test_the_log_of_a_server_is_json_when_asked_for(tmp_path: Path) -> Non
     assert {line["level"] for line in lines} == {"INFO"}
 
 
+async def test_a_variable_that_is_no_setting_is_a_warning_in_the_log(folders: Callable[[], Path]) -> None:
+    async with serve(folders(), TASKFLOW_PROT="9000", TASKFLOW_LOG_FORMAT="json") as served:
+        await served.stop()
+        lines = [json.loads(line) for line in served.log.read_text().splitlines()]
+    assert [line["message"] for line in lines if line["level"] != "INFO"] == [
+        "TASKFLOW_PROT is not a setting: did you mean TASKFLOW_PORT?"
+    ]
+    assert lines[0]["level"] == "WARNING"
+
+
 @pytest.fixture
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as listener:
