@@ -282,26 +282,30 @@ def migrate_command(
 def seed(
     users: Annotated[int, typer.Option(help="How many people.", min=1, max=1_000_000)] = 20,
     tasks: Annotated[int, typer.Option(help="How many tasks.", min=0, max=100_000_000)] = 500,
-    random_seed: Annotated[int, typer.Option(help="The same number makes the same data.")] = 1,
+    random_seed: Annotated[int, typer.Option(help="The same number makes the same data in the same database.")] = 1,
 ) -> None:
-    """Fill an empty database with demonstration data: people user1, user2, … with the password `password`.
+    """Add demonstration data to what is there: people user1, user2, … with the password `password`, and their tasks.
 
-    user1 is an ADMIN. Seeded rows are not changes: the stream and the history know nothing of them.
+    Numbers that are taken are passed over, so a second run adds more people. The first of a run is an ADMIN.
+    Seeded rows are not changes: the stream and the history know nothing of them.
     """
     settings = settings_or_exit()
     if settings.is_production:
         fail("This is production (TASKFLOW_ENV), and demonstration people have a known password", BAD_SETTINGS)
 
-    async def work() -> None:
+    async def work() -> tuple[int, int]:
         await prepare_database(settings)
-        engine = create_engine(settings)
+        # No time limit: it may wait for another seeding.
+        engine = create_engine(settings, command_timeout_seconds=None)
         try:
-            await seed_database(engine, Seeding(users=users, tasks=tasks, random_seed=random_seed), err)
+            return await seed_database(engine, Seeding(users=users, tasks=tasks, random_seed=random_seed), err)
         finally:
             await engine.dispose()
 
-    run(work(), settings)
-    out.print(f"Made {users} people and {tasks} tasks. Sign in as user1 with the password `password`.")
+    first, last = run(work(), settings)
+    people = f"user{first}" if first == last else f"user{first} to user{last}"
+    out.print(f"Made {users} people ({people}) and {tasks} tasks.")
+    out.print(f"Sign in as user{first}, an ADMIN, with the password `password`.")
 
 
 @app.command("create-admin")

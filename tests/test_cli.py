@@ -574,19 +574,20 @@ async def count_people(database: Database) -> int:
         return int((await session.execute(select(func.count()).select_from(User))).scalar_one())
 
 
-async def test_seed_says_what_it_made_and_fills_only_an_empty_database(settings: Settings, database: Database) -> None:
+async def test_seed_says_what_it_made_and_run_again_makes_more(settings: Settings, database: Database) -> None:
     ran = await taskflow("seed", "--users", "3", "--tasks", "4", **environment_of(settings))
     assert (ran.exit_code, ran.out) == (
         0,
-        "Made 3 people and 4 tasks. Sign in as user1 with the password `password`.\n",
+        "Made 3 people (user1 to user3) and 4 tasks.\nSign in as user1, an ADMIN, with the password `password`.\n",
     )
     assert [word for word in ("People", "3/3", "Tasks", "4/4") if word not in ran.err] == []
 
-    ran = await taskflow("seed", **environment_of(settings))
-    assert (ran.exit_code, ran.out) == (2, "")
-    last_line = ran.err.splitlines()[-1]
-    assert last_line == "taskflow: The database has people in it already; seed fills only an empty one"
-    assert await count_people(database) == 3
+    ran = await taskflow("seed", "--users", "1", "--tasks", "0", **environment_of(settings))
+    assert (ran.exit_code, ran.out) == (
+        0,
+        "Made 1 people (user4) and 0 tasks.\nSign in as user4, an ADMIN, with the password `password`.\n",
+    )
+    assert await count_people(database) == 4
 
 
 async def test_seed_keeps_its_known_password_out_of_production(
