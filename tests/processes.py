@@ -35,7 +35,7 @@ async def child(*command: str | Path, **options: Any) -> AsyncIterator[asyncio.s
     """Start the command as `asyncio.create_subprocess_exec` does. At the end of the block it is killed."""
     process = await asyncio.create_subprocess_exec(*command, start_new_session=True, **options)
     try:
-        with _killed_at_the_end(process.pid):
+        with killed_at_the_end(process.pid):
             yield process
     finally:
         # Reads what is left in the pipes, which closes them.
@@ -47,13 +47,13 @@ def blocking_child(command: Sequence[str | Path], **options: Any) -> Iterator[su
     """Start the command as `subprocess.Popen` does. At the end of the block it is killed."""
     with (
         subprocess.Popen(command, start_new_session=True, **options) as process,
-        _killed_at_the_end(process.pid),
+        killed_at_the_end(process.pid),
     ):
         yield process
 
 
 @contextmanager
-def _killed_at_the_end(pid: int) -> Iterator[None]:
+def killed_at_the_end(pid: int) -> Iterator[None]:
     """Kill the process `pid`, which leads a group, and all of the group."""
     watcher = start_watcher()
     tell_watcher(watcher, pid)

@@ -21,7 +21,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.wait import WebDriverWait
 
-from tests.processes import blocking_child
+from tests.processes import blocking_child, killed_at_the_end
 from tests.servers import wait_until
 
 WAIT_SECONDS = 20
@@ -104,12 +104,14 @@ def chromium() -> Iterator[Chrome]:
             f"--user-data-dir={profile}",
         ):
             options.add_argument(argument)
-        browser = Chrome(options, Service(driver))
-        resize(browser, WIDTH, HEIGHT)
-        try:
-            yield browser
-        finally:
-            browser.quit()
+        service = Service(driver, popen_kw={"start_new_session": True})
+        browser = Chrome(options, service)
+        with killed_at_the_end(service.process.pid):
+            try:
+                resize(browser, WIDTH, HEIGHT)
+                yield browser
+            finally:
+                browser.quit()
 
 
 def resize(browser: Chrome, width: int, height: int) -> None:
