@@ -304,7 +304,7 @@ def seed(
 
     first, last = run(work(), settings)
     people = f"user{first}" if first == last else f"user{first} to user{last}"
-    out.print(f"Made {users} people ({people}) and {tasks} tasks.")
+    out.print(f"Made {people} and {tasks} tasks.")
     out.print(f"Sign in as user{first}, an ADMIN, with the password `password`.")
 
 

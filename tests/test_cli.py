@@ -578,14 +578,14 @@ async def test_seed_says_what_it_made_and_run_again_makes_more(settings: Setting
     ran = await taskflow("seed", "--users", "3", "--tasks", "4", **environment_of(settings))
     assert (ran.exit_code, ran.out) == (
         0,
-        "Made 3 people (user1 to user3) and 4 tasks.\nSign in as user1, an ADMIN, with the password `password`.\n",
+        "Made user1 to user3 and 4 tasks.\nSign in as user1, an ADMIN, with the password `password`.\n",
     )
     assert [word for word in ("People", "3/3", "Tasks", "4/4") if word not in ran.err] == []
 
     ran = await taskflow("seed", "--users", "1", "--tasks", "0", **environment_of(settings))
     assert (ran.exit_code, ran.out) == (
         0,
-        "Made 1 people (user4) and 0 tasks.\nSign in as user4, an ADMIN, with the password `password`.\n",
+        "Made user4 and 0 tasks.\nSign in as user4, an ADMIN, with the password `password`.\n",
     )
     assert await count_people(database) == 4
 

@@ -219,6 +219,13 @@ def test_settings_and_what_commands_and_tests_read_are_known(monkeypatch: pytest
     assert unknown(monkeypatch, **dict.fromkeys(of_commands | of_settings | of_tests, "1")) == []
 
 
+def test_one_and_the_same_command_makes_a_secret_everywhere() -> None:
+    root = Path(__file__).parents[1]
+    files = ("README.md", ".env.example", "docker-compose.yml", "taskflow_gql/config.py")
+    hints = {name: set(re.findall(r"openssl [a-z0-9 -]*[a-z0-9]", (root / name).read_text())) for name in files}
+    assert hints == {name: {"openssl rand -hex 32"} for name in files}
+
+
 # What is needed together
 
 

@@ -290,7 +290,7 @@ async def test_seedings_at_once_come_one_after_the_other(settings: Settings, dat
         processes = [await stack.enter_async_context(child(*command, env=environment, **pipes)) for _ in range(3)]
         said = [await process.communicate() for process in processes]
     assert [process.returncode for process in processes] == [0, 0, 0], said
-    assert {re.findall(r"\((.*)\)", out.decode())[0] for out, _ in said} == {
+    assert {re.findall("Made (.*) and", out.decode())[0] for out, _ in said} == {
         "user1 to user20",
         "user21 to user40",
         "user41 to user60",
