@@ -39,14 +39,17 @@ from taskflow_gql import __version__
 from taskflow_gql.api.explain import Answer, Operation
 from taskflow_gql.api.schema import make_schema
 from taskflow_gql.bus import make_bus
-from taskflow_gql.config import Settings, load_settings
+from taskflow_gql.config import Settings, load_settings, unknown_variables
 from taskflow_gql.database import Database, create_engine, database_url
 from taskflow_gql.errors import ConfigurationError, NotFound, Refusals, Unauthenticated
+from taskflow_gql.log import configure_logging
 from taskflow_gql.migrate import current_revision, head_revision, migrate
 from taskflow_gql.models import UserRole
 from taskflow_gql.security import PasswordHasher
 from taskflow_gql.seed import Seeding, seed_database
 from taskflow_gql.services import accounts
+
+log = logging.getLogger(__name__)
 
 app = typer.Typer(
     name="taskflow",
@@ -59,6 +62,7 @@ out = Console(highlight=False, emoji=False)
 err = Console(stderr=True, highlight=False, emoji=False)
 
 NOT_SO, BAD_SETTINGS, UNREACHABLE = 1, 2, 3
+NO_TABLES = "has no tables yet"
 
 Result = TypeVar("Result")
 
@@ -73,6 +77,17 @@ def settings_or_exit() -> Settings:
         return load_settings()
     except ConfigurationError as error:
         fail(str(error), BAD_SETTINGS)
+
+
+def typed(arguments: str) -> str:
+    """The command for a message, as the reader has to type it: after `make serve` it is not on the PATH."""
+    if shutil.which("taskflow"):
+        return f"`taskflow {arguments}`"
+    installed = Path(sys.executable).with_name("taskflow")
+    if not installed.exists():
+        return f"`{sys.executable} -m taskflow_gql {arguments}`"
+    folder = Path.cwd()
+    return f"`{installed.relative_to(folder) if installed.is_relative_to(folder) else installed} {arguments}`"
 
 
 def run(work: Coroutine[Any, Any, Result], settings: Settings) -> Result:
@@ -121,6 +136,9 @@ def serve(
     # Asked to stop, we end with exit code 0; uvicorn, when it has stopped, ends with the signal it was sent.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: sys.exit(0))
+    configure_logging(settings)
+    for warning in unknown_variables():
+        log.warning("%s", warning)
     greet(settings, listener.getsockname()[1])
     config = uvicorn.Config(
         "taskflow_gql.app:create_server",
@@ -182,10 +200,8 @@ async def prepare_database(settings: Settings, *, may_migrate: bool = True) -> N
         if settings.is_sqlite and may_migrate:
             await migrate(engine)
         else:
-            raise ConfigurationError(
-                f"The database is at revision {current or 'nothing'}, this server needs {head_revision()}: "
-                "run `taskflow migrate`"
-            )
+            state = f"is at revision {current}, this server needs {head_revision()}" if current else NO_TABLES
+            raise ConfigurationError(f"The database {state}: run {typed('migrate')}")
     finally:
         await engine.dispose()
 
@@ -217,9 +233,7 @@ def greet(settings: Settings, port: int) -> None:
         lines.append(f"  Mode      embedded: one process, everything kept under {settings.data_dir}/")
     else:
         lines.append(f"  Mode      {settings.workers} worker(s), Redis {'on' if settings.redis_url else 'off'}")
-    # As the reader would have to type it: after `make serve` the command is not on the PATH.
-    command = "taskflow" if shutil.which("taskflow") else sys.argv[0]
-    lines.append(f"  Account   `{command} create-admin` makes an ADMIN; the mutation `register` makes a MEMBER.")
+    lines.append(f"  Account   {typed('create-admin')} makes an ADMIN; the mutation `register` makes a MEMBER.")
     lines.append("  Stop with Ctrl+C.")
     out.print(f"TaskFlow GQL {__version__}", style="bold")
     for line in lines:
@@ -253,48 +267,52 @@ def migrate_command(
     try:
         before, after = run(work(), settings)
     except CommandError as error:
-        fail(f"{error}. `taskflow migrate --status` says where the database is", BAD_SETTINGS)
+        fail(f"{error}. {typed('migrate --status')} says where the database is", BAD_SETTINGS)
     head = head_revision()
     if status:
-        out.print(
-            f"{shown_url(settings)} is at {after or 'nothing'}; the newest is {head}", markup=False, soft_wrap=True
-        )
+        state = f"is at revision {after}" if after else NO_TABLES
+        out.print(f"{shown_url(settings)} {state}; the newest is {head}", markup=False, soft_wrap=True)
         raise typer.Exit(0 if after == head else NOT_SO)
-    done = "was up to date at" if before == after else f"went from {before or 'nothing'} to"
-    out.print(f"{shown_url(settings)} {done} {after or 'nothing'}", markup=False, soft_wrap=True)
+    before, after = (f"revision {revision}" if revision else "no tables" for revision in (before, after))
+    done = f"was up to date at {after}" if before == after else f"went from {before} to {after}"
+    out.print(f"{shown_url(settings)} {done}", markup=False, soft_wrap=True)
 
 
 @app.command()
 def seed(
     users: Annotated[int, typer.Option(help="How many people.", min=1, max=1_000_000)] = 20,
     tasks: Annotated[int, typer.Option(help="How many tasks.", min=0, max=100_000_000)] = 500,
-    random_seed: Annotated[int, typer.Option(help="The same number makes the same data.")] = 1,
+    random_seed: Annotated[int, typer.Option(help="The same number makes the same data in the same database.")] = 1,
 ) -> None:
-    """Fill an empty database with demonstration data: people user1, user2, … with the password `password`.
+    """Add demonstration data to what is there: people user1, user2, … with the password `password`, and their tasks.
 
-    user1 is an ADMIN. Seeded rows are not changes: the stream and the history know nothing of them.
+    Numbers that are taken are passed over, so a second run adds more people. The first of a run is an ADMIN.
+    Seeded rows are not changes: the stream and the history know nothing of them.
     """
     settings = settings_or_exit()
     if settings.is_production:
         fail("This is production (TASKFLOW_ENV), and demonstration people have a known password", BAD_SETTINGS)
 
-    async def work() -> None:
+    async def work() -> tuple[int, int]:
         await prepare_database(settings)
-        engine = create_engine(settings)
+        # No time limit: it may wait for another seeding.
+        engine = create_engine(settings, command_timeout_seconds=None)
         try:
-            await seed_database(engine, Seeding(users=users, tasks=tasks, random_seed=random_seed), err)
+            return await seed_database(engine, Seeding(users=users, tasks=tasks, random_seed=random_seed), err)
         finally:
             await engine.dispose()
 
-    run(work(), settings)
-    out.print(f"Made {users} people and {tasks} tasks. Sign in as user1 with the password `password`.")
+    first, last = run(work(), settings)
+    people = f"user{first}" if first == last else f"user{first} to user{last}"
+    out.print(f"Made {people} and {tasks} tasks.")
+    out.print(f"Sign in as user{first}, an ADMIN, with the password `password`.")
 
 
 @app.command("create-admin")
 def create_admin(
-    email: Annotated[str, typer.Option(prompt=True, help="Email address.")],
-    username: Annotated[str, typer.Option(prompt=True, help="Username, for signing in.")],
-    full_name: Annotated[str, typer.Option(prompt=True, help="The name that others see.")],
+    email: Annotated[str | None, typer.Option(help="Email address; asked for when left out.")] = None,
+    username: Annotated[str | None, typer.Option(help="Username, for signing in; asked for when left out.")] = None,
+    full_name: Annotated[str | None, typer.Option(help="The name that others see; asked for when left out.")] = None,
     password: Annotated[
         str | None,
         typer.Option(
@@ -306,8 +324,14 @@ def create_admin(
 ) -> None:
     """Make an account with the role ADMIN."""
     settings = settings_or_exit()
-    if password is None:
-        password = typer.prompt("Password", hide_input=True, confirmation_prompt=True)
+    given = {"--email": email, "--username": username, "--full-name": full_name, "TASKFLOW_ADMIN_PASSWORD": password}
+    missing = [name for name, value in given.items() if value is None]
+    if missing and not sys.stdin.isatty():
+        fail(f"There is no terminal to ask at: give {', '.join(missing)}", BAD_SETTINGS)
+    email = email if email is not None else typer.prompt("Email")
+    username = username if username is not None else typer.prompt("Username")
+    full_name = full_name if full_name is not None else typer.prompt("Full name")
+    password = password if password is not None else typer.prompt("Password", hide_input=True, confirmation_prompt=True)
 
     async def work() -> str:
         await prepare_database(settings)
@@ -334,12 +358,19 @@ def create_admin(
 
 @app.command("export-schema")
 def export_schema(
-    path: Annotated[Path, typer.Argument(help="The file to write or check.")] = Path("schema.graphql"),
+    path: Annotated[Path, typer.Argument(help="The file to write or check; `-` writes to standard output.")] = Path(
+        "schema.graphql"
+    ),
     check: Annotated[bool, typer.Option("--check", help="Write nothing; exit 1 when the file differs.")] = False,
 ) -> None:
     """Write the schema as SDL, the contract that clients generate their code from."""
     # The defaults, whatever the environment says: the schema is the same under all settings.
     text = (make_schema(Settings.model_construct()).as_str().rstrip() + "\n").encode()
+    if str(path) == "-":
+        if check:
+            fail("--check needs the name of a file, not `-`", BAD_SETTINGS)
+        sys.stdout.buffer.write(text)
+        return
     try:
         if not check:
             path.write_bytes(text)
@@ -348,7 +379,7 @@ def export_schema(
     except OSError as error:
         fail(f"Cannot {'read' if check else 'write'} {path}: {error.strerror}", UNREACHABLE)
     if not is_equal:
-        fail(f"{path} is not the schema of this code: run `taskflow export-schema` and commit it", NOT_SO)
+        fail(f"{path} is not the schema of this code: run {typed('export-schema')} and commit it", NOT_SO)
     out.print(f"{path} is up to date", markup=False)
 
 
@@ -474,7 +505,12 @@ def doctor() -> None:
         mark = {True: "[green]ok[/green]", False: "[red]not ok[/red]", None: "[dim]–[/dim]"}[fine]
         table.add_row(f"{mark}  {name}", Text(words))
 
+    def warn(name: str, words: str) -> None:
+        table.add_row(f"[yellow]warning[/yellow]  {name}", Text(words))
+
     row("environment", None, settings.env)
+    for warning in unknown_variables():
+        warn("variable", warning)
     try:
         key = "SECRET_KEY" if settings.secret_key else f"kept in {settings.data_dir}/secret"
         row("secret", bool(settings.signing_key), key)
@@ -498,8 +534,9 @@ async def _examine_database(settings: Settings) -> tuple[bool, str]:
     if current == head:
         return True, f"{shown_url(settings)} at revision {current}"
     if settings.is_sqlite:
-        return True, f"{shown_url(settings)}: `taskflow serve` will migrate it to {head}"
-    return False, f"{shown_url(settings)} is at {current or 'nothing'}, not {head}: run `taskflow migrate`"
+        return True, f"{shown_url(settings)}: {typed('serve')} will migrate it to {head}"
+    state = f"is at revision {current}, not {head}" if current else NO_TABLES
+    return False, f"{shown_url(settings)} {state}: run {typed('migrate')}"
 
 
 async def _examine_redis(settings: Settings) -> tuple[bool | None, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import secrets
 from contextlib import suppress
@@ -10,9 +11,25 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    DotEnvSettingsSource,
+    EnvSettingsSource,
+    NoDecode,
+    SettingsConfigDict,
+)
 
 from taskflow_gql.errors import ConfigurationError
+
+_PREFIX = "TASKFLOW_"
+# Not settings, and read all the same: by `create-admin`, and by this project's tests.
+_OTHER_VARIABLES = {
+    "TASKFLOW_ADMIN_PASSWORD",
+    "TASKFLOW_TEST_DATABASE_URL",
+    "TASKFLOW_TEST_REDIS_URL",
+    "TASKFLOW_FAULT_SECONDS",
+    "TASKFLOW_FAULT_SEED",
+}
 
 # RFC 7518 wants a key at least as long as the hash of HS256.
 MIN_SECRET_BYTES = 32
@@ -20,14 +37,14 @@ MIN_SECRET_BYTES = 32
 
 def _either(name: str) -> AliasChoices:
     """The names that platforms hand out without a prefix are read with and without ours; ours wins."""
-    return AliasChoices(f"TASKFLOW_{name}", name)
+    return AliasChoices(f"{_PREFIX}{name}", name)
 
 
 class Settings(BaseSettings):
     """Every setting of the server. `.env.example` lists them for people; a test holds the two together."""
 
     model_config = SettingsConfigDict(
-        env_prefix="TASKFLOW_", env_file=".env", extra="ignore", populate_by_name=True, env_ignore_empty=True
+        env_prefix=_PREFIX, env_file=".env", extra="ignore", populate_by_name=True, env_ignore_empty=True
     )
 
     env: Literal["development", "production"] = "development"
@@ -83,7 +100,7 @@ class Settings(BaseSettings):
     @classmethod
     def _check_length(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None and len(value.get_secret_value().encode()) < MIN_SECRET_BYTES:
-            raise ValueError(f"must be at least {MIN_SECRET_BYTES} bytes; `openssl rand -base64 48` makes a good one")
+            raise ValueError(f"must be at least {MIN_SECRET_BYTES} bytes; `openssl rand -hex 32` makes a good one")
         return value
 
     @model_validator(mode="after")
@@ -178,14 +195,31 @@ def load_settings() -> Settings:
     try:
         return Settings()
     except ValidationError as error:
-        problems = []
+        problems: list[str] = []
         for problem in error.errors(include_url=False, include_input=False):
             message = problem["msg"].removeprefix("Value error, ")
             # Of a setting with two names pydantic gives the variable's name, of the others the field's.
             name = "".join(str(part) for part in problem["loc"][:1]).upper()
-            if name and not name.startswith("TASKFLOW_"):
-                name = f"TASKFLOW_{name}"
+            if name and not name.startswith(_PREFIX):
+                name = f"{_PREFIX}{name}"
             problems.append(f"{name}: {message}" if name else message)
+        # What is missing may be there under a misspelt name.
+        problems.extend(unknown_variables())
         raise ConfigurationError("Bad settings: " + "; ".join(problems)) from error
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"Cannot read the settings in the file .env: {error}") from error
+
+
+def unknown_variables() -> list[str]:
+    """A sentence for each variable in the environment or in `.env` that has the prefix and is no setting."""
+    settings = [name.upper() for name in Settings.model_fields]
+    given = {*EnvSettingsSource(Settings).env_vars, *DotEnvSettingsSource(Settings).env_vars}
+    unknown = {name.upper() for name in given}.difference(_OTHER_VARIABLES, (_PREFIX + name for name in settings))
+    return [_unknown_variable(name, settings) for name in sorted(unknown) if name.startswith(_PREFIX)]
+
+
+def _unknown_variable(variable: str, settings: list[str]) -> str:
+    # Compared without the prefix, which would make all of them alike.
+    nearest = difflib.get_close_matches(variable.removeprefix(_PREFIX), settings, n=1)
+    hint = f"did you mean {_PREFIX}{nearest[0]}?" if nearest else ".env.example lists all settings"
+    return f"{variable} is not a setting: {hint}"

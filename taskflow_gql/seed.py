@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from itertools import islice
+from itertools import count, islice
 from typing import Any
 from uuid import UUID
 
+import asyncpg
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from sqlalchemy import Table, func, insert, select
+from sqlalchemy import Table, insert, or_, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from taskflow_gql.errors import ConfigurationError
@@ -20,6 +22,8 @@ from taskflow_gql.models import Task, TaskCategory, TaskPriority, TaskStatus, Us
 from taskflow_gql.services.words import name_words, text_keys
 
 _BATCH = 5_000
+# The username or the address of a demonstration person.
+_DEMONSTRATION_KEY = re.compile(r"user([1-9][0-9]{0,8})(?:@example\.com)?")
 # argon2id of `password` with a fixed salt, so that the same seed makes the same bytes.
 _PASSWORD_HASH = "$argon2id$v=19$m=19456,t=2,p=1$ZGVtb25zdHJhdGlvbi0xNg$WTWe34Sp2x4Vz2O53xdOGywy8OCZ0RHIgYhCtwkGf9U"
 _FIRST_DAY = datetime(2025, 1, 1, tzinfo=UTC)
@@ -55,6 +59,22 @@ class Seeding:
     users: int
     tasks: int
     random_seed: int
+    # Numbers of people whose username or address somebody has: they are passed over.
+    taken: frozenset[int] = frozenset()
+
+    @property
+    def numbers(self) -> Iterator[int]:
+        return islice((number for number in count(1) if number not in self.taken), self.users)
+
+    def generator(self, table: int) -> random.Random:
+        """One for the people (0) and one for the tasks (1), so that more people leave the tasks as they are.
+
+        Each seeding of a database has another first number, so their ids differ. While user1 is free the data is that
+        of an empty database.
+        """
+        first = next(self.numbers)
+        seed = self.random_seed + table
+        return random.Random(seed if first == 1 else f"{seed} from {first}")
 
 
 def _make_id(rng: random.Random, moment: datetime) -> UUID:
@@ -67,8 +87,9 @@ def _make_id(rng: random.Random, moment: datetime) -> UUID:
 
 
 def make_users(seeding: Seeding) -> Iterator[dict[str, Any]]:
-    rng = random.Random(seeding.random_seed)
-    for number in range(1, seeding.users + 1):
+    rng = seeding.generator(0)
+    admin = next(seeding.numbers)
+    for number in seeding.numbers:
         moment = _FIRST_DAY - timedelta(days=30) + timedelta(seconds=number)
         username = f"user{number}"
         full_name = f"{rng.choice(_GIVEN)} {rng.choice(_FAMILY)}"
@@ -81,7 +102,7 @@ def make_users(seeding: Seeding) -> Iterator[dict[str, Any]]:
             "full_name": full_name,
             "name_words": name_words(full_name),
             "password_hash": _PASSWORD_HASH,
-            "role": UserRole.ADMIN if number == 1 else UserRole.MEMBER,
+            "role": UserRole.ADMIN if number == admin else UserRole.MEMBER,
             "is_active": True,
             "created_at": moment,
             "updated_at": moment,
@@ -89,7 +110,7 @@ def make_users(seeding: Seeding) -> Iterator[dict[str, Any]]:
 
 
 def make_tasks(seeding: Seeding, user_ids: Sequence[UUID]) -> Iterator[dict[str, Any]]:
-    rng = random.Random(seeding.random_seed + 1)
+    rng = seeding.generator(1)
     statuses, priorities, categories = list(TaskStatus), list(TaskPriority), list(TaskCategory)
     step = timedelta(days=_DAYS) / max(seeding.tasks, 1)
     for number in range(seeding.tasks):
@@ -116,18 +137,31 @@ def make_tasks(seeding: Seeding, user_ids: Sequence[UUID]) -> Iterator[dict[str,
         }
 
 
-async def seed_database(engine: AsyncEngine, seeding: Seeding, console: Console) -> None:
-    """All in one transaction: a seeding that is stopped leaves nothing behind."""
+async def seed_database(engine: AsyncEngine, seeding: Seeding, console: Console) -> tuple[int, int]:
+    """Add people and tasks to what is there, and return the numbers of the first and the last of the people.
+
+    All in one transaction: a seeding that is stopped leaves nothing behind. The tasks are of the new people, because
+    a list of somebody else would change without an event.
+    """
     with Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console
     ) as progress:
         async with engine.execution_options(writes=True).begin() as connection:
-            if (await connection.execute(select(func.count()).select_from(User))).scalar_one():
-                raise ConfigurationError("The database has people in it already; seed fills only an empty one")
+            if connection.dialect.name == "postgresql":
+                # One seeding after the other: two at once would take the same names. On SQLite writers take turns.
+                # Any constant will do; it only has to be the same in every process.
+                await connection.execute(text("SELECT pg_advisory_xact_lock(7416543002)"))
+            seeding = replace(seeding, taken=await _taken_numbers(connection))
             user_ids: list[UUID] = []
             bar = progress.add_task("People", total=seeding.users)
             for users in _batches(make_users(seeding)):
-                await _insert(connection, User.__table__, users)
+                try:
+                    await _insert(connection, User.__table__, users)
+                except asyncpg.UniqueViolationError as error:
+                    raise ConfigurationError(
+                        "Somebody registered with the name or address of a demonstration person meanwhile, "
+                        "so nothing was made: run it again"
+                    ) from error
                 user_ids.extend(user["id"] for user in users)
                 progress.advance(bar, len(users))
             bar = progress.add_task("Tasks", total=seeding.tasks)
@@ -138,6 +172,17 @@ async def seed_database(engine: AsyncEngine, seeding: Seeding, console: Console)
         # Without statistics the planner takes a million fresh rows for a handful.
         async with engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
             await connection.exec_driver_sql("ANALYZE users, tasks")
+    return min(seeding.numbers), max(seeding.numbers)
+
+
+async def _taken_numbers(connection: AsyncConnection) -> frozenset[int]:
+    statement = select(User.username_key, User.email_key).where(
+        or_(User.username_key.startswith("user"), User.email_key.startswith("user"))
+    )
+    numbers: set[int] = set()
+    for keys in await connection.execute(statement):
+        numbers.update(int(found[1]) for key in keys if (found := _DEMONSTRATION_KEY.fullmatch(key)))
+    return frozenset(numbers)
 
 
 def _batches(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:

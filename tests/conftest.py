@@ -22,9 +22,14 @@ from taskflow_gql.config import Settings
 from taskflow_gql.database import Database, create_engine
 from taskflow_gql.migrate import migrate
 from tests.client import Api
+from tests.processes import give_children_default_signals
 from tests.servers import postgres_for_tests, redis_for_tests
 
 SECRET = "only for tests, and long enough for HS256"
+
+
+def pytest_configure() -> None:
+    give_children_default_signals()
 
 
 def make_settings(**given: object) -> Settings:

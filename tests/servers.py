@@ -90,7 +90,7 @@ class Server:
         self.log = self.home / "log"
         self.port = 0
         self._process: subprocess.Popen[bytes] | None = None
-        self._watcher = _start_watcher(self.home, self.stop_signals[-1])
+        self._watcher = start_watcher(self.home, self.stop_signals[-1])
         atexit.register(self.close)
 
     def command(self, port: int) -> list[str | Path]:
@@ -198,9 +198,7 @@ class Server:
         self._tell_watcher(0)
 
     def _tell_watcher(self, pid: int) -> None:
-        assert self._watcher.stdin is not None
-        self._watcher.stdin.write(f"{pid}\n".encode())
-        self._watcher.stdin.flush()
+        tell_watcher(self._watcher, pid)
 
 
 class PostgresServer(Server):
@@ -610,10 +608,11 @@ def wait_until(holds: Callable[[], bool], seconds: float) -> bool:
 # the first process only, leaves the folder, and is Linux's alone.
 
 
-def _start_watcher(home: Path, stop_signal: signal.Signals) -> subprocess.Popen[bytes]:
+def start_watcher(home: Path | None = None, *stop_signals: signal.Signals) -> subprocess.Popen[bytes]:
+    """`home` is a folder to remove. Without `stop_signals` the process is killed at once."""
     return subprocess.Popen(
         # -I -S: nothing but the standard library, which is all this file needs, and a quick start.
-        [sys.executable, "-I", "-S", __file__, home, str(stop_signal.value)],
+        [sys.executable, "-I", "-S", __file__, home or "", *(str(number.value) for number in stop_signals)],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -622,15 +621,23 @@ def _start_watcher(home: Path, stop_signal: signal.Signals) -> subprocess.Popen[
     )
 
 
-def _watch(home: Path, stop_signal: signal.Signals) -> None:
+def tell_watcher(watcher: subprocess.Popen[bytes], pid: int) -> None:
+    """Name the process that it is to end after us; 0 for none."""
+    assert watcher.stdin is not None
+    watcher.stdin.write(f"{pid}\n".encode())
+    watcher.stdin.flush()
+
+
+def _watch(home: str, stop_signals: Sequence[signal.Signals]) -> None:
     """Read the server's process number on each line, 0 while it is down, until whoever writes them ends."""
     pid = 0
     for line in sys.stdin:
         pid = int(line)
     if pid:
-        _end_tree(pid, [stop_signal])
-    shutil.rmtree(home, ignore_errors=True)
+        _end_tree(pid, stop_signals)
+    if home:
+        shutil.rmtree(home, ignore_errors=True)
 
 
 if __name__ == "__main__":
-    _watch(Path(sys.argv[1]), signal.Signals(int(sys.argv[2])))
+    _watch(sys.argv[1], [signal.Signals(int(number)) for number in sys.argv[2:]])

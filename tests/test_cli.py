@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from taskflow_gql.services.changes import has_unplaced_events
 from tests.client import Api
 from tests.conftest import make_settings, serving
 from tests.factories import make_task, make_user, make_viewer
+from tests.processes import child
 from tests.servers import RedisServer
 
 ROOT = Path(__file__).parent.parent
@@ -43,6 +44,8 @@ ADMIN = {"--email": "ada@example.com", "--username": "ada", "--full-name": "Ada 
 def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The working folder: no `.env`, no `.taskflow`."""
     monkeypatch.chdir(tmp_path)
+    # Messages name the command as it can be typed.
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
     return tmp_path
 
 
@@ -68,15 +71,17 @@ async def taskflow(*arguments: str, typed: str = "", **environment: str) -> Ran:
 async def real_taskflow(*arguments: str, script: str = "", folder: Path | None = None, **environment: str) -> Ran:
     """Run the command as a process of its own."""
     program = [sys.executable, "-c", script] if script else [str(Path(sys.executable).with_name("taskflow"))]
-    process = await asyncio.create_subprocess_exec(
-        *program,
-        *arguments,
-        cwd=folder,
-        env=os.environ | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    async with asyncio.timeout(60):
+    async with (
+        child(
+            *program,
+            *arguments,
+            cwd=folder,
+            env=os.environ | environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        ) as process,
+        asyncio.timeout(60),
+    ):
         out, err = await process.communicate()
     assert process.returncode is not None
     return Ran(process.returncode, out.decode(), err.decode())
@@ -239,6 +244,15 @@ async def test_a_file_that_is_not_the_schema_is_1_and_stays_as_it_is(empty_folde
     assert content is None or path.read_text() == content
 
 
+async def test_a_dash_writes_the_schema_to_standard_output(empty_folder: Path) -> None:
+    await taskflow("export-schema")
+    written = (empty_folder / "schema.graphql").read_text()
+    assert await real_taskflow("export-schema", "-", folder=empty_folder) == Ran(0, written, "")
+    assert os.listdir(empty_folder) == ["schema.graphql"]
+    said = refusal(await taskflow("export-schema", "--check", "-"), 2)
+    assert said == "--check needs the name of a file, not `-`"
+
+
 async def test_a_schema_that_cannot_be_written_is_one_line() -> None:
     said = refusal(await taskflow("export-schema", "nowhere/schema.graphql"), 3)
     assert said == "Cannot write nowhere/schema.graphql: No such file or directory"
@@ -252,13 +266,13 @@ async def test_migrate_goes_up_and_down_and_says_where_it_is(new_database_url: s
         return await taskflow("migrate", *arguments, TASKFLOW_DATABASE_URL=new_database_url)
 
     url, head = shown(new_database_url), head_revision()
-    assert await migrate("--status") == Ran(1, f"{url} is at nothing; the newest is {head}\n", "")
-    assert await migrate() == Ran(0, f"{url} went from nothing to {head}\n", "")
-    assert await migrate("--status") == Ran(0, f"{url} is at {head}; the newest is {head}\n", "")
-    assert await migrate() == Ran(0, f"{url} was up to date at {head}\n", "")
-    assert await migrate("--to", "base") == Ran(0, f"{url} went from {head} to nothing\n", "")
-    assert await migrate("--status") == Ran(1, f"{url} is at nothing; the newest is {head}\n", "")
-    assert await migrate("--to", "0001") == Ran(0, f"{url} went from nothing to 0001\n", "")
+    assert await migrate("--status") == Ran(1, f"{url} has no tables yet; the newest is {head}\n", "")
+    assert await migrate() == Ran(0, f"{url} went from no tables to revision {head}\n", "")
+    assert await migrate("--status") == Ran(0, f"{url} is at revision {head}; the newest is {head}\n", "")
+    assert await migrate() == Ran(0, f"{url} was up to date at revision {head}\n", "")
+    assert await migrate("--to", "base") == Ran(0, f"{url} went from revision {head} to no tables\n", "")
+    assert await migrate("--status") == Ran(1, f"{url} has no tables yet; the newest is {head}\n", "")
+    assert await migrate("--to", "0001") == Ran(0, f"{url} went from no tables to revision 0001\n", "")
 
 
 async def test_migrate_refuses_a_revision_that_there_is_not(new_database_url: str) -> None:
@@ -270,7 +284,9 @@ async def test_migrate_refuses_a_revision_that_there_is_not(new_database_url: st
 
 async def test_migrate_without_settings_makes_the_file_in_the_data_folder(empty_folder: Path) -> None:
     ran = await taskflow("migrate")
-    assert ran == Ran(0, f"sqlite+aiosqlite:///.taskflow/taskflow.sqlite3 went from nothing to {head_revision()}\n", "")
+    assert ran == Ran(
+        0, f"sqlite+aiosqlite:///.taskflow/taskflow.sqlite3 went from no tables to revision {head_revision()}\n", ""
+    )
     assert (empty_folder / ".taskflow/taskflow.sqlite3").is_file()
 
 
@@ -314,14 +330,57 @@ async def test_the_password_may_come_by_the_environment(api: Api, settings: Sett
     assert answer["login"]["errors"] == []
 
 
+async def taskflow_at_a_terminal(*arguments: str, typed: Mapping[str, str], **environment: str) -> Ran:
+    """Run the command at a terminal, where each prompt is answered; what it shows there is `out`."""
+    ours, theirs = os.openpty()
+    try:
+        command = [str(Path(sys.executable).with_name("taskflow")), *arguments]
+        environment = os.environ | environment
+        async with child(*command, stdin=theirs, stdout=theirs, stderr=theirs, env=environment) as process:
+            shown = ""
+            for prompt, answer in typed.items():
+                async with asyncio.timeout(60):
+                    while prompt not in shown.rpartition("\n")[2]:
+                        shown += (await asyncio.to_thread(os.read, ours, 4096)).decode()
+                os.write(ours, f"{answer}\n".encode())
+            async with asyncio.timeout(60):
+                await process.wait()
+            os.write(theirs, b"\0")
+            while not shown.endswith("\0"):
+                shown += (await asyncio.to_thread(os.read, ours, 4096)).decode()
+            assert process.returncode is not None
+            return Ran(process.returncode, shown, "")
+    finally:
+        os.close(ours)
+        os.close(theirs)
+
+
 async def test_what_is_left_out_is_asked_for_and_the_password_is_not_shown(api: Api, settings: Settings) -> None:
-    typed = "ada@example.com\nada\nAda L.\ntyped by hand\ntyped by hand\n"
-    ran = await taskflow("create-admin", typed=typed, **environment_of(settings))
-    assert ran.exit_code == 0
+    typed = {
+        "Email: ": "ada@example.com",
+        "Username: ": "ada",
+        "Full name: ": "Ada L.",
+        "Password: ": "typed by hand",
+        "Repeat for confirmation: ": "typed by hand",
+    }
+    ran = await taskflow_at_a_terminal("create-admin", typed=typed, **environment_of(settings))
+    assert ran.exit_code == 0, ran
     assert "Made the ADMIN ada." in ran.out
     assert "typed by hand" not in ran.out
     answer = await api.data(LOGIN, {"input": {"usernameOrEmail": "ada", "password": "typed by hand"}})
     assert answer["login"]["errors"] == []
+
+
+async def test_without_a_terminal_nothing_is_asked_and_what_is_missing_is_named(
+    settings: Settings, database: Database
+) -> None:
+    environment = environment_of(settings)
+    said = refusal(await taskflow("create-admin", typed="ada@example.com\nada\n", **environment), 2)
+    assert said == ("There is no terminal to ask at: give --email, --username, --full-name, TASKFLOW_ADMIN_PASSWORD")
+    without_name = {name: value for name, value in ADMIN.items() if name != "--full-name"}
+    said = refusal(await taskflow("create-admin", *options(without_name), **environment), 2)
+    assert said == "There is no terminal to ask at: give --full-name"
+    assert await people(database) == []
 
 
 async def test_all_that_is_wrong_is_said_in_one_line_and_nobody_is_made(settings: Settings, database: Database) -> None:
@@ -502,7 +561,7 @@ async def test_explain_refuses_what_a_server_refuses(settings: Settings) -> None
 
 async def test_explain_needs_a_database_only_for_queries(new_database_url: str, page: str) -> None:
     said = refusal(await taskflow("explain", page, DATABASE_URL=new_database_url), 2)
-    assert said == (f"The database is at revision nothing, this server needs {head_revision()}: run `taskflow migrate`")
+    assert said == "The database has no tables yet: run `taskflow migrate`"
     said = refusal(await taskflow("explain", page, DATABASE_URL=f"postgres://u:hunter2@{NOWHERE}/tasks"), 3)
     assert said.startswith(f"The database at postgresql+asyncpg://u:***@{NOWHERE}/tasks cannot be used: ")
 
@@ -515,19 +574,20 @@ async def count_people(database: Database) -> int:
         return int((await session.execute(select(func.count()).select_from(User))).scalar_one())
 
 
-async def test_seed_says_what_it_made_and_fills_only_an_empty_database(settings: Settings, database: Database) -> None:
+async def test_seed_says_what_it_made_and_run_again_makes_more(settings: Settings, database: Database) -> None:
     ran = await taskflow("seed", "--users", "3", "--tasks", "4", **environment_of(settings))
     assert (ran.exit_code, ran.out) == (
         0,
-        "Made 3 people and 4 tasks. Sign in as user1 with the password `password`.\n",
+        "Made user1 to user3 and 4 tasks.\nSign in as user1, an ADMIN, with the password `password`.\n",
     )
     assert [word for word in ("People", "3/3", "Tasks", "4/4") if word not in ran.err] == []
 
-    ran = await taskflow("seed", **environment_of(settings))
-    assert (ran.exit_code, ran.out) == (2, "")
-    last_line = ran.err.splitlines()[-1]
-    assert last_line == "taskflow: The database has people in it already; seed fills only an empty one"
-    assert await count_people(database) == 3
+    ran = await taskflow("seed", "--users", "1", "--tasks", "0", **environment_of(settings))
+    assert (ran.exit_code, ran.out) == (
+        0,
+        "Made user4 and 0 tasks.\nSign in as user4, an ADMIN, with the password `password`.\n",
+    )
+    assert await count_people(database) == 4
 
 
 async def test_seed_keeps_its_known_password_out_of_production(
@@ -585,7 +645,7 @@ async def test_doctor_sees_a_database_that_is_not_migrated(new_postgres: str) ->
     rows = await examine(1, TASKFLOW_DATABASE_URL=new_postgres)
     assert rows["database"] == (
         "not ok",
-        f"{shown(new_postgres)} is at nothing, not {head_revision()}: run `taskflow migrate`",
+        f"{shown(new_postgres)} has no tables yet: run `taskflow migrate`",
     )
 
 
@@ -628,6 +688,32 @@ async def test_doctor_sees_a_damaged_secret(empty_folder: Path) -> None:
 async def test_doctor_takes_brackets_in_a_path_as_they_are(empty_folder: Path) -> None:
     rows = await examine(0, TASKFLOW_DATA_DIR="a[/b][red]")
     assert rows["secret"] == ("ok", "kept in a[/b][red]/secret")
+
+
+async def test_doctor_warns_of_variables_that_are_no_settings_and_finds_them_well(empty_folder: Path) -> None:
+    (empty_folder / ".env").write_text("TASKFLOW_WORKER=2\nPOSTGRES_PASSWORD=x\n")
+    rows = await examine(0, TASKFLOW_PORT="8001", TASKFLOW_ADMIN_PASSWORD="correct horse")
+    assert rows["variable"] == ("warning", "TASKFLOW_WORKER is not a setting: did you mean TASKFLOW_WORKERS?")
+
+
+async def test_bad_settings_name_the_variables_that_are_no_settings() -> None:
+    said = refusal(await taskflow("doctor", TASKFLOW_WORKERS="2", DATABASE_URL="postgres://h/x", TASKFLOW_REDIS="r"), 2)
+    assert said == (
+        "Bad settings: TASKFLOW_WORKERS=2 needs REDIS_URL (more than one worker needs Redis); "
+        "TASKFLOW_REDIS is not a setting: did you mean TASKFLOW_REDIS_URL?"
+    )
+
+
+async def test_messages_name_the_command_as_it_can_be_typed(empty_folder: Path, new_postgres: str) -> None:
+    async def hint(folder: Path, path: str) -> str:
+        said = refusal(await real_taskflow("seed", folder=folder, DATABASE_URL=new_postgres, PATH=path), 2)
+        return said.removeprefix("The database has no tables yet: run ")
+
+    installed = Path(sys.executable).with_name("taskflow")
+    project = installed.parents[2]
+    assert await hint(project, "/usr/bin:/bin") == f"`{installed.relative_to(project)} migrate`"
+    assert await hint(empty_folder, "/usr/bin:/bin") == f"`{installed} migrate`"
+    assert await hint(empty_folder, f"{installed.parent}:/usr/bin") == "`taskflow migrate`"
 
 
 # healthcheck
@@ -685,7 +771,7 @@ async def test_bad_settings_are_named_by_every_command(arguments: list[str]) -> 
     said = refusal(await taskflow(*arguments, TASKFLOW_WORKERS="many", SECRET_KEY="short"), 2)
     assert said == (
         "Bad settings: TASKFLOW_WORKERS: Input should be a valid integer, unable to parse string as an integer; "
-        "TASKFLOW_SECRET_KEY: must be at least 32 bytes; `openssl rand -base64 48` makes a good one"
+        "TASKFLOW_SECRET_KEY: must be at least 32 bytes; `openssl rand -hex 32` makes a good one"
     )
 
 
@@ -730,7 +816,7 @@ async def test_postgresql_that_is_not_migrated_is_named_with_the_remedy(
     new_postgres: str, arguments: list[str]
 ) -> None:
     said = refusal(await taskflow(*arguments, DATABASE_URL=new_postgres), 2)
-    assert said == (f"The database is at revision nothing, this server needs {head_revision()}: run `taskflow migrate`")
+    assert said == "The database has no tables yet: run `taskflow migrate`"
 
 
 async def test_serve_names_a_bad_and_an_absent_redis() -> None:

@@ -7,12 +7,18 @@ import re
 import stat
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer.main
 
-from taskflow_gql.config import Settings, load_settings
+from taskflow_gql.cli import app
+from taskflow_gql.config import Settings, load_settings, unknown_variables
 from taskflow_gql.errors import ConfigurationError
+from tests.processes import blocking_child
+from tests.servers import DATABASE_URL_VARIABLE, REDIS_URL_VARIABLE
 
 LONG = "a secret of at least thirty-two bytes"
 POSTGRESQL = "postgresql://user:pass@db.example:5432/taskflow"
@@ -139,7 +145,7 @@ def test_cors_origins_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch, g
         (
             "TASKFLOW_SECRET_KEY",
             "a" * 31,
-            "must be at least 32 bytes; `openssl rand -base64 48` makes a good one",
+            "must be at least 32 bytes; `openssl rand -hex 32` makes a good one",
         ),
     ],
 )
@@ -168,6 +174,56 @@ def test_a_refusal_does_not_show_the_secret(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_secret_is_measured_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert load(monkeypatch, SECRET_KEY="ä" * 16).signing_key == "ä" * 16
+
+
+# Variables that are no settings
+
+
+def unknown(monkeypatch: pytest.MonkeyPatch, **environment: str) -> list[str]:
+    with monkeypatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        return unknown_variables()
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("TASKFLOW_PROT", "did you mean TASKFLOW_PORT?"),
+        ("taskflow_log_levle", "did you mean TASKFLOW_LOG_LEVEL?"),
+        ("TASKFLOW_CORS_ORIGIN", "did you mean TASKFLOW_CORS_ORIGINS?"),
+        ("TASKFLOW_DATABSE_URL", "did you mean TASKFLOW_DATABASE_URL?"),
+        ("TASKFLOW_XYZZY", ".env.example lists all settings"),
+    ],
+)
+def test_an_unknown_variable_is_named_with_the_nearest_setting(
+    monkeypatch: pytest.MonkeyPatch, empty_folder: Path, name: str, hint: str
+) -> None:
+    sentence = f"{name.upper()} is not a setting: {hint}"
+    assert unknown(monkeypatch, **{name: "1"}) == [sentence]
+    (empty_folder / ".env").write_text(f"{name}=1\nPOSTGRES_PASSWORD=x\n")
+    assert unknown(monkeypatch) == [sentence]
+    # In both it is told once, and the settings are read.
+    assert unknown(monkeypatch, **{name: "1"}) == [sentence]
+    assert load(monkeypatch, **{name: "1"}) == load(monkeypatch)
+
+
+def test_settings_and_what_commands_and_tests_read_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    commands: Any = typer.main.get_command(app)
+    of_commands = {
+        parameter.envvar for command in commands.commands.values() for parameter in command.params if parameter.envvar
+    }
+    assert "TASKFLOW_ADMIN_PASSWORD" in of_commands
+    of_settings = {f"TASKFLOW_{name.upper()}" for name in Settings.model_fields}
+    of_tests = {DATABASE_URL_VARIABLE, REDIS_URL_VARIABLE, "TASKFLOW_FAULT_SECONDS", "TASKFLOW_FAULT_SEED"}
+    assert unknown(monkeypatch, **dict.fromkeys(of_commands | of_settings | of_tests, "1")) == []
+
+
+def test_one_and_the_same_command_makes_a_secret_everywhere() -> None:
+    root = Path(__file__).parents[1]
+    files = ("README.md", ".env.example", "docker-compose.yml", "taskflow_gql/config.py")
+    hints = {name: set(re.findall(r"openssl [a-z0-9 -]*[a-z0-9]", (root / name).read_text())) for name in files}
+    assert hints == {name: {"openssl rand -hex 32"} for name in files}
 
 
 # What is needed together
@@ -258,15 +314,17 @@ print(*(Settings(_env_file=None, data_dir=f"{sys.argv[1]}/{number}").signing_key
 def test_processes_that_start_at_once_agree_on_the_secret(empty_folder: Path) -> None:
     """Fifty times, because once they seldom meet."""
     command = [sys.executable, "-c", REPORT_SECRETS_WHEN_TOLD, str(empty_folder)]
-    processes = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(4)]
-    for process in processes:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-    for process in processes:
-        assert process.stdin is not None
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    reported = [process.communicate()[0].split() for process in processes]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with ExitStack() as stack:
+        processes = [stack.enter_context(blocking_child(command, text=True, **pipes)) for _ in range(4)]
+        for process in processes:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+        for process in processes:
+            assert process.stdin is not None
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        reported = [process.communicate()[0].split() for process in processes]
     kept = [(empty_folder / str(number) / "secret").read_text() for number in range(50)]
     assert reported == [kept] * 4
     assert {path.name for folder in empty_folder.iterdir() for path in folder.iterdir()} == {"secret"}

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Sequence
+from contextlib import ExitStack
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from taskflow_gql.migrate import current_revision, head_revision, migrate
 from taskflow_gql.models import Model, Session, StreamState, Task, User
 from taskflow_gql.seed import Seeding, seed_database
 from tests.conftest import make_settings
+from tests.processes import blocking_child, child
 
 ROOT = Path(__file__).parent.parent
 
@@ -199,18 +201,18 @@ asyncio.run(main())
 def migrate_at_once(settings: Settings, count: int) -> list[int]:
     """The exit codes of that many processes, all of which begin when all are ready."""
     command = [sys.executable, "-c", MIGRATE_WHEN_TOLD, str(settings.database_url)]
-    processes = [
-        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT) for _ in range(count)
-    ]
-    for process in processes:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"ready\n"
-    for process in processes:
-        assert process.stdin is not None
-        process.stdin.write(b"go\n")
-        process.stdin.flush()
-    for process in processes:
-        process.communicate()
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with ExitStack() as stack:
+        processes = [stack.enter_context(blocking_child(command, cwd=ROOT, **pipes)) for _ in range(count)]
+        for process in processes:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"ready\n"
+        for process in processes:
+            assert process.stdin is not None
+            process.stdin.write(b"go\n")
+            process.stdin.flush()
+        for process in processes:
+            process.communicate()
     return [process.returncode for process in processes]
 
 
@@ -230,14 +232,9 @@ async def alembic(settings: Settings, *arguments: str) -> str:
     """What `alembic` says, run from the root of the repository."""
     assert settings.database_url is not None
     environment = os.environ | {"TASKFLOW_DATABASE_URL": settings.database_url}
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "alembic", *arguments),
-        cwd=ROOT,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
-    said = (await process.communicate())[0].decode()
+    command = (sys.executable, "-m", "alembic", *arguments)
+    async with child(*command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        said = (await process.communicate())[0].decode()
     assert process.returncode == 0, said
     return said.strip()
 

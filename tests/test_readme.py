@@ -9,11 +9,13 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 from graphql import build_schema, parse, validate
 
+from tests.processes import blocking_child
 from tests.servers import wait_until
 
 README = Path(__file__).parent.parent / "README.md"
@@ -24,46 +26,84 @@ def blocks() -> list[str]:
     return re.findall(r"```sh\n(.*?)```", tour, re.DOTALL)
 
 
-def answers(output: str) -> list[dict[str, object]]:
+def answers(output: str) -> list[Any]:
     return [json.loads(line) for line in output.splitlines() if line.startswith("{")]
 
 
-def test_the_tour_answers_as_it_says(tmp_path: Path) -> None:
+def test_the_tour_answers_as_it_says_twice_and_leaves_no_file(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    environment = {"PATH": os.environ["PATH"], "TASKFLOW_DATA_DIR": str(tmp_path / "data"), "HOME": str(tmp_path)}
-    command: list[str | Path] = [Path(sys.executable).with_name("taskflow"), "serve", "--port", str(port)]
-    with subprocess.Popen(command, env=environment, cwd=tmp_path, stdout=subprocess.DEVNULL) as server:
-        try:
-            assert wait_until(lambda: _answers(port), 30)
-            script = "set -e\n" + "\n".join(blocks()).replace("localhost:8000", f"127.0.0.1:{port}")
-            done = subprocess.run(
-                ["bash", "-c", script],
-                cwd=tmp_path,
-                env=environment,
-                capture_output=True,
-                text=True,
-                timeout=60,
-                check=False,
-            )
-        finally:
-            server.terminate()
-    assert done.returncode == 0, done.stderr
-    register, refused, created, listed, started, conflict, deleted, changes = answers(done.stdout)
-    assert register["data"]["register"]["user"]["username"] == "ada"  # type: ignore[index]
-    assert [error["field"] for error in refused["data"]["createTask"]["errors"]] == [["title"], ["assigneeId"]]  # type: ignore[index]
-    assert created["data"]["createTask"]["task"]["version"] == 1  # type: ignore[index]
-    assert listed["data"]["tasks"]["totalCount"] == 1  # type: ignore[index]
-    assert started["data"]["setTaskStatus"]["errors"] == []  # type: ignore[index]
-    assert conflict["data"]["updateTask"]["errors"][0]["code"] == "VERSION_CONFLICT"  # type: ignore[index]
-    assert deleted["data"]["deleteTask"]["errors"] == []  # type: ignore[index]
-    assert [node["kind"] for node in changes["data"]["taskChanges"]["nodes"]] == ["UPDATED", "UPDATED", "DELETED"]  # type: ignore[index]
+    data, folder = tmp_path / "data", tmp_path / "folder"
+    folder.mkdir()
+    environment = {"PATH": os.environ["PATH"], "TASKFLOW_DATA_DIR": str(data), "HOME": str(folder)}
+    command = [str(Path(sys.executable).with_name("taskflow")), "serve", "--port", str(port)]
+    with blocking_child(command, env=environment, cwd=tmp_path, stdout=subprocess.DEVNULL):
+        assert wait_until(lambda: _answers(port), 30)
+        # Once more in the same shell, and once in another.
+        tour = "\n".join(blocks()).replace("localhost:8000", f"127.0.0.1:{port}")
+        first, second = halves(shell(f"{tour}\necho again\n{tour}", folder, environment))
+        check_tour(first, registered={"user": {"username": "ada"}, "errors": []})
+        taken = [{"code": "EMAIL_TAKEN", "field": ["email"]}, {"code": "USERNAME_TAKEN", "field": ["username"]}]
+        check_tour(second, registered={"user": None, "errors": taken})
+        check_tour(shell(tour, folder, environment), registered={"user": None, "errors": taken})
+    assert list(folder.iterdir()) == []
+
+
+def halves(output: str) -> tuple[str, str]:
+    first, _, second = output.partition("\nagain\n")
+    return first, second
+
+
+def shell(script: str, folder: Path, environment: dict[str, str]) -> str:
+    """What a terminal would show."""
+    with blocking_child(
+        ["bash", "-c", f"set -euo pipefail\n{script}"],
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        said, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, said
+    return str(said)
+
+
+def check_tour(output: str, *, registered: dict[str, Any]) -> None:
+    signed_in, refused, created, listed, started, conflict, deleted, changes = (
+        answer["data"] for answer in answers(output)
+    )
+    assert without(signed_in["register"], "id", "message") == registered
+    assert signed_in["login"]["accessToken"]
+    assert [error["field"] for error in refused["createTask"]["errors"]] == [["title"], ["assigneeId"]]
+    assert created["createTask"]["task"]["version"] == 1
+    assert listed["tasks"]["totalCount"] == 1
+    assert started["setTaskStatus"]["errors"] == []
+    assert conflict["updateTask"]["errors"][0]["code"] == "VERSION_CONFLICT"
+    assert deleted["deleteTask"]["errors"] == []
+    assert [node["kind"] for node in changes["taskChanges"]["nodes"]] == ["UPDATED", "UPDATED", "DELETED"]
     streamed = [
         json.loads(line.removeprefix("data: "))["data"]["taskChanged"]
-        for line in done.stdout.splitlines()
+        for line in output.splitlines()
         if line.startswith("data: {")
     ]
     assert [change["task"]["status"] for change in streamed] == ["IN_PROGRESS", "COMPLETED"]
+
+
+def without(value: Any, *names: str) -> Any:
+    """The value without these keys, at every depth."""
+    if isinstance(value, list):
+        return [without(item, *names) for item in value]
+    if isinstance(value, dict):
+        return {name: without(item, *names) for name, item in value.items() if name not in names}
+    return value
+
+
+def test_graphiql_and_the_tour_know_the_same_person() -> None:
+    welcome = (README.parent / "taskflow_gql/static/graphiql/app.js").read_text()
+    passwords = re.findall(r'password: \\?"([^"\\]*)', "".join(blocks()) + welcome)
+    assert len(passwords) == 4
+    assert set(passwords) == {"correct horse battery"}
 
 
 def _answers(port: int) -> bool:

@@ -8,10 +8,12 @@ import re
 import signal
 import subprocess
 import sys
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from io import StringIO
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 from rich.console import Console
@@ -34,7 +36,11 @@ from taskflow_gql.models import (
     UserRow,
 )
 from taskflow_gql.seed import Seeding, make_tasks, make_users, seed_database
+from taskflow_gql.services.accounts import Registration, create_user
 from tests.client import Api, Person
+from tests.conftest import make_admin
+from tests.factories import make_user
+from tests.processes import child
 
 TASKFLOW = str(Path(sys.executable).with_name("taskflow"))
 SMALL = Seeding(users=7, tasks=90, random_seed=1)
@@ -46,6 +52,11 @@ async def seed(database: Database, seeding: Seeding = SMALL) -> str:
     await seed_database(database.engine, seeding, console)
     assert isinstance(console.file, StringIO)
     return console.file.getvalue()
+
+
+async def seeded(database: Database, seeding: Seeding = SMALL) -> tuple[int, int]:
+    """The numbers of the first and the last of the people made."""
+    return await seed_database(database.engine, seeding, Console(file=StringIO()))
 
 
 async def users_in(database: Database) -> list[UserRow]:
@@ -197,15 +208,112 @@ async def test_user1_signs_in_with_password_and_sees_all_with_new_tasks_first(ap
     assert [node["title"] for node in read["tasks"]["nodes"]] == ["Newest of all", *reversed(titles)]
 
 
+# Beside what is there
+
+
+async def test_seeding_leaves_what_is_there_and_adds_what_an_empty_database_gets(api: Api, database: Database) -> None:
+    await seed(database)
+    alone = await stored(database)
+    await empty(database)
+
+    eva = await api.register("eva")
+    task = await api.create_task(eva, title="Write the notes")
+    before = await stored(database)
+    assert await seeded(database) == (1, 7)
+    after = await stored(database)
+    for table, rows in after.items():
+        assert sorted(rows) == sorted(before[table] + alone[table])
+    # The tasks are of the new people, so no list changes without an event.
+    read = await api.data("{ tasks { totalCount nodes { id } } }", by=eva)
+    assert read["tasks"] == {"totalCount": 1, "nodes": [{"id": task["id"]}]}
+
+
+async def test_a_second_seeding_adds_other_people_with_other_tasks(database: Database) -> None:
+    assert await seeded(database) == (1, 7)
+    first = await stored(database)
+    assert await seeded(database) == (8, 14)
+    assert await seeded(database, Seeding(users=1, tasks=5, random_seed=1)) == (15, 15)
+    assert [set(rows) - set((await stored(database))[table]) for table, rows in first.items()] == [set(), set()]
+    users, tasks = await users_in(database), await tasks_in(database)
+    assert sorted(user.username for user in users) == sorted(f"user{number}" for number in range(1, 16))
+    assert {user.username for user in users if user.role is UserRole.ADMIN} == {"user1", "user8", "user15"}
+    assert len(tasks) == 90 + 90 + 5
+    # Other titles too: the same again would look like an error.
+    titles = [[task.title for task in tasks if task.creator_id in ids] for ids in _ids_of_seedings(users)]
+    assert titles[0] != titles[1]
+
+
+def _ids_of_seedings(users: list[UserRow]) -> tuple[set[UUID], set[UUID]]:
+    numbers = {user.id: int(user.username.removeprefix("user")) for user in users}
+    return (
+        {id_ for id_, number in numbers.items() if number < 8},
+        {id_ for id_, number in numbers.items() if 8 <= number < 15},
+    )
+
+
+async def test_names_and_addresses_that_are_taken_are_passed_over(database: Database) -> None:
+    people = {"USER2": "eva@example.com", "bob": "User4@example.com", "user007": "user99x@example.com"}
+    async with database.write() as session:
+        for username, email in people.items():
+            await create_user(session, Registration(email, username, "Eva", ""), "no hash")
+    assert await seeded(database, Seeding(users=4, tasks=10, random_seed=1)) == (1, 6)
+    names = {user.username for user in await users_in(database)}
+    assert names == {"USER2", "bob", "user007", "user1", "user3", "user5", "user6"}
+    assert await seeded(database, Seeding(users=1, tasks=0, random_seed=1)) == (7, 7)
+
+
+async def test_search_and_stream_are_right_after_two_seedings(api: Api, database: Database) -> None:
+    eva = await api.register("eva")
+    before = await api.data("{ tasks { changesCursor } }", by=eva)
+    await seed(database)
+    own = await api.create_task(eva, title="Repair the garden fence")
+    await seed(database)
+    await make_admin(database, eva.id)
+
+    texts = [f"{task.title} {task.description}".lower() for task in await tasks_in(database)]
+    for word in ("garden", "repair", "fence"):
+        read = await api.data(
+            "query($word: String!) { tasks(filter: {search: $word}) { totalCount } }", {"word": word}, by=eva
+        )
+        assert read["tasks"]["totalCount"] == sum(word in text for text in texts)
+    changed = "query($after: String!) { taskChanges(after: $after) { nodes { kind taskId } } }"
+    read = await api.data(changed, {"after": before["tasks"]["changesCursor"]}, by=eva)
+    assert read["taskChanges"]["nodes"] == [{"kind": "CREATED", "taskId": own["id"]}]
+
+
+async def test_seedings_at_once_come_one_after_the_other(settings: Settings, database: Database) -> None:
+    assert settings.database_url is not None
+    environment = os.environ | {"TASKFLOW_DATABASE_URL": settings.database_url}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    command = (TASKFLOW, "seed", "--users", "20", "--tasks", "2000")
+    async with AsyncExitStack() as stack, asyncio.timeout(60):
+        processes = [await stack.enter_async_context(child(*command, env=environment, **pipes)) for _ in range(3)]
+        said = [await process.communicate() for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0], said
+    assert {re.findall("Made (.*) and", out.decode())[0] for out, _ in said} == {
+        "user1 to user20",
+        "user21 to user40",
+        "user41 to user60",
+    }
+    assert await counts(database) == {"users": 60, "tasks": 6000, "stream_state": 1}
+
+
+@pytest.mark.parametrize("settings", ["postgresql"], indirect=True)
+async def test_a_seeding_that_loses_a_name_to_a_registration_makes_nothing(database: Database) -> None:
+    async with AsyncExitStack() as stack:
+        session = await stack.enter_async_context(database.write())
+        await make_user(session, "user5")
+        seeding = asyncio.create_task(seed(database))
+        waiting = text("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE 'COPY%'")
+        async with asyncio.timeout(20), database.engine.connect() as other:
+            while not (await other.execute(waiting)).scalar_one():
+                await other.rollback()
+    with pytest.raises(ConfigurationError, match="so nothing was made: run it again"):
+        await seeding
+    assert [user.username for user in await users_in(database)] == ["user5"]
+
+
 # All or nothing
-
-
-async def test_a_database_with_anybody_in_it_is_refused_and_left_alone(api: Api, database: Database) -> None:
-    person = await api.register("eva")
-    with pytest.raises(ConfigurationError, match="The database has people in it already; seed fills only an empty one"):
-        await seed(database)
-    assert [user.username for user in await users_in(database)] == [person.username]
-    assert await tasks_in(database) == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
@@ -213,16 +321,18 @@ async def test_an_interrupted_seeding_leaves_nothing_and_can_be_repeated(
     settings: Settings, database: Database, number: signal.Signals
 ) -> None:
     assert settings.database_url is not None
-    process = await asyncio.create_subprocess_exec(
-        *(TASKFLOW, "seed", "--users", "20", "--tasks", "100000000"),
-        # Rich draws its bars only for terminals, or for who says that he is one.
-        env=os.environ | {"TASKFLOW_DATABASE_URL": settings.database_url, "TTY_COMPATIBLE": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    assert process.stderr is not None
-    said = ""
-    async with asyncio.timeout(60):
+    async with (
+        child(
+            *(TASKFLOW, "seed", "--users", "20", "--tasks", "100000000"),
+            # Rich draws its bars only for terminals, or for who says that he is one.
+            env=os.environ | {"TASKFLOW_DATABASE_URL": settings.database_url, "TTY_COMPATIBLE": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        ) as process,
+        asyncio.timeout(60),
+    ):
+        assert process.stderr is not None
+        said = ""
         while not re.search(r"[1-9]\d*/100000000", said):
             piece = await process.stderr.read(4096)
             assert piece, said

@@ -27,6 +27,7 @@ from taskflow_gql.migrate import migrate
 from taskflow_gql.models import Task, TaskEvent
 from tests.client import Api, Person, Socket
 from tests.conftest import make_settings
+from tests.processes import child
 from tests.servers import PostgresServer, RedisServer, living_tree, wait_until
 
 TASKFLOW = str(Path(sys.executable).with_name("taskflow"))
@@ -66,26 +67,17 @@ class Served:
 async def serve(folder: Path, *arguments: str, **environment: str) -> AsyncIterator[Served]:
     """`taskflow serve` in that working folder, on a port of its own choice."""
     log = folder / "log"
+    command = (TASKFLOW, "serve", "--port", "0", *arguments)
     with log.open("ab") as errors:
-        process = await asyncio.create_subprocess_exec(
-            *(TASKFLOW, "serve", "--port", "0", *arguments),
-            cwd=folder,
-            env=os.environ | environment,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-        )
-    try:
-        greeting = await read_greeting(process)
-        port = re.findall(r"http://localhost:(\d+)/graphql", "".join(greeting))[0]
-        async with Api(f"http://127.0.0.1:{port}") as api:
-            # The port is open already; this is answered when the server has started.
-            assert (await api.http.get("/health", timeout=START_SECONDS)).status_code == 200
-            yield Served(process, greeting, api, log)
-    finally:
-        for pid in living_tree(process.pid):
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        await process.wait()
+        async with child(
+            *command, cwd=folder, env=os.environ | environment, stdout=subprocess.PIPE, stderr=errors
+        ) as process:
+            greeting = await read_greeting(process)
+            port = re.findall(r"http://localhost:(\d+)/graphql", "".join(greeting))[0]
+            async with Api(f"http://127.0.0.1:{port}") as api:
+                # The port is open already; this is answered when the server has started.
+                assert (await api.http.get("/health", timeout=START_SECONDS)).status_code == 200
+                yield Served(process, greeting, api, log)
 
 
 async def read_greeting(process: asyncio.subprocess.Process) -> list[str]:
@@ -198,6 +190,16 @@ async def test_the_log_of_a_server_is_json_when_asked_for(tmp_path: Path) -> Non
     assert {line["level"] for line in lines} == {"INFO"}
 
 
+async def test_a_variable_that_is_no_setting_is_a_warning_in_the_log(folders: Callable[[], Path]) -> None:
+    async with serve(folders(), TASKFLOW_PROT="9000", TASKFLOW_LOG_FORMAT="json") as served:
+        await served.stop()
+        lines = [json.loads(line) for line in served.log.read_text().splitlines()]
+    assert [line["message"] for line in lines if line["level"] != "INFO"] == [
+        "TASKFLOW_PROT is not a setting: did you mean TASKFLOW_PORT?"
+    ]
+    assert lines[0]["level"] == "WARNING"
+
+
 @pytest.fixture
 def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -208,7 +210,9 @@ async def test_of_two_that_start_at_once_on_a_port_one_serves_and_one_says_why_n
     folders: Callable[[], Path], free_port: int
 ) -> None:
     async with AsyncExitStack() as stack:
-        processes = [await stack.enter_async_context(serving_on(free_port, folders())) for _ in range(2)]
+        command = (TASKFLOW, "serve", "--port", str(free_port))
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        processes = [await stack.enter_async_context(child(*command, cwd=folders(), **pipes)) for _ in range(2)]
         ends = {asyncio.create_task(process.wait()): process for process in processes}
         done, _ = await asyncio.wait(ends, timeout=START_SECONDS, return_when=asyncio.FIRST_COMPLETED)
         (loser,) = (ends[end] for end in done)
@@ -220,19 +224,6 @@ async def test_of_two_that_start_at_once_on_a_port_one_serves_and_one_says_why_n
         )
         async with Api(f"http://127.0.0.1:{free_port}") as api:
             assert (await api.http.get("/health", timeout=START_SECONDS)).status_code == 200
-
-
-@asynccontextmanager
-async def serving_on(port: int, folder: Path) -> AsyncIterator[asyncio.subprocess.Process]:
-    process = await asyncio.create_subprocess_exec(
-        *(TASKFLOW, "serve", "--port", str(port)), cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    try:
-        yield process
-    finally:
-        with suppress(ProcessLookupError):
-            process.kill()
-        await process.communicate()
 
 
 # Side by side, on PostgreSQL and Redis

@@ -13,6 +13,7 @@ from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
+from tests.processes import blocking_child
 from tests.servers import (
     DATABASE_URL_VARIABLE,
     REDIS_URL_VARIABLE,
@@ -325,7 +326,7 @@ def test_a_server_ends_with_the_process_that_started_it(kind: type, ending: str)
         "print(input(), flush=True)\n"
         "input()\n"
     )
-    with subprocess.Popen(
+    with blocking_child(
         [sys.executable, "-c", script],
         cwd=Path(__file__).parents[1],
         stdin=subprocess.PIPE,

@@ -329,7 +329,7 @@ async def update_task(
 ) -> TaskRow:
     task = await _require_task_for_update(session, viewer, task_id)
     if not may_update(viewer, task):
-        raise Forbidden("Only task creator can update task")
+        raise Forbidden("Only its creator or an admin can update a task")
     _require_version(task, expected_version)
 
     problems: list[Refusal] = []
@@ -382,7 +382,7 @@ async def delete_task(
     """The task as it last stood."""
     task = await _require_task_for_update(session, viewer, task_id)
     if not may_delete(viewer, task):
-        raise Forbidden("Only task creator can delete task")
+        raise Forbidden("Only its creator or an admin can delete a task")
     _require_version(task, expected_version)
     await record_task_event(session, viewer, before=task, after=None, change=_DELETE)
     return task

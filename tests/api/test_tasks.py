@@ -164,8 +164,8 @@ async def test_the_task_of_another_looks_like_one_that_is_not_there(api: Api, da
 async def test_assignee_may_change_status_but_nothing_else(api: Api) -> None:
     ann, bob = await api.register("ann"), await api.register("bob")
     task = await create(api, ann, assigneeId=bob.id)
-    no_update = refusal("FORBIDDEN", "Only task creator can update task")
-    no_delete = refusal("FORBIDDEN", "Only task creator can delete task")
+    no_update = refusal("FORBIDDEN", "Only its creator or an admin can update a task")
+    no_delete = refusal("FORBIDDEN", "Only its creator or an admin can delete a task")
     for given in ({"title": "Mine now"}, {"status": "COMPLETED"}, {"assigneeId": None}, {}, {"expectedVersion": 9}):
         assert await change(api, "updateTask", bob, id=task["id"], **given) == refused("updateTask", no_update)
     assert await change(api, "deleteTask", bob, id=task["id"]) == refused("deleteTask", no_delete)

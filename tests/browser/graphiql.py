@@ -18,8 +18,10 @@ from selenium.common.exceptions import TimeoutException
 from selenium.webdriver import ActionChains, Chrome, ChromeOptions, Keys
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
+from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.wait import WebDriverWait
 
+from tests.processes import blocking_child, killed_at_the_end
 from tests.servers import wait_until
 
 WAIT_SECONDS = 20
@@ -46,7 +48,7 @@ def taskflow_serve(folder: Path) -> Iterator[str]:
     log = folder / "server.log"
     with (
         log.open("w") as written,
-        subprocess.Popen(
+        blocking_child(
             [Path(sys.executable).with_name("taskflow"), "serve", "--port", "0"],
             stdout=subprocess.PIPE,
             stderr=written,
@@ -102,16 +104,22 @@ def chromium() -> Iterator[Chrome]:
             f"--user-data-dir={profile}",
         ):
             options.add_argument(argument)
-        browser = Chrome(options, Service(driver))
-        # The page itself this large; a window's size counts a frame that nobody sees.
-        browser.execute_cdp_cmd(
-            "Emulation.setDeviceMetricsOverride",
-            {"width": WIDTH, "height": HEIGHT, "deviceScaleFactor": 1, "mobile": False},
-        )
-        try:
-            yield browser
-        finally:
-            browser.quit()
+        service = Service(driver, popen_kw={"start_new_session": True})
+        browser = Chrome(options, service)
+        with killed_at_the_end(service.process.pid):
+            try:
+                resize(browser, WIDTH, HEIGHT)
+                yield browser
+            finally:
+                browser.quit()
+
+
+def resize(browser: Chrome, width: int, height: int) -> None:
+    """Make the page itself this large; a window's size counts a frame that nobody sees."""
+    browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride",
+        {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500},
+    )
 
 
 def post(address: str, query: str, token: str | None = None) -> Any:
@@ -149,7 +157,9 @@ class GraphiQL:
     def __init__(self, browser: Chrome, address: str) -> None:
         self.browser = browser
         self.address = address
-        browser.get("about:blank")
+        # The storage of the browser tab can be reached from a page of the same origin only.
+        browser.get(f"{address}/health")
+        browser.execute_script("sessionStorage.clear()")
         browser.execute_cdp_cmd("Storage.clearDataForOrigin", {"origin": address, "storageTypes": "all"})
         # What was logged until now is no concern of this visit.
         self.log("performance")
@@ -180,6 +190,18 @@ class GraphiQL:
         self.browser.execute_script(
             "document.querySelector(arguments[0] + ' .CodeMirror').CodeMirror.setValue(arguments[1])", pane, text
         )
+
+    def session_button(self) -> WebElement:
+        """ "Sign in" or "Sign out"."""
+        return self.browser.find_element(By.CLASS_NAME, "session-button")
+
+    def sign_in_by_keyboard(self, username: str, password: str) -> None:
+        self.session_button().send_keys(Keys.ENTER)
+        self.wait_for(self.dialog().is_displayed, "the dialog")
+        ActionChains(self.browser).send_keys(username, Keys.TAB, password, Keys.ENTER).perform()
+
+    def dialog(self) -> WebElement:
+        return self.browser.find_element(By.ID, "sign-in")
 
     def sign_in(self, token: str) -> None:
         self.write(HEADERS, json.dumps({"Authorization": f"Bearer {token}"}, indent=2))

@@ -9,17 +9,21 @@ from itertools import count
 import httpx
 import pytest
 from selenium.common.exceptions import WebDriverException
-from selenium.webdriver import Chrome
+from selenium.webdriver import ActionChains, Chrome, Keys
 from selenium.webdriver.common.by import By
 
 from tests.browser.graphiql import (
     HEADERS,
+    HEIGHT,
     QUERY,
+    RESPONSE,
+    WIDTH,
     GraphiQL,
     chromium,
     create_task,
     register,
     registration,
+    resize,
     taskflow_serve,
 )
 
@@ -119,21 +123,128 @@ def test_a_subscription_started_again_takes_the_headers_of_now(page: GraphiQL) -
     page.start(WATCH)
     # At once: nobody waits half a minute for retries.
     assert page.answer() == {
-        "errors": [{"message": "The server refused the token in the Headers pane. Login gets a new one."}]
+        "errors": [{"message": "The server refused the token in the Headers pane. Sign in again."}]
     }
     assert page.log("browser") == []
 
 
-def test_the_page_keeps_its_tabs_but_no_token(page: GraphiQL) -> None:
+ME = "{ me { username } }"
+
+
+def storage(page: GraphiQL, name: str) -> str:
+    text: str = page.browser.execute_script(f"return JSON.stringify({name})")
+    return text
+
+
+def test_the_button_signs_in_and_a_reload_keeps_the_token(page: GraphiQL) -> None:
+    username = f"ada{next(_number)}"
+    register(page.address, username, "Ada")
+    assert page.session_button().text == "Sign in"
+    page.sign_in_by_keyboard(username, "correct horse")
+    page.wait_for(lambda: page.session_button().text == "Sign out", "signing in")
+    assert not page.dialog().is_displayed()
+    assert page.run(ME) == {"data": {"me": {"username": username}}}
+
+    headers = page.read(HEADERS)
+    page.load()
+    assert page.read(HEADERS) == headers
+    assert page.session_button().text == "Sign out"
+    assert page.run(ME) == {"data": {"me": {"username": username}}}
+    # A new tab of GraphiQL's is signed in too.
+    page.browser.find_element(By.CLASS_NAME, "graphiql-tab-add").click()
+    page.wait_for(lambda: page.read(QUERY) != ME, "the new tab")
+    assert page.run(ME) == {"data": {"me": {"username": username}}}
+
+    page.session_button().click()
+    page.wait_for(lambda: page.session_button().text == "Sign in", "signing out")
+    assert page.run(ME) == {"data": {"me": None}}
+    page.load()
+    assert json.loads(page.read(HEADERS) or "") == {"Authorization": "Bearer "}
+    assert page.log("browser") == []
+
+
+def test_a_wrong_password_is_said_and_leaves_the_headers_as_they_are(page: GraphiQL) -> None:
+    register(page.address, username := f"ada{next(_number)}", "Ada")
+    page.sign_in_by_keyboard(username, "wrong horse")
+    problem = page.dialog().find_element(By.CSS_SELECTOR, "[role=alert]")
+    page.wait_for(lambda: problem.text == "Incorrect username or password", "the refusal")
+    assert json.loads(page.read(HEADERS) or "") == {"Authorization": "Bearer "}
+
+    # The wrong password is selected: the right one replaces it.
+    ActionChains(page.browser).send_keys("correct horse", Keys.ENTER).perform()
+    page.wait_for(lambda: page.session_button().text == "Sign out", "signing in")
+    assert page.run(ME) == {"data": {"me": {"username": username}}}
+
+
+def test_escape_closes_the_dialog_and_nothing_is_kept_in_it(page: GraphiQL) -> None:
+    page.session_button().click()
+    ActionChains(page.browser).send_keys("ada", Keys.TAB, "a secret", Keys.ESCAPE).perform()
+    page.wait_for(lambda: not page.dialog().is_displayed(), "closing")
+    page.session_button().click()
+    values = [field.get_attribute("value") for field in page.dialog().find_elements(By.TAG_NAME, "input")]
+    assert values == ["", ""]
+
+
+def test_the_token_is_kept_for_this_browser_tab_alone(page: GraphiQL) -> None:
     page.sign_in("a secret")
     page.write(QUERY, "query Kept { serverInfo { name } }")
-    page.wait_for(lambda: "Kept" in page.browser.execute_script("return JSON.stringify(localStorage)"), "saving")
-    assert "a secret" not in page.browser.execute_script("return JSON.stringify(localStorage)")
+    page.wait_for(lambda: "Kept" in storage(page, "localStorage"), "saving")
+    assert "a secret" not in storage(page, "localStorage")
+    assert "a secret" in storage(page, "sessionStorage")
 
     page.load()
-
     assert page.read(QUERY) == "query Kept { serverInfo { name } }"
-    assert json.loads(page.read(HEADERS) or "") == {"Authorization": "Bearer "}
+    assert "a secret" in (page.read(HEADERS) or "")
+
+    first = page.browser.current_window_handle
+    page.browser.switch_to.new_window("tab")
+    try:
+        page.load()
+        assert page.read(QUERY) == "query Kept { serverInfo { name } }"
+        assert json.loads(page.read(HEADERS) or "") == {"Authorization": "Bearer "}
+    finally:
+        page.browser.close()
+        page.browser.switch_to.window(first)
+
+
+@pytest.fixture
+def phone(browser: Chrome, address: str) -> Iterator[GraphiQL]:
+    resize(browser, 390, 844)
+    yield GraphiQL(browser, address)
+    resize(browser, WIDTH, HEIGHT)
+
+
+def test_a_phone_shows_every_pane_large_enough(phone: GraphiQL) -> None:
+    phone.run("{ serverInfo { name version } }")
+    for pane in (QUERY, HEADERS, RESPONSE):
+        width, height, is_reached = phone.browser.execute_script(
+            """
+            const pane = document.querySelector(arguments[0] + ' .CodeMirror');
+            pane.scrollIntoView();
+            const { left, top, width, height } = pane.getBoundingClientRect();
+            return [width, height, pane.contains(document.elementFromPoint(left + width / 2, top + height / 2))];
+            """,
+            pane,
+        )
+        assert (width >= 300, height >= 120, is_reached) == (True, True, True), (pane, width, height)
+    # Nothing stands beyond the right edge.
+    assert phone.browser.execute_script("return document.documentElement.scrollWidth") == 390
+
+
+def test_a_phone_shows_the_documentation_above_the_panes(phone: GraphiQL) -> None:
+    phone.browser.find_element(By.CSS_SELECTOR, ".graphiql-sidebar button").click()
+    plugin = phone.browser.find_element(By.CLASS_NAME, "graphiql-plugin")
+    phone.wait_for(lambda: "All Schema Types" in plugin.text, "the documentation")
+    assert plugin.size["width"] >= 300
+    assert plugin.size["height"] >= 300
+    assert phone.run("{ serverInfo { name } }") == {"data": {"serverInfo": {"name": "TaskFlow GQL"}}}
+
+
+def test_a_phone_signs_in(phone: GraphiQL) -> None:
+    register(phone.address, username := f"ada{next(_number)}", "Ada")
+    phone.sign_in_by_keyboard(username, "correct horse")
+    phone.wait_for(lambda: phone.session_button().text == "Sign out", "signing in")
+    assert phone.run(ME) == {"data": {"me": {"username": username}}}
 
 
 def test_the_welcome_document_works_as_its_comments_say(page: GraphiQL) -> None:

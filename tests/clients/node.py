@@ -15,6 +15,7 @@ from typing import Any
 
 from tests.faults.checker import FILTERS, Listener, Seen, Told
 from tests.faults.clients import decoded, seen
+from tests.processes import child
 
 HERE = Path(__file__).parent
 PACKAGES = HERE.parent.parent / "docs/recipes/node_modules"
@@ -151,16 +152,15 @@ def told(change: Mapping[str, Any]) -> Told:
 async def running(name: str, url: str, user_id: str, **given: object) -> AsyncIterator[Recipe]:
     filters = {filter_: FILTERS[filter_] for filter_ in FOLLOWED}
     argument = json.dumps({"recipe": name, "url": f"{url}/graphql", "filters": filters, **given})
-    process = await asyncio.create_subprocess_exec(
-        *(node(), HERE / "run.mjs", argument), stdin=PIPE, stdout=PIPE, limit=LONGEST_LINE
-    )
-    recipe = Recipe(name, user_id, process)
-    async with asyncio.TaskGroup() as group:
-        group.create_task(recipe.listen())
-        try:
-            yield recipe
-        finally:
-            await recipe.stop()
+    command = (node(), HERE / "run.mjs", argument)
+    async with child(*command, stdin=PIPE, stdout=PIPE, limit=LONGEST_LINE) as process:
+        recipe = Recipe(name, user_id, process)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(recipe.listen())
+            try:
+                yield recipe
+            finally:
+                await recipe.stop()
 
 
 async def comes_true(recipes: list[Recipe], holds: Callable[[Recipe], bool], seconds: float) -> None:
