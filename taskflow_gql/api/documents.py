@@ -171,7 +171,8 @@ class Documents:
     def keep(self, text: str, document: Document) -> None:
         """Keep a document that `get` did not find, if it deserves it."""
         seen = self._sightings.of(text)
-        if seen < 2 or len(text) > _LONGEST_DOCUMENT or not self._make_room(len(text), seen):
+        # Requests with the same new document may come while the first is being validated.
+        if text in self._valid or seen < 2 or len(text) > _LONGEST_DOCUMENT or not self._make_room(len(text), seen):
             return
         _drop_tokens(document.node)
         self._valid[text] = document

@@ -6,6 +6,7 @@ is done with a request that can be done with its document (docs/decisions/0007-s
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing, nullcontext
 from inspect import isawaitable
@@ -41,6 +42,8 @@ _ALL_TYPES = frozenset(OperationType)
 
 # A document that is written one token a line, with comments.
 MAX_LINES = 10_000
+# Characters. A shorter document is parsed and validated in some milliseconds.
+_LONG_DOCUMENT = 2_000
 # Errors of fields in one answer.
 MAX_ERRORS = 100
 
@@ -82,7 +85,7 @@ class Schema(strawberry.Schema):
         are in the result, which is a PreExecutionError when nothing was run.
         """
         try:
-            document, operation = self._prepare(
+            document, operation = await self._prepare(
                 query, variable_values, operation_name, allowed_operation_types or _ALL_TYPES
             )
         except Refused as refused:
@@ -112,7 +115,7 @@ class Schema(strawberry.Schema):
         allowed_types: Iterable[OperationType] | None,
     ) -> AsyncGenerator[ExecutionResult]:
         try:
-            document, operation = self._prepare(query, variables, operation_name, allowed_types or _ALL_TYPES)
+            document, operation = await self._prepare(query, variables, operation_name, allowed_types or _ALL_TYPES)
         except Refused as refused:
             yield PreExecutionError(data=None, errors=refused.errors)
             return
@@ -149,7 +152,7 @@ class Schema(strawberry.Schema):
         except Exception as error:
             yield ExecutionResult(None, [render_error(_as_graphql_error(error))])
 
-    def _prepare(
+    async def _prepare(
         self,
         query: str | None,
         variables: dict[str, Any] | None,
@@ -162,13 +165,13 @@ class Schema(strawberry.Schema):
         if not query:
             raise MissingQueryError
         try:
-            return self._checked(query, variables, operation_name, allowed_types)
+            return await self._checked(query, variables, operation_name, allowed_types)
         except (Refused, CannotGetOperationTypeError, InvalidOperationTypeError):
             raise
         except Exception as error:
             raise Refused([render_error(_as_graphql_error(error))]) from error
 
-    def _checked(
+    async def _checked(
         self,
         query: str,
         variables: dict[str, Any] | None,
@@ -182,6 +185,7 @@ class Schema(strawberry.Schema):
         is_new = document is None
         if document is None:
             document = self._parse(query)
+            await _let_others_go_first(query)
         operation = document.operation(operation_name)
         if operation is None:
             raise CannotGetOperationTypeError(operation_name)
@@ -195,6 +199,7 @@ class Schema(strawberry.Schema):
             raise Refused(problems)
         if is_new:
             self._validate(document)
+            await _let_others_go_first(query)
             document.columns = Columns(self._schema, document.node)
             self._documents.keep(query, document)
         return document, operation
@@ -252,6 +257,12 @@ def _rendered(errors: list[GraphQLError] | None) -> list[GraphQLError] | None:
         return errors and [render_error(error) for error in errors]
     message = f"There are {len(errors) - MAX_ERRORS} more errors like these"
     return [*map(render_error, errors[:MAX_ERRORS]), GraphQLError(message, extensions={"code": TOO_COMPLEX})]
+
+
+async def _let_others_go_first(query: str) -> None:
+    """After each step of a new document that may take tens of milliseconds."""
+    if len(query) > _LONG_DOCUMENT:
+        await asyncio.sleep(0)
 
 
 def _too_long(what: str, limit: int) -> GraphQLError:

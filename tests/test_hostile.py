@@ -1,0 +1,214 @@
+"""Requests that are meant to stop the server for everybody else, against a real `taskflow serve`.
+
+Each probe says how long a second client waited at most. The bound is generous, because the machine may be busy: without
+their cures these requests took from one to twenty seconds. `pytest tests/test_hostile.py -s` prints what it was.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.faults.cluster import TaskflowServer
+from tests.second_client import second_client
+
+# How long a second client may wait. On an idle machine it is a tenth of a second.
+BOUND_SECONDS = 0.7
+# How much memory a probe may leave behind.
+BOUND_MEBIBYTES = 100
+
+
+@dataclass(frozen=True)
+class Site:
+    server: TaskflowServer
+    token: str
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server.port}/graphql"
+
+    def post(self, query: str, variables: dict[str, Any] | None = None, *, by: str | None = None) -> httpx.Response:
+        headers = {"Content-Type": "application/json"} | ({"Authorization": by} if by else {})
+        body = json.dumps({"query": query, "variables": variables})
+        return httpx.post(self.url, content=body, headers=headers, timeout=60)
+
+    @property
+    def mebibytes(self) -> float:
+        """Resident memory of the server."""
+        process = self.server._require_process()
+        (line,) = [
+            each for each in Path(f"/proc/{process.pid}/status").read_text().splitlines() if each.startswith("VmRSS")
+        ]
+        return int(line.split()[1]) / 1024
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """A server on SQLite with 200 people and 20,000 tasks, and the token of an ADMIN."""
+    folder = tmp_path_factory.mktemp("hostile")
+    settings = {"TASKFLOW_DATA_DIR": str(folder)}
+    taskflow = Path(sys.executable).with_name("taskflow")
+    seed = [taskflow, "seed", "--users", "200", "--tasks", "20000"]
+    subprocess.run(seed, env=settings, check=True, capture_output=True, timeout=120)
+    with TaskflowServer(settings) as server:
+        site = Site(server, "")
+        login = 'mutation { login(input: {usernameOrEmail: "user1", password: "password"}) { accessToken } }'
+        yield Site(server, site.post(login).json()["data"]["login"]["accessToken"])
+
+
+Probe = Callable[[Site], httpx.Response]
+
+
+def posted(query: str, variables: dict[str, Any] | None = None, *, signed_in: bool = False) -> Probe:
+    return lambda site: site.post(query, variables, by=site.token if signed_in else None)
+
+
+def gotten(query: str) -> Probe:
+    return lambda site: httpx.get(f"{site.url}?query={query}", headers={"Accept": "application/json"}, timeout=60)
+
+
+def times(count: int, probe: Probe) -> Probe:
+    def repeated(site: Site) -> httpx.Response:
+        for _ in range(count - 1):
+            probe(site)
+        return probe(site)
+
+    return repeated
+
+
+def ever_new(count: int, make: Callable[[int], str], *, signed_in: bool = False) -> Probe:
+    """So many documents, none of which was seen before."""
+
+    def flood(site: Site) -> httpx.Response:
+        for number in range(count):
+            answer = site.post(make(number), by=site.token if signed_in else None)
+        return answer
+
+    return flood
+
+
+def aliases(count: int, field: str) -> str:
+    return " ".join(f"a{n}: {field}" for n in range(count))
+
+
+UNKNOWN = " ".join(f"x{n}" for n in range(110))
+ALL = (
+    "id title status priority category dueDate completed completedAt overdue version createdAt updatedAt "
+    "viewerCanUpdate viewerCanDelete viewerCanChangeStatus creator { id username fullName } assignee { id username }"
+)
+STATS = "query($f: TaskFilter) {" + aliases(60, "taskStats(filter: $f) { total }") + "}"
+
+
+def chain(count: int, inline: int, last: str) -> str:
+    inner = [f"...F{n + 1}" for n in range(count - 1)] + [last]
+    fragments = (f"fragment F{n} on Query {{ {'... {' * inline} {inner[n]} {'}' * inline} }}" for n in range(count))
+    return f"{{ ...F0 }} {' '.join(fragments)}"
+
+
+PROBES: dict[str, Probe] = {
+    "100 errors behind 500,000 newlines": posted("{" + "\n" * 500_000 + UNKNOWN + "}"),
+    "100 errors behind 9,000 newlines": posted("{" + "\n" * 9_000 + UNKNOWN + "}"),
+    "GET of newlines": gotten("{" + "%0A" * 9_000 + UNKNOWN.replace(" ", "+") + "}"),
+    "5,900 errors of fields behind 5,000 newlines": posted(
+        "{"
+        + "\n" * 5_000
+        + "users(first: 100) { nodes {"
+        + aliases(59, "createdTasks(first: 0) { __typename }")
+        + "} } }",
+        signed_in=True,
+    ),
+    "60 filters of 20,000 values": posted(STATS, {"f": {"and": [{}] * 20_000}}),
+    "60 filters of 160 values": posted(STATS, {"f": {"and": [{}] * 160}}),
+    "a filter of 170,000 values": posted(
+        "query($f: TaskFilter) { taskStats(filter: $f) { total } }", {"f": {"and": [{}] * 170_000}}
+    ),
+    "an order of 40,000 keys": posted(
+        "query($o: [TaskOrder!]) { tasks(orderBy: $o) { totalCount } }",
+        {"o": [{"field": "TITLE"}] * 40_000},
+        signed_in=True,
+    ),
+    "an order of 4,900 keys": posted(
+        "query($o: [TaskOrder!]) { tasks(orderBy: $o) { totalCount } }",
+        {"o": [{"field": "TITLE"}] * 4_900},
+        signed_in=True,
+    ),
+    "10 fragments of 100 inline fragments": posted(chain(10, 100, "__typename")),
+    "a chain of 498 fragments": posted(chain(498, 0, "__typename")),
+    "a circle of 498 fragments": posted(chain(498, 0, "...F0")),
+    "600 equal fields, again and again": times(12, posted("{" + "me { id username } " * 600 + "}", signed_in=True)),
+    "300 operations with one large fragment": posted(
+        " ".join(f"query Q{n} {{ ...All }}" for n in range(300))
+        + " fragment All on Query {"
+        + "__typename " * 2_000
+        + "}"
+    ),
+    "an enum value of 900 KB": posted(
+        "query($s: TaskStatus!) { tasks(filter: {status: {eq: $s}}) { totalCount } }", {"s": "x" * 900_000}
+    ),
+    "documents of 3,900 tokens, each new": ever_new(
+        10, lambda n: "{" + f"a{n}: __typename " * 1 + "__typename " * 3_890 + "}"
+    ),
+    "the largest page of people with tasks, each document new": ever_new(
+        4,
+        lambda n: f"{{ x{n}: users(first: 100) {{ nodes {{ createdTasks(first: 40) {{ nodes {{ {ALL} }} }} }} }} }}",
+        signed_in=True,
+    ),
+    "60 titles of 1,600 tasks, each document new": ever_new(
+        4,
+        lambda n: (
+            f"{{ x{n}: users(first: 40) {{ nodes {{ createdTasks(first: 40) {{ nodes {{ {aliases(59, 'title')} }} }} }} }} }}"
+        ),
+        signed_in=True,
+    ),
+    "histories of 1,900 tasks, each document new": ever_new(
+        3,
+        lambda n: (
+            f"{{ x{n}: users(first: 19) {{ nodes {{ createdTasks(first: 100) {{ nodes {{ history(first: 1) {{ __typename }} }} }} }} }} }}"
+        ),
+        signed_in=True,
+    ),
+    "counts of 1,900 lists, each document new": ever_new(
+        3,
+        lambda n: (
+            f"{{ x{n}: users(first: 100) {{ nodes {{ {aliases(19, 'createdTasks(first: 1) { totalCount }')} }} }} }}"
+        ),
+        signed_in=True,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PROBES)
+def test_nobody_else_waits_long(site: Site, name: str) -> None:
+    before = site.mebibytes
+    with second_client(site.server.port) as waits:
+        answer = PROBES[name](site)
+    kept = site.mebibytes - before
+    codes = [error["extensions"]["code"] for error in answer.json().get("errors", [])][:2]
+    print(
+        f"\n| {name} | {waits.longest * 1000:.0f} ms | {kept:+.0f} MiB | {answer.status_code} {len(answer.content)} B {codes} |"
+    )
+    assert "INTERNAL_SERVER_ERROR" not in codes
+    assert waits.longest < BOUND_SECONDS
+    assert kept < BOUND_MEBIBYTES
+
+
+def test_a_front_end_is_answered_beside_a_flood_of_new_documents(site: Site) -> None:
+    """Its documents stay known: each of its requests costs one statement's time, not the parsing too."""
+    front_end = "query Front { me { id username fullName } tasks(first: 1) { nodes { id title status } } }"
+    for _ in range(3):
+        site.post(front_end, by=site.token)
+    with second_client(site.server.port) as waits:
+        for number in range(60):
+            with suppress(httpx.TransportError):
+                site.post("{" + aliases(50, "__typename").replace("a", f"b{number}_") + "}" + " " * 9_000)
+            assert "errors" not in site.post(front_end, by=site.token).json()
+    assert waits.longest < BOUND_SECONDS
