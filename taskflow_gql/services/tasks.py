@@ -25,6 +25,7 @@ from taskflow_gql.errors import (
     VersionConflict,
     refuse_if_any,
 )
+from taskflow_gql.events import StreamPlace
 from taskflow_gql.models import TASK_COLUMNS, Task, TaskCategory, TaskPriority, TaskRow, TaskStatus, User, UserRow
 from taskflow_gql.models.rows import row_class_of
 from taskflow_gql.services.access import (
@@ -144,6 +145,8 @@ class TaskQuery:
     columns: TaskColumns = ALL_COLUMNS
     # Whether `list_tasks` is to count the whole list as well.
     with_total: bool = False
+    # Where the stream stood when the list was begun, for the page's cursors.
+    begun: StreamPlace | None = None
 
 
 class Relation(StrEnum):
@@ -168,7 +171,7 @@ async def list_tasks(session: DatabaseSession, viewer: Viewer, query: TaskQuery)
     if query.with_total and rows:
         total = rows[0][1]
         rows = [row for row, _ in rows]
-    return make_page(rows, query.order, query.request, total)
+    return make_page(rows, query.order, query.request, total, query.begun)
 
 
 # Building a statement costs more than running it. There are as many as there are shapes of filters and sets of columns;
@@ -216,7 +219,10 @@ async def list_tasks_of_users(
     rows_by_user: dict[UUID, list[TaskRow]] = {user_id: [] for user_id in user_ids}
     for user_id, pairs in groupby(await session.run(statement, parameters), key=itemgetter(0)):
         rows_by_user[user_id] = [row for _, row in pairs]
-    return {user_id: make_page(rows, query.order, query.request) for user_id, rows in rows_by_user.items()}
+    return {
+        user_id: make_page(rows, query.order, query.request, begun=query.begun)
+        for user_id, rows in rows_by_user.items()
+    }
 
 
 @lru_cache(maxsize=128)

@@ -209,12 +209,12 @@ async def test_a_token_with_a_bad_claim_is_refused(api: Api, claims: dict[str, A
 
 
 # What PyJWT, UUID() or datetime could stumble over. NaN and the infinities are written as `json` writes them.
-NO_DATES = [
+NO_DATES: list[Any] = [
     *(10**10 * 26, 10**12, 10**18, 10**30, -1, -(10**18), 1.5, 4e9, 1e300, float("nan"), float("inf"), -float("inf")),
     *(True, False, "", "4000000000", "tomorrow", [], [4_000_000_000], {}),
 ]
-NO_TEXTS = [None, 0, 1.5, True, [], ["taskflow", 1], {}, {"taskflow": 1}, "", "x" * 5000]
-WRONG_CLAIMS = [
+NO_TEXTS: list[Any] = [None, 0, 1.5, True, [], ["taskflow", 1], {}, {"taskflow": 1}, "", "x" * 5000]
+WRONG_CLAIMS: list[tuple[str, Any]] = [
     *((name, value) for name in ("exp", "iat", "nbf") for value in NO_DATES),
     *((name, value) for name in ("sub", "sid", "iss", "typ") for value in NO_TEXTS),
     *(("aud", value) for value in NO_TEXTS if value != ["taskflow", 1]),
@@ -222,7 +222,9 @@ WRONG_CLAIMS = [
 ]
 
 
-@pytest.mark.parametrize(("name", "value"), WRONG_CLAIMS, ids=lambda value: repr(value)[:30])
+@pytest.mark.parametrize(
+    ("name", "value"), WRONG_CLAIMS, ids=[f"{name}={value!r}"[:40] for name, value in WRONG_CLAIMS]
+)
 def test_a_signed_token_with_a_claim_of_the_wrong_type_is_unauthenticated(name: str, value: object) -> None:
     signer = TokenSigner(SECRET, timedelta(hours=1))
     token = signer.sign(user_id=uuid4(), session_id=uuid4(), issued_at=datetime.now(UTC))

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from sqlalchemy import DateTime, Integer, String, Uuid, column
 
 from taskflow_gql.errors import BadUserInput
-from taskflow_gql.services.paging import Order, PageRequest, SortKey
+from taskflow_gql.events import StreamPlace
+from taskflow_gql.services.paging import Order, PageRequest, SortKey, list_begun
 from taskflow_gql.services.text import is_storable
 
 
@@ -49,9 +50,66 @@ def encode(value: object) -> str:
 @given(rows)
 def test_a_cursor_gives_back_the_sort_keys_of_its_row(row: Row) -> None:
     cursor = ALL_KEYS.cursor(row)
-    assert ALL_KEYS.boundary(cursor, argument="after") == list(row)
+    assert ALL_KEYS.boundary(cursor, argument="after") == (list(row), None)
     # It can stand in a URL as it is.
     assert set(cursor) <= set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_")
+
+
+@given(rows, st.from_regex("[0-9a-f]{16}", fullmatch=True), st.integers(0, 10**18 - 1))
+def test_a_cursor_gives_back_where_the_stream_stood_when_its_list_was_begun(
+    row: Row, stream_id: str, position: int
+) -> None:
+    begun = StreamPlace(stream_id, position)
+    cursor = ALL_KEYS.cursor(row, begun)
+    assert ALL_KEYS.boundary(cursor, argument="after") == (list(row), begun)
+    assert len(cursor) <= len(ALL_KEYS.cursor(row)) + 52
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        *("", "x", ":1", f"{'a' * 16}:", f"{'a' * 15}:1", f"{'A' * 16}:1", f"{'a' * 16}:-1", f"{'a' * 16}:{'1' * 19}"),
+        *(f"{'a' * 16}:1\n", f" {'a' * 16}:1", None, 1, True, [], ["a" * 16, 1], {}),
+    ],
+    ids=repr,
+)
+def test_a_cursor_with_a_damaged_place_is_no_cursor(place: object) -> None:
+    with pytest.raises(BadUserInput) as caught:
+        ALL_KEYS.boundary(encode([ALL_KEYS.signature, *KEYS, place]), argument="after")
+    assert caught.value.message == "after is not a cursor of this server"
+
+
+A, B = "a" * 16, "b" * 16
+
+
+@pytest.mark.parametrize(
+    ("after", "before", "begun"),
+    [
+        (None, None, None),
+        (StreamPlace(A, 7), None, StreamPlace(A, 7)),
+        (None, StreamPlace(A, 7), StreamPlace(A, 7)),
+        (StreamPlace(A, 9), StreamPlace(A, 10), StreamPlace(A, 9)),
+        (StreamPlace(A, 10), StreamPlace(A, 9), StreamPlace(A, 9)),
+    ],
+)
+def test_a_list_was_begun_at_the_older_of_its_places(
+    after: StreamPlace | None, before: StreamPlace | None, begun: StreamPlace | None
+) -> None:
+    with_both = PageRequest.of(after=ALL_KEYS.cursor(ROW, after), before=ALL_KEYS.cursor(ROW, before))
+    assert list_begun(ALL_KEYS, with_both) == begun
+    assert list_begun(ALL_KEYS, PageRequest.of(after=ALL_KEYS.cursor(ROW, after))) == after
+    assert list_begun(ALL_KEYS, PageRequest.of(before=ALL_KEYS.cursor(ROW, before))) == before
+    assert list_begun(ALL_KEYS, PageRequest.of()) is None
+
+
+def test_cursors_of_two_databases_are_refused_together() -> None:
+    cursors = {
+        "after": ALL_KEYS.cursor(ROW, StreamPlace(A, 7)),
+        "before": ALL_KEYS.cursor(ROW, StreamPlace(B, 7)),
+    }
+    with pytest.raises(BadUserInput) as caught:
+        list_begun(ALL_KEYS, PageRequest.of(**cursors))
+    assert caught.value.message == "after and before are cursors of two databases: start again without them"
 
 
 @given(st.one_of(st.text(), st.binary().map(encode), st.recursive(st.none() | st.booleans() | st.floats(), st.lists)))
@@ -67,7 +125,8 @@ def test_whatever_a_forged_cursor_holds_a_database_could_hold_it_too(values: lis
         found = ALL_KEYS.boundary(encode([ALL_KEYS.signature, *values]), argument="after")
     except BadUserInput:
         return
-    name, rank, moment, id_ = found
+    name, rank, moment, id_ = found.keys
+    assert found.begun is None or found.begun == StreamPlace.parse(str(found.begun))
     assert is_storable(name)
     assert abs(rank) < 2**31
     assert isinstance(moment, datetime)
