@@ -31,8 +31,8 @@ def parse_datetime(value: Any) -> datetime:
 DATE_TIME: ScalarDefinition = strawberry.scalar(
     name="DateTime",
     description=(
-        "An instant as RFC 3339 text. Answers are always UTC, like `2026-01-31T08:00:00+00:00`; "
-        "input needs an offset (`Z` or `+02:00`) and keeps microseconds."
+        "An instant of the years 1 to 9999 as RFC 3339 text. Answers are always UTC, like "
+        "`2026-01-31T08:00:00+00:00`; input needs an offset (`Z` or `+02:00`) and keeps microseconds."
     ),
     specified_by_url="https://www.rfc-editor.org/rfc/rfc3339",
     # As it is: orjson writes it the same, ten times as fast as `isoformat()`.

@@ -238,7 +238,10 @@ class CreateTaskInput:
     category: TaskCategory = strawberry.field(
         default=TaskCategory.OTHER, description="The part of life that it belongs to."
     )
-    due_date: datetime | None = strawberry.field(default=None, description="When it should be done.")
+    due_date: datetime | None = strawberry.field(
+        default=None,
+        description="When it should be done: any time but the very first and the very last one of years 1 to 9999.",
+    )
     assignee_id: strawberry.ID | None = strawberry.field(
         default=None, description="An active person who should do it; you may name yourself."
     )

@@ -17,7 +17,7 @@ import orjson
 from sqlalchemy import ColumnElement, Subquery, and_, bindparam, literal, literal_column, or_, select, tuple_, union_all
 from sqlalchemy.orm import InstrumentedAttribute
 
-from taskflow_gql.database import top_of_each
+from taskflow_gql.database import FIRST_MOMENT, LAST_MOMENT, top_of_each
 from taskflow_gql.errors import BadUserInput
 from taskflow_gql.events import StreamPlace
 from taskflow_gql.services.text import is_storable
@@ -143,9 +143,13 @@ def _decode(value: object, key: SortKey[Any]) -> Any:
         return None
     if kind is datetime and type(value) is int:
         try:
-            return _EPOCH + value * _MICROSECOND
+            moment = _EPOCH + value * _MICROSECOND
         except OverflowError as error:
             raise ValueError("no such time") from error
+        # PostgreSQL could not tell them from `null_as`, and no row has them.
+        if key.null_as is not None and moment in (FIRST_MOMENT, LAST_MOMENT):
+            raise ValueError("no such time in a row")
+        return moment
     if kind is UUID and type(value) is str:
         return UUID(hex=value)
     # PostgreSQL takes no more for an integer.

@@ -51,7 +51,7 @@ from taskflow_gql.services.paging import (
     sort_columns,
 )
 from taskflow_gql.services.task_order import NEWEST_FIRST
-from taskflow_gql.services.text import check_description, check_title
+from taskflow_gql.services.text import check_description, check_due_date, check_title
 from taskflow_gql.services.words import text_keys
 from taskflow_gql.statements import Build, Statement
 
@@ -301,6 +301,7 @@ async def create_task(
     problems: list[Refusal] = []
     title = check_title(title, problems)
     description = check_description(description, problems)
+    due_date = check_due_date(due_date, problems)
     assignee = await _check_assignee(session, assignee_id, problems)
     refuse_if_any(problems)
 
@@ -346,6 +347,7 @@ async def update_task(
     if values.get("title") is not None:
         values["title"] = check_title(values["title"], problems)
     check_description(values.get("description"), problems)
+    check_due_date(values.get("due_date"), problems)
     # Only a new assignee is looked up: who was assigned and then deactivated does not block other changes.
     if values.get("assignee_id") not in (None, str(task.assignee_id)):
         values["assignee_id"] = await _check_assignee(session, values["assignee_id"], problems)

@@ -218,7 +218,7 @@ WRONG_CLAIMS: list[tuple[str, Any]] = [
     *((name, value) for name in ("exp", "iat", "nbf") for value in NO_DATES),
     *((name, value) for name in ("sub", "sid", "iss", "typ") for value in NO_TEXTS),
     *(("aud", value) for value in NO_TEXTS if value != ["taskflow", 1]),
-    *(("jti", value) for value in (0, True, [], {})),
+    *(("jti", value) for value in NO_TEXTS if value is not None and not isinstance(value, str)),
 ]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -16,6 +16,7 @@ from sqlalchemy import DateTime, Integer, String, Uuid, column
 from taskflow_gql.errors import BadUserInput
 from taskflow_gql.events import StreamPlace
 from taskflow_gql.services.paging import Order, PageRequest, SortKey, list_begun
+from taskflow_gql.services.task_order import TaskOrderField, order_by
 from taskflow_gql.services.text import is_storable
 
 
@@ -103,12 +104,9 @@ def test_a_list_was_begun_at_the_older_of_its_places(
 
 
 def test_cursors_of_two_databases_are_refused_together() -> None:
-    cursors = {
-        "after": ALL_KEYS.cursor(ROW, StreamPlace(A, 7)),
-        "before": ALL_KEYS.cursor(ROW, StreamPlace(B, 7)),
-    }
+    after, before = ALL_KEYS.cursor(ROW, StreamPlace(A, 7)), ALL_KEYS.cursor(ROW, StreamPlace(B, 7))
     with pytest.raises(BadUserInput) as caught:
-        list_begun(ALL_KEYS, PageRequest.of(**cursors))
+        list_begun(ALL_KEYS, PageRequest.of(after=after, before=before))
     assert caught.value.message == "after and before are cursors of two databases: start again without them"
 
 
@@ -178,6 +176,18 @@ def test_a_damaged_cursor_is_no_cursor(cursor: str) -> None:
     with pytest.raises(BadUserInput) as caught:
         ALL_KEYS.boundary(cursor, argument="before")
     assert caught.value.message == "before is not a cursor of this server"
+
+
+@pytest.mark.parametrize("direction", [False, True])
+@pytest.mark.parametrize("moment", [datetime.min, datetime.max])
+def test_a_due_date_that_no_task_can_have_is_in_no_cursor(moment: datetime, direction: bool) -> None:
+    order = order_by([(TaskOrderField.DUE_DATE, direction)])
+    microseconds = (moment.replace(tzinfo=UTC) - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
+    inside = microseconds + (1 if microseconds < 0 else -1)
+    order.boundary(encode([order.signature, inside, "0" * 32]), argument="after")
+    with pytest.raises(BadUserInput) as caught:
+        order.boundary(encode([order.signature, microseconds, "0" * 32]), argument="after")
+    assert caught.value.message == "after is not a cursor of this server"
 
 
 @pytest.mark.parametrize(
