@@ -684,6 +684,74 @@ async def test_a_due_date_that_is_none_is_refused(api: Api) -> None:
     assert (await api.data("{ tasks { totalCount } }", by=ann))["tasks"] == {"totalCount": 0}
 
 
+NOT_RFC_3339 = "DateTime must be RFC 3339 with an offset, like 2026-01-31T08:00:00Z, not "
+
+
+@pytest.mark.parametrize(
+    ("literal", "message"),
+    [
+        ('"tomorrow"', f"{NOT_RFC_3339}'tomorrow'"),
+        ("1767225600", f"{NOT_RFC_3339}1767225600"),
+        ("TOMORROW", f"{NOT_RFC_3339}TOMORROW"),
+        ('["2026-01-31"]', f'{NOT_RFC_3339}["2026-01-31"]'),
+        ("{at: 1}", f"{NOT_RFC_3339}{{ at: 1 }}"),
+        ('"2026-02-30T08:00:00Z"', "DateTime '2026-02-30T08:00:00Z' is no time that exists"),
+    ],
+)
+async def test_an_error_about_a_date_in_a_document_says_where_it_stands(api: Api, literal: str, message: str) -> None:
+    ann = await api.register("ann")
+    for document in (
+        f"{{ tasks(filter: {{dueDate: {{lt:\n  {literal}}}}}) {{ totalCount }} }}",
+        f'mutation {{ createTask(input: {{title: "A task", dueDate:\n  {literal}}}) {{ errors {{ code }} }} }}',
+        f"query($at: DateTime =\n  {literal}) {{ tasks(filter: {{dueDate: {{lt: $at}}}}) {{ totalCount }} }}",
+    ):
+        assert await api.post(document, by=ann) == {
+            "errors": [
+                {
+                    "message": message,
+                    "locations": [{"line": 2, "column": 3}],
+                    "extensions": {"code": "GRAPHQL_VALIDATION_FAILED"},
+                }
+            ]
+        }
+
+
+LONG: list[Any] = [
+    "x" * 50_000,
+    ["x" * 50_000] * 9,
+    {"x" * 50_000: "x" * 50_000},
+    10**4000,
+    [[[["x"] * 9] * 9] * 9] * 9,
+]
+
+
+@pytest.mark.parametrize("value", ["tomorrow", "2026-02-30T08:00:00Z", *LONG], ids=lambda value: repr(value)[:20])
+async def test_an_error_about_a_date_in_variables_names_the_variable_and_quotes_little(api: Api, value: object) -> None:
+    ann = await api.register("ann")
+    for document, variables, where in (
+        ("query($at: DateTime) { tasks(filter: {dueDate: {lt: $at}}) { totalCount } }", {"at": value}, "'$at' has"),
+        (
+            "query($filter: TaskFilter) { tasks(filter: $filter) { totalCount } }",
+            {"filter": {"not": {"dueDate": {"lt": value}}}},
+            "'$filter' has invalid value at .not.dueDate.lt",
+        ),
+    ):
+        (error,) = (await api.post(document, variables, by=ann))["errors"]
+        assert error["extensions"] == {"code": "BAD_USER_INPUT"}
+        assert error["message"].startswith(f"Variable {where}")
+        assert "DateTime" in error["message"]
+        assert len(error["message"]) < 200 + 150
+
+
+async def test_an_error_about_a_long_date_in_a_document_quotes_little(api: Api) -> None:
+    ann = await api.register("ann")
+    for literal in (f'"{"x" * 20_000}"', "9" * 20_000, f'["{"x" * 20_000}"]', f"X{'x' * 20_000}"):
+        document = f"{{ tasks(filter: {{dueDate: {{lt: {literal}}}}}) {{ totalCount }} }}"
+        (error,) = (await api.post(document, by=ann))["errors"]
+        assert len(error["message"]) <= len(NOT_RFC_3339) + 200
+        assert error["locations"] == [{"line": 1, "column": 32}]
+
+
 @pytest.mark.parametrize(
     "edge",
     [
