@@ -428,6 +428,8 @@ def _create_postgresql_engine(url: URL, settings: Settings, command_timeout_seco
         connect_args=connect_args,
         json_serializer=_as_json,
         json_deserializer=orjson.loads,
+        # Errors are logged, and parameters may be hashes of passwords.
+        hide_parameters=True,
     )
 
     @event.listens_for(engine.sync_engine, "checkout")
@@ -454,7 +456,7 @@ def _whole_number(name: str, value: str | tuple[str, ...]) -> int:
 def _create_sqlite_engine(url: URL) -> AsyncEngine:
     # The driver's own transaction handling is off: it begins none before a SELECT and would begin a deferred one
     # before a write, which two writers turn into SQLITE_BUSY. We say BEGIN ourselves.
-    engine = create_async_engine(url, connect_args={"isolation_level": None})
+    engine = create_async_engine(url, connect_args={"isolation_level": None}, hide_parameters=True)
 
     @event.listens_for(engine.sync_engine, "connect")
     def set_up(connection: Any, _record: object) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from enum import StrEnum
 from typing import Any
 from uuid import uuid4
@@ -122,7 +123,7 @@ def render_error(error: GraphQLError) -> GraphQLError:
 
 def coded(error: GraphQLError, code: str, *, message: str | None = None, **more: object) -> GraphQLError:
     return GraphQLError(
-        message or error.message,
+        message or _without_secrets(error),
         nodes=error.nodes,
         source=error.source,
         positions=error.positions,
@@ -130,6 +131,20 @@ def coded(error: GraphQLError, code: str, *, message: str | None = None, **more:
         original_error=error.original_error,
         extensions={"code": code, **more},
     )
+
+
+# Parts of the names of the mutations that take a password, and of the fields that hold one.
+_SECRETS = ("login", "register", "assword")
+# What graphql-core says before it quotes what was sent.
+_QUOTING = re.compile(r"(cannot represent [\w -]{0,40}value): .*|[,;] found:? .*", re.DOTALL)
+
+
+def _without_secrets(error: GraphQLError) -> str:
+    """The message, without what it quotes where that may be a password: front ends log messages."""
+    if error.source is not None and not any(word in error.source.body for word in _SECRETS):
+        return error.message
+    # An error without a source may be about any document.
+    return _QUOTING.sub(r"\1", error.message)
 
 
 def _internal(error: GraphQLError) -> GraphQLError:

@@ -380,6 +380,54 @@ async def test_a_password_that_is_too_long_is_wrong_and_nothing_of_it_is_kept(
     assert (await login(api, "ann", "correct horse"))["errors"] == []
 
 
+SECRET_WORD = "hunter2hunter2"
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"usernameOrEmail": "ann", "password": SECRET_WORD, "bogus": 1},
+        {"usernameOrEmail": "ann", "password": [SECRET_WORD]},
+        {"usernameOrEmail": "ann", "password": {"is": SECRET_WORD}},
+        {"usernameOrEmail": None, "password": SECRET_WORD},
+        {"password": SECRET_WORD},
+        [SECRET_WORD],
+        SECRET_WORD,
+    ],
+    ids=str,
+)
+async def test_an_error_about_variables_quotes_no_password(api: Api, given: object) -> None:
+    (error, *_) = (await api.post(LOGIN, {"input": given}))["errors"]
+    assert error["extensions"] == {"code": "BAD_USER_INPUT"}
+    assert error["message"].startswith("Variable '$input' has invalid value")
+    assert SECRET_WORD not in error["message"]
+
+
+@pytest.mark.parametrize(
+    "literal",
+    [
+        f'{{usernameOrEmail: "ann", password: "{SECRET_WORD}", bogus: 1}}',
+        f'{{usernameOrEmail: "ann", password: ["{SECRET_WORD}"]}}',
+        f'{{usernameOrEmail: "ann", password: {SECRET_WORD}}}',
+        f'{{password: "{SECRET_WORD}"}}',
+        f'{{usernameOrEmail: "ann", password "{SECRET_WORD}"}}',
+        f'"{SECRET_WORD}"',
+    ],
+)
+async def test_an_error_about_a_document_quotes_no_password(api: Api, literal: str) -> None:
+    answer = await api.post(f"mutation {{ login(input: {literal}) {{ accessToken }} }}")
+    assert "errors" in answer
+    assert SECRET_WORD not in json.dumps(answer)
+
+
+async def test_other_errors_quote_what_was_sent(api: Api) -> None:
+    ann = await api.register("ann")
+    (error,) = (await api.post('{ tasks(first: "ten") { totalCount } }', by=ann))["errors"]
+    assert error["message"] == 'Int cannot represent non-integer value: "ten"'
+    (error,) = (await api.post("query($n: Int) { tasks(first: $n) { totalCount } }", {"n": "ten"}, by=ann))["errors"]
+    assert error["message"] == "Variable '$n' has invalid value: Int cannot represent non-integer value: 'ten'"
+
+
 @pytest.mark.parametrize("known", [True, False])
 async def test_a_password_that_is_too_long_costs_one_hash_like_any_wrong_one(known: bool) -> None:
     passwords = PasswordHasher()
