@@ -89,19 +89,17 @@ class Model(DeclarativeBase):
     )
 
 
-class UtcDateTime(TypeDecorator[datetime]):
-    """An aware datetime in UTC. SQLite has no such type and gives naive values back.
+# asyncpg writes these two as -infinity and infinity, which PostgreSQL sorts with what has no date. Comparisons with
+# them are right all the same as long as no column holds them, and none does: see `check_due_date`.
+FIRST_MOMENT = datetime.min.replace(tzinfo=UTC)
+LAST_MOMENT = datetime.max.replace(tzinfo=UTC)
 
-    `any_moment`: it comes from people, and may be the very last moment there is, which asyncpg takes for infinity and
-    gives back naive. All others are in UTC as they come.
-    """
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """An aware datetime in UTC. SQLite has no such type and gives naive values back."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
-
-    def __init__(self, *, any_moment: bool = False) -> None:
-        super().__init__()
-        self.any_moment = any_moment
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
         if value is None:
@@ -110,18 +108,13 @@ class UtcDateTime(TypeDecorator[datetime]):
         return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
 
     def result_processor(self, dialect: Dialect, coltype: object) -> Any:
-        if dialect.name == "postgresql":
-            return _in_utc if self.any_moment else None
-        return super().result_processor(dialect, coltype)
+        # asyncpg gives them in UTC as they come.
+        return None if dialect.name == "postgresql" else super().result_processor(dialect, coltype)
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
         if value is None:
             return None
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
-
-
-def _in_utc(value: datetime | None) -> datetime | None:
-    return value.replace(tzinfo=UTC) if value is not None and value.tzinfo is None else value
 
 
 class WordList(TypeDecorator[str]):
@@ -435,6 +428,8 @@ def _create_postgresql_engine(url: URL, settings: Settings, command_timeout_seco
         connect_args=connect_args,
         json_serializer=_as_json,
         json_deserializer=orjson.loads,
+        # Errors are logged, and parameters may be hashes of passwords.
+        hide_parameters=True,
     )
 
     @event.listens_for(engine.sync_engine, "checkout")
@@ -461,7 +456,7 @@ def _whole_number(name: str, value: str | tuple[str, ...]) -> int:
 def _create_sqlite_engine(url: URL) -> AsyncEngine:
     # The driver's own transaction handling is off: it begins none before a SELECT and would begin a deferred one
     # before a write, which two writers turn into SQLITE_BUSY. We say BEGIN ourselves.
-    engine = create_async_engine(url, connect_args={"isolation_level": None})
+    engine = create_async_engine(url, connect_args={"isolation_level": None}, hide_parameters=True)
 
     @event.listens_for(engine.sync_engine, "connect")
     def set_up(connection: Any, _record: object) -> None:

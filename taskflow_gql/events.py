@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from taskflow_gql.errors import BadUserInput
@@ -130,22 +130,38 @@ def _moment(text: str | None) -> datetime | None:
     return None if text is None else datetime.fromisoformat(text)
 
 
-_CURSOR = re.compile(r"([0-9a-f]{16}):([0-9]{1,18})")
+_PLACE = re.compile(r"([0-9a-f]{16}):([0-9]{1,18})")
+
+
+class StreamPlace(NamedTuple):
+    """A position, and the stream that it is of."""
+
+    stream_id: str
+    position: int
+
+    def __str__(self) -> str:
+        return f"{self.stream_id}:{self.position}"
+
+    @classmethod
+    def parse(cls, text: str) -> StreamPlace:
+        """The reverse of `str()`. Raises ValueError."""
+        match = _PLACE.fullmatch(text)
+        if match is None:
+            raise ValueError(f"{text!r} is not a place in a stream")
+        return cls(match[1], int(match[2]))
 
 
 def encode_cursor(stream_id: str, position: int) -> str:
-    return base64.urlsafe_b64encode(f"{stream_id}:{position}".encode()).decode().rstrip("=")
+    return base64.urlsafe_b64encode(str(StreamPlace(stream_id, position)).encode()).decode().rstrip("=")
 
 
 def decode_cursor(cursor: str, stream_id: str) -> int:
     """The position that a cursor names. Raises BadUserInput for one that is damaged or of another server."""
     try:
         padded = cursor.encode("ascii") + b"=" * (-len(cursor) % 4)
-        match = _CURSOR.fullmatch(base64.b64decode(padded, altchars=b"-_", validate=True).decode())
+        place = StreamPlace.parse(base64.b64decode(padded, altchars=b"-_", validate=True).decode())
     except ValueError as error:
         raise BadUserInput("after is not a cursor of the change stream") from error
-    if match is None:
-        raise BadUserInput("after is not a cursor of the change stream")
-    if match[1] != stream_id:
+    if place.stream_id != stream_id:
         raise BadUserInput("after is a cursor of another server: read again from a query")
-    return int(match[2])
+    return place.position

@@ -20,6 +20,10 @@ _ISSUER = "taskflow"
 _AUDIENCE = "taskflow"
 _ALGORITHM = "HS256"
 _TYPE = "access"
+# passlib raises an error for more, and no stored password is as long: services/text.py allows 128.
+_MAX_PASSWORD_CHARACTERS = 4096
+# The end of the year 9999: datetime knows no later time.
+_END_OF_TIME = 253_402_300_800
 # Of which it is remembered that they were good; some hundred bytes each.
 _MOST_TOKENS = 4096
 
@@ -46,7 +50,9 @@ class PasswordHasher:
         return await asyncio.get_running_loop().run_in_executor(self._pool, self._context.hash, password)
 
     async def verify(self, password: str, password_hash: str | None) -> bool:
-        """False for a None hash, after the same work."""
+        """False for a None hash and for a password that is too long to be right, after the same work."""
+        if len(password) > _MAX_PASSWORD_CHARACTERS:
+            password, password_hash = "", None
         matches = await asyncio.get_running_loop().run_in_executor(
             self._pool, self._context.verify, password, password_hash or self._dummy
         )
@@ -105,16 +111,22 @@ class TokenSigner:
                 issuer=_ISSUER,
                 options={"require": ["sub", "sid", "exp", "iat"]},
             )
-            if claims.get("typ") != _TYPE:
+            # PyJWT takes booleans and numbers far outside of time too.
+            dates = (claims["exp"], claims["iat"], claims.get("nbf", 0))
+            if claims.get("typ") != _TYPE or not all(map(_is_date, dates)):
                 raise could_not_validate()
             return AccessToken(
                 user_id=UUID(claims["sub"]),
                 session_id=UUID(claims["sid"]),
                 expires_at=datetime.fromtimestamp(claims["exp"], UTC),
             )
-        # Besides PyJWT's own: a claim that is no UUID, no string, or no time that exists.
+        # Besides PyJWT's own errors: a claim that is no UUID or no string, and an infinite date.
         except (jwt.PyJWTError, ValueError, TypeError, AttributeError, OverflowError) as error:
             raise could_not_validate() from error
+
+
+def _is_date(claim: object) -> bool:
+    return type(claim) is int and 0 <= claim < _END_OF_TIME
 
 
 def could_not_validate() -> Unauthenticated:

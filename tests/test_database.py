@@ -246,6 +246,14 @@ async def test_moments_compare_and_sort_as_moments_whatever_their_offsets(databa
         assert (ordered, sorted(later)) == ([0, 1, 2], [1, 2])
 
 
+async def test_an_error_of_a_statement_does_not_hold_its_parameters(database: Database) -> None:
+    with pytest.raises(DBAPIError) as caught:
+        async with database.write() as session:
+            await session.execute(text("INSERT INTO nowhere VALUES (:hash)"), {"hash": "hash of a password"})
+    assert "nowhere" in str(caught.value)
+    assert "hash of a password" not in str(caught.value)
+
+
 # Units of work
 
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ import asyncpg
 import pytest
 from alembic.util import CommandError
 from rich.console import Console
-from sqlalchemy import Connection, func, insert, inspect, make_url, select
+from sqlalchemy import Connection, func, insert, inspect, make_url, select, update
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from taskflow_gql import clock
@@ -223,6 +225,38 @@ async def test_of_processes_that_migrate_at_once_one_does_it_and_the_others_wait
     assert await current_revision(engine) == head_revision()
     async with engine.connect() as connection:
         assert (await connection.execute(select(func.count()).select_from(StreamState))).scalar_one() == 1
+
+
+async def test_due_dates_at_the_ends_of_time_move_inside(engine: AsyncEngine) -> None:
+    """The first release stored them; on PostgreSQL as infinities."""
+    await migrate(engine, "0001")
+    await fill(engine)
+    first, last = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
+    dates = [first, last, first + timedelta(microseconds=1), last - timedelta(microseconds=1), None]
+    async with engine.execution_options(writes=True).begin() as connection:
+        ids = (await connection.execute(select(Task.id).order_by(Task.id))).scalars().all()[: len(dates)]
+        for task_id, date in zip(ids, dates, strict=True):
+            await connection.execute(update(Task).where(Task.id == task_id).values(due_date=date))
+        others = (await connection.execute(select(Task.id, Task.due_date).where(Task.id.not_in(ids)))).all()
+    await migrate(engine)
+    async with engine.connect() as connection:
+        found = dict((await connection.execute(select(Task.id, Task.due_date))).all())
+        assert [found[task_id] for task_id in ids] == [dates[2], dates[3], *dates[2:]]
+        assert [found[task_id] for task_id, _ in others] == [due_date for _, due_date in others]
+    await migrate(engine, "0001")
+    await migrate(engine)
+
+
+async def test_postgresql_keeps_no_infinite_due_date(new_postgres: str) -> None:
+    engine = create_engine(make_settings(database_url=new_postgres))
+    await migrate(engine)
+    await fill(engine)
+    async with engine.connect() as connection:
+        for moment in (datetime.min, datetime.max):
+            with pytest.raises(IntegrityError, match="ck_tasks_due_date_finite"):
+                await connection.execute(update(Task).values(due_date=moment.replace(tzinfo=UTC)))
+            await connection.rollback()
+    await engine.dispose()
 
 
 # The `alembic` command

@@ -9,13 +9,14 @@ import { GraphQLWsLink } from '@apollo/client/link/subscriptions'
 import { TASK } from './follow.mjs'
 import { makeSocket } from './socket.mjs'
 
-export function makeClient({ url, session, patience }) {
+// `cache`: one that merges pages is in `apollo-pages.mjs`.
+export function makeClient({ url, session, patience, cache = new InMemoryCache() }) {
   const link = ApolloLink.split(
     ({ operationType }) => operationType === 'subscription',
     new GraphQLWsLink(makeSocket({ url, session, patience })),
     makeHttpLink({ url, session }),
   )
-  return new ApolloClient({ cache: new InMemoryCache(), link })
+  return new ApolloClient({ cache, link })
 }
 
 // Subscriptions too, as multipart responses. It does not notice a network that is gone without a word.

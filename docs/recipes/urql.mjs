@@ -6,7 +6,8 @@ import { Client, cacheExchange, fetchExchange, subscriptionExchange } from '@urq
 import { onEnd, pipe, subscribe } from 'wonka'
 import { makeSocket } from './socket.mjs'
 
-export function makeClient({ url, session, patience }) {
+// `cache`: one that merges pages is in `urql-pages.mjs`.
+export function makeClient({ url, session, patience, cache = cacheExchange }) {
   const socket = makeSocket({ url, session, patience })
   return new Client({
     url,
@@ -15,7 +16,7 @@ export function makeClient({ url, session, patience }) {
       return fetch(address, { ...options, headers: { ...options.headers, Authorization } })
     },
     exchanges: [
-      cacheExchange,
+      cache,
       fetchExchange,
       subscriptionExchange({
         forwardSubscription: (request) => ({

@@ -21,6 +21,7 @@ from taskflow_gql.api.loaders import Loaders
 from taskflow_gql.config import Settings
 from taskflow_gql.database import BoundedReads, Database, DatabaseSession
 from taskflow_gql.errors import Unauthenticated
+from taskflow_gql.events import StreamPlace
 from taskflow_gql.fanout import Fanout
 from taskflow_gql.models import TaskRow, UserRow
 from taskflow_gql.relay import Relay
@@ -84,7 +85,7 @@ class Context:
     @property
     def loaders(self) -> Loaders:
         if self._loaders is None:
-            self._loaders = Loaders(self._reads, self.parts.fanout)
+            self._loaders = Loaders(self._reads)
         return self._loaders
 
     def begin_event(self, viewer: Viewer, cursor: str) -> None:
@@ -162,10 +163,10 @@ class Context:
         """Shows the person their own private fields in the answer. Later fields still need a token."""
         self._signed_in.add(user.id)
 
-    async def changes_cursor(self) -> str | None:
-        """Where the stream stands before a list is read, if the document asks for it."""
-        asks = self._columns is not None and self._columns.changes_cursor
-        return await self.loaders.changes_cursor() if asks else None
+    async def stream_place(self) -> StreamPlace | None:
+        """Where the stream stands before a list is read, if the document selects `changesCursor`."""
+        selected = self._columns is not None and self._columns.changes_cursor
+        return await self.loaders.stream_place() if selected else None
 
     @property
     def user_columns(self) -> tuple[str, ...]:

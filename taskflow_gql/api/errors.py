@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from enum import StrEnum
 from typing import Any
 from uuid import uuid4
@@ -129,7 +130,7 @@ def render_error(error: GraphQLError) -> GraphQLError:
 def coded(error: GraphQLError, code: str, *, message: str | None = None, **more: object) -> GraphQLError:
     """The error with a code, and with a message of ours or its own."""
     return GraphQLError(
-        message or shortened(error.message),
+        message or shortened(_without_secrets(error)),
         nodes=error.nodes,
         source=error.source,
         positions=error.positions,
@@ -147,6 +148,20 @@ def is_persisted_query(extensions: object) -> bool:
 def shortened(message: str) -> str:
     """A message of graphql-core's, which may quote all that was sent. 200 characters of it are enough."""
     return message if len(message) <= _MAX_MESSAGE else f"{message[:150]}…{message[-50:]}"
+
+
+# Parts of the names of the mutations that take a password, and of the fields that hold one.
+_SECRETS = ("login", "register", "assword")
+# What graphql-core says before it quotes what was sent.
+_QUOTING = re.compile(r"(cannot represent [\w -]{0,40}value): .*|[,;] found:? .*", re.DOTALL)
+
+
+def _without_secrets(error: GraphQLError) -> str:
+    """The message, without what it quotes where that may be a password: front ends log messages."""
+    if error.source is not None and not any(word in error.source.body for word in _SECRETS):
+        return error.message
+    # An error without a source may be about any document.
+    return _QUOTING.sub(r"\1", error.message)
 
 
 def _internal(error: GraphQLError) -> GraphQLError:

@@ -10,8 +10,7 @@ from uuid import UUID
 from strawberry.dataloader import DataLoader
 
 from taskflow_gql.database import BoundedReads
-from taskflow_gql.events import TaskChanged
-from taskflow_gql.fanout import Fanout
+from taskflow_gql.events import StreamPlace, TaskChanged
 from taskflow_gql.models import UserRow
 from taskflow_gql.relay import Relay
 from taskflow_gql.services import changes, tasks, users
@@ -24,11 +23,10 @@ if TYPE_CHECKING:
 
 
 class Loaders:
-    def __init__(self, reads: BoundedReads, fanout: Fanout) -> None:
+    def __init__(self, reads: BoundedReads) -> None:
         self._reads = reads
-        self._fanout = fanout
         self._caught_up: asyncio.Future[None] | None = None
-        self._changes_cursor: asyncio.Future[str] | None = None
+        self._stream_place: asyncio.Future[StreamPlace] | None = None
         self._history: dict[tuple[int, int], DataLoader[UUID, list[TaskChanged]]] = {}
         # Whoever asks came with the check of the token.
         self.people: dict[UUID, UserRow] = {}
@@ -64,18 +62,18 @@ class Loaders:
             self._caught_up = asyncio.ensure_future(relay.catch_up())
         await self._caught_up
 
-    async def changes_cursor(self) -> str:
-        """Where the stream stood when this was first asked for in this operation; the same for all lists of it, because
-        a cursor from before a list was read is as good for it.
+    async def stream_place(self) -> StreamPlace:
+        """Where the stream stood when this was first called in this operation; the same for all its lists, because a
+        place from before a list was read is as good for it.
         """
-        if self._changes_cursor is None:
-            self._changes_cursor = asyncio.ensure_future(self._read_changes_cursor())
-        return await self._changes_cursor
+        if self._stream_place is None:
+            self._stream_place = asyncio.ensure_future(self._read_stream_place())
+        return await self._stream_place
 
-    async def _read_changes_cursor(self) -> str:
+    async def _read_stream_place(self) -> StreamPlace:
         async with self._reads.read() as session:
             state = await changes.read_stream_state(session)
-        return self._fanout.cursor(state.last_position)
+        return StreamPlace(state.stream_id, state.last_position)
 
 
 async def users_by_id(context: Context, user_ids: Sequence[UUID]) -> dict[UUID, UserRow]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime
+from reprlib import Repr
 from typing import Any
 
 import strawberry
-from graphql import GraphQLError
+from graphql import GraphQLError, StringValueNode, ValueNode, print_ast
 from strawberry.types.scalar import ScalarDefinition
 
 from taskflow_gql.execution import AsItIs
@@ -16,10 +17,16 @@ from taskflow_gql.execution import AsItIs
 _RFC_3339 = re.compile(r"\d{4}-\d{2}-\d{2}[Tt ]\d{2}:\d{2}:\d{2}(\.\d{1,9})?([Zz]|[+-]\d{2}:\d{2})", re.ASCII)
 
 
+# How much of what was sent an error quotes.
+_MAX_QUOTED = 200
+_repr = Repr()
+_repr.maxstring = _repr.maxlong = _MAX_QUOTED
+
+
 def parse_datetime(value: Any) -> datetime:
     """The instant in UTC; GraphQLError, hence BAD_USER_INPUT, for anything else."""
     if not isinstance(value, str) or not _RFC_3339.fullmatch(value):
-        raise GraphQLError(f"DateTime must be RFC 3339 with an offset, like 2026-01-31T08:00:00Z, not {value!r}")
+        raise _not_rfc_3339(_repr.repr(value))
     # Python keeps microseconds; more digits are cut, as PostgreSQL would.
     text = re.sub(r"(\.\d{6})\d+", r"\1", value.upper().replace(" ", "T"))
     try:
@@ -28,14 +35,30 @@ def parse_datetime(value: Any) -> datetime:
         raise GraphQLError(f"DateTime {value!r} is no time that exists") from error
 
 
+def parse_datetime_literal(node: ValueNode, _variables: object = None) -> datetime:
+    """The same for a value in a document. graphql-core's own way to it leaves the errors without locations."""
+    if not isinstance(node, StringValueNode):
+        raise _not_rfc_3339(print_ast(node), node)
+    try:
+        return parse_datetime(node.value)
+    except GraphQLError as error:
+        raise GraphQLError(error.message, node) from error
+
+
+def _not_rfc_3339(quoted: str, node: ValueNode | None = None) -> GraphQLError:
+    example = "2026-01-31T08:00:00Z"
+    return GraphQLError(f"DateTime must be RFC 3339 with an offset, like {example}, not {quoted[:_MAX_QUOTED]}", node)
+
+
 DATE_TIME: ScalarDefinition = strawberry.scalar(
     name="DateTime",
     description=(
-        "An instant as RFC 3339 text. Answers are always UTC, like `2026-01-31T08:00:00+00:00`; "
-        "input needs an offset (`Z` or `+02:00`) and keeps microseconds."
+        "An instant of the years 1 to 9999 as RFC 3339 text. Answers are always UTC, like "
+        "`2026-01-31T08:00:00+00:00`; input needs an offset (`Z` or `+02:00`) and keeps microseconds."
     ),
     specified_by_url="https://www.rfc-editor.org/rfc/rfc3339",
     # As it is: orjson writes it the same, ten times as fast as `isoformat()`.
     serialize=AsItIs(datetime),
     parse_value=parse_datetime,
+    parse_literal=parse_datetime_literal,
 )

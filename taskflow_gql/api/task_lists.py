@@ -13,7 +13,7 @@ from taskflow_gql.api.enums import OrderDirection
 from taskflow_gql.api.filters import TaskFilter, filter_of
 from taskflow_gql.models import TaskRow
 from taskflow_gql.services.access import Viewer
-from taskflow_gql.services.paging import Page, PageRequest
+from taskflow_gql.services.paging import Page, PageRequest, list_begun
 from taskflow_gql.services.task_order import NEWEST_FIRST, TaskOrderField, order_by
 from taskflow_gql.services.tasks import TaskQuery
 
@@ -24,8 +24,6 @@ class TaskList:
 
     page: Page[TaskRow]
     count: Callable[[], Awaitable[int]]
-    # Read before the page was, when the document asks for it.
-    changes_cursor: str | None
 
 
 @strawberry.input(description="One key of an order.")
@@ -45,7 +43,7 @@ TaskOrderArgument = Annotated[
 ]
 
 
-def task_query(
+async def task_query(
     context: Context,
     viewer: Viewer,
     first: int | None,
@@ -55,14 +53,21 @@ def task_query(
     filter: TaskFilter | None,
     order: list[TaskOrder] | None,
 ) -> TaskQuery:
-    """Raises BadUserInput for what cannot be taken of the arguments."""
+    """Raises BadUserInput for arguments that are out of bounds.
+
+    The query knows where the stream stood before its page is read: by the cursor that the page goes on from, so that
+    the pages of a list agree, or else, if the document selects `changesCursor`, by the stream's state now.
+    """
     keys = [(key.field, key.direction is OrderDirection.DESC) for key in order or []]
     sorted_by = order_by(keys) if keys else NEWEST_FIRST
+    request = PageRequest.of(first=first, after=after, last=last, before=before)
+    # The operation's own moment, so that the same filter of fifty parents is one filter to their loader.
+    made = filter_of(filter, viewer, context.begun_at)
     return TaskQuery(
-        request=PageRequest.of(first=first, after=after, last=last, before=before),
-        # The operation's own moment, so that the same filter of fifty parents is one filter to their loader.
-        filter=filter_of(filter, viewer, context.begun_at),
+        request=request,
+        filter=made,
         order=sorted_by,
         columns=context.columns_of_list(sorted_by),
         with_total=context.wants_total,
+        begun=list_begun(sorted_by, request) or await context.stream_place(),
     )

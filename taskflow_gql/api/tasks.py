@@ -18,6 +18,7 @@ from taskflow_gql.api.node import Node
 from taskflow_gql.api.pagination import After, Before, First, Last, PageInfo, page_info
 from taskflow_gql.api.task_lists import TaskList, TaskOrderArgument, task_query
 from taskflow_gql.api.users import User
+from taskflow_gql.events import encode_cursor
 from taskflow_gql.execution import IsInstance
 from taskflow_gql.models import TaskCategory, TaskPriority, TaskRow, TaskStatus, UserRow
 from taskflow_gql.services import access, stats, tasks
@@ -106,7 +107,7 @@ class TaskConnection:
     @strawberry.field(description="The tasks of this page with their cursors.")
     @staticmethod
     def edges(tasks: strawberry.Parent[TaskList]) -> list[TaskEdge]:
-        return [TaskEdge(cursor=tasks.page.order.cursor(task), node=task) for task in tasks.page.rows]
+        return [TaskEdge(cursor=tasks.page.cursor(task), node=task) for task in tasks.page.rows]
 
     @strawberry.field(graphql_type=list[Task], description="The tasks of this page without cursors.")
     @staticmethod
@@ -120,15 +121,16 @@ class TaskConnection:
 
     @strawberry.field(
         description=(
-            "Where the change stream stood just before this page was read. Subscribe to `taskChanged` with "
-            "`after: changesCursor`, and nothing between the two is missed."
+            "Where the change stream stood just before the first page of this list was read. Subscribe to "
+            "`taskChanged` with `after: changesCursor`, and nothing since is missed. The cursors of a page that "
+            "selects it carry it on, so that the pages after and before them have the same."
         )
     )
     @staticmethod
     def changes_cursor(tasks: strawberry.Parent[TaskList]) -> str:
-        # Asked for, as we see, and so read before the page.
-        assert tasks.changes_cursor is not None
-        return tasks.changes_cursor
+        # This resolver runs only if changesCursor was selected, so the place was read before the page.
+        assert tasks.page.begun is not None
+        return encode_cursor(*tasks.page.begun)
 
     @strawberry.field(description="How many tasks the whole list has; counted only when selected.")
     @staticmethod
@@ -208,8 +210,7 @@ class TaskQueries:
         order_by: TaskOrderArgument = None,
     ) -> TaskList:
         viewer = await info.context.require_viewer()
-        query = task_query(info.context, viewer, first, after, last, before, filter, order_by)
-        cursor = await info.context.changes_cursor()
+        query = await task_query(info.context, viewer, first, after, last, before, filter, order_by)
         async with info.context.read() as session:
             page = await tasks.list_tasks(session, viewer, query)
 
@@ -219,7 +220,7 @@ class TaskQueries:
             async with info.context.read() as session:
                 return await tasks.count_tasks(session, viewer, query.filter)
 
-        return TaskList(page, count, cursor)
+        return TaskList(page, count)
 
     @strawberry.field(description="Counts over the tasks that you may see, without reading them one by one.")
     async def task_stats(self, info: Info, filter: TaskFilterArgument = None) -> TaskStats:
@@ -237,7 +238,10 @@ class CreateTaskInput:
     category: TaskCategory = strawberry.field(
         default=TaskCategory.OTHER, description="The part of life that it belongs to."
     )
-    due_date: datetime | None = strawberry.field(default=None, description="When it should be done.")
+    due_date: datetime | None = strawberry.field(
+        default=None,
+        description="When it should be done: any time but the very first and the very last one of years 1 to 9999.",
+    )
     assignee_id: strawberry.ID | None = strawberry.field(
         default=None, description="An active person who should do it; you may name yourself."
     )

@@ -42,12 +42,11 @@ async def _tasks_of_users(
 ) -> dict[UUID, TaskList]:
     """The same page for each person: one statement for all."""
     viewer = await context.require_viewer()
-    query = task_query(context, viewer, first, after, last, before, filter, order_by)
-    cursor = await context.changes_cursor()
+    query = await task_query(context, viewer, first, after, last, before, filter, order_by)
     async with context.read() as session:
         pages = await tasks.list_tasks_of_users(session, viewer, relation, user_ids, query)
     counts = context.loaders.task_counts_of_users(viewer, relation, query.filter)
-    return {user_id: TaskList(page, partial(counts.load, user_id), cursor) for user_id, page in pages.items()}
+    return {user_id: TaskList(page, partial(counts.load, user_id)) for user_id, page in pages.items()}
 
 
 @strawberry.type(description="A person with an account.")
@@ -118,7 +117,7 @@ class UserConnection:
 
     @strawberry.field(description="The people of this page with their cursors.")
     def edges(self) -> list[UserEdge]:
-        return [UserEdge(cursor=self.page.order.cursor(user), node=user) for user in self.page.rows]
+        return [UserEdge(cursor=self.page.cursor(user), node=user) for user in self.page.rows]
 
     @strawberry.field(graphql_type=list[User], description="The people of this page without cursors.")
     def nodes(self) -> list[UserRow]:

@@ -61,6 +61,8 @@ class Task(Model):
     __table_args__ = (
         CheckConstraint("version >= 1", name="version_positive"),
         CheckConstraint("(status = 'COMPLETED') = (completed_at IS NOT NULL)", name="completed_at_matches_status"),
+        # SQLite has no infinity.
+        CheckConstraint("isfinite(due_date)", name="due_date_finite").ddl_if(dialect="postgresql"),
         # The default page: newest first, of everything and of one person's.
         Index(None, "created_at", "id"),
         Index(None, "creator_id", "created_at", "id"),
@@ -83,7 +85,7 @@ class Task(Model):
     category: Mapped[TaskCategory] = mapped_column(
         Enum(TaskCategory, name="category", native_enum=False, create_constraint=True, length=16)
     )
-    due_date: Mapped[datetime | None] = mapped_column(UtcDateTime(any_moment=True))
+    due_date: Mapped[datetime | None] = mapped_column(UtcDateTime)
     completed_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     creator_id: Mapped[UUID] = mapped_column(ForeignKey("users.id"))
     assignee_id: Mapped[UUID | None] = mapped_column(ForeignKey("users.id"))

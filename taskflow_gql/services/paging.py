@@ -1,24 +1,25 @@
 """Keyset paging: the order of a list, cursors that name it, and the page around a cursor.
 
 A cursor holds the sort keys of one row, not its number, so a page neither shifts while rows come and go nor costs
-more the deeper it lies.
+more the deeper it lies. It may also hold where the change stream stood when the first page of its list was read.
 """
 
 from __future__ import annotations
 
 import base64
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 from uuid import UUID
 
+import orjson
 from sqlalchemy import ColumnElement, Subquery, and_, bindparam, literal, literal_column, or_, select, tuple_, union_all
 from sqlalchemy.orm import InstrumentedAttribute
 
-from taskflow_gql.database import top_of_each
+from taskflow_gql.database import FIRST_MOMENT, LAST_MOMENT, top_of_each
 from taskflow_gql.errors import BadUserInput
+from taskflow_gql.events import StreamPlace
 from taskflow_gql.services.text import is_storable
 
 DEFAULT_PAGE_SIZE = 50
@@ -51,6 +52,15 @@ class SortKey(Generic[Row]):
         return f"{self.name}:{'desc' if self.descending else 'asc'}"
 
 
+class Boundary(NamedTuple):
+    """What a cursor holds."""
+
+    # The sort keys of its row.
+    keys: list[Any]
+    # Where the stream stood when the list was begun. None when no page up to this one selected `changesCursor`.
+    begun: StreamPlace | None
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Order(Generic[Row]):
     """Sort keys, the first decides. The last key is unique, so that every row has one place."""
@@ -68,20 +78,22 @@ class Order(Generic[Row]):
     def __hash__(self) -> int:
         return hash(self.signature)
 
-    def cursor(self, row: Row) -> str:
-        values = [_encode(key.value(row)) for key in self.keys]
-        text = json.dumps([self.signature, *values], separators=(",", ":"), ensure_ascii=False)
-        return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
+    def cursor(self, row: Row, begun: StreamPlace | None = None) -> str:
+        values = [self.signature, *[_encode(key.value(row)) for key in self.keys]]
+        if begun is not None:
+            values.append(str(begun))
+        return base64.urlsafe_b64encode(orjson.dumps(values)).decode().rstrip("=")
 
-    def boundary(self, cursor: str, *, argument: str) -> list[Any]:
-        """The sort keys in a cursor. Raises BadUserInput for one that is damaged or of another order."""
+    def boundary(self, cursor: str, *, argument: str) -> Boundary:
+        """Raises BadUserInput for a cursor that is damaged or of another order."""
         try:
             padded = cursor.encode("ascii") + b"=" * (-len(cursor) % 4)
-            signature, *encoded = json.loads(base64.b64decode(padded, altchars=b"-_", validate=True))
+            signature, *encoded = orjson.loads(base64.b64decode(padded, altchars=b"-_", validate=True))
             if signature == self.signature:
-                return [_decode(value, key) for value, key in zip(encoded, self.keys, strict=True)]
-        # RecursionError: brackets nested a thousand deep are not a cursor either.
-        except (ValueError, TypeError, RecursionError) as error:
+                begun = StreamPlace.parse(encoded.pop()) if len(encoded) > len(self.keys) else None
+                keys = [_decode(value, key) for value, key in zip(encoded, self.keys, strict=True)]
+                return Boundary(keys, begun)
+        except (ValueError, TypeError) as error:
             raise BadUserInput(f"{argument} is not a cursor of this server") from error
         raise BadUserInput(f"{argument} is a cursor of another ordering: start again without it")
 
@@ -131,9 +143,13 @@ def _decode(value: object, key: SortKey[Any]) -> Any:
         return None
     if kind is datetime and type(value) is int:
         try:
-            return _EPOCH + value * _MICROSECOND
+            moment = _EPOCH + value * _MICROSECOND
         except OverflowError as error:
             raise ValueError("no such time") from error
+        # PostgreSQL could not tell them from `null_as`, and no row has them.
+        if key.null_as is not None and moment in (FIRST_MOMENT, LAST_MOMENT):
+            raise ValueError("no such time in a row")
+        return moment
     if kind is UUID and type(value) is str:
         return UUID(hex=value)
     # PostgreSQL takes no more for an integer.
@@ -173,6 +189,19 @@ class PageRequest:
         return cls(size=first or last or DEFAULT_PAGE_SIZE, after=after, before=before, backward=backward)
 
 
+def list_begun(order: Order[Any], request: PageRequest) -> StreamPlace | None:
+    """Where the stream stood when the list of this page was begun, by its cursors; the older one of two.
+
+    Raises BadUserInput for bad cursors, and for those of two databases.
+    """
+    given = (("after", request.after), ("before", request.before))
+    cursors = [order.boundary(cursor, argument=argument) for argument, cursor in given if cursor is not None]
+    places = [cursor.begun for cursor in cursors if cursor.begun is not None]
+    if len({place.stream_id for place in places}) > 1:
+        raise BadUserInput("after and before are cursors of two databases: start again without them")
+    return min(places, default=None)
+
+
 @dataclass(frozen=True, slots=True)
 class PageShape:
     """What a page's statement is built by; what changes from request to request are its parameters.
@@ -193,11 +222,11 @@ def shape_of(order: Order[Any], request: PageRequest) -> tuple[PageShape, dict[s
     def nulls(cursor: str | None, argument: str) -> tuple[bool, ...] | None:
         if cursor is None:
             return None
-        boundary = order.boundary(cursor, argument=argument)
-        for place, value in enumerate(boundary):
+        keys = order.boundary(cursor, argument=argument).keys
+        for place, value in enumerate(keys):
             if value is not None:
                 parameters[f"{argument}_{place}"] = value
-        return tuple(value is None for value in boundary)
+        return tuple(value is None for value in keys)
 
     # One row more than the page has: it tells whether the list goes on.
     shape = PageShape(
@@ -220,6 +249,11 @@ class Page(Generic[Row]):
     has_previous: bool
     # How many rows the whole list has, when that was asked for and could be read along.
     total: int | None = None
+    # Where the stream stood when the list was begun, when that is known.
+    begun: StreamPlace | None = None
+
+    def cursor(self, row: Row) -> str:
+        return self.order.cursor(row, self.begun)
 
 
 def page_of(
@@ -295,11 +329,18 @@ def sort_columns(page: Subquery, order: Order[Any], shape: PageShape) -> list[Co
     ]
 
 
-def make_page(rows: list[Row], order: Order[Row], request: PageRequest, total: int | None = None) -> Page[Row]:
+def make_page(
+    rows: list[Row],
+    order: Order[Row],
+    request: PageRequest,
+    total: int | None = None,
+    begun: StreamPlace | None = None,
+) -> Page[Row]:
     """The page from its rows and the one row more, in the order in which they were read."""
     goes_on = len(rows) > request.size
     rows = rows[: request.size]
+    has_next, has_previous = goes_on, request.after is not None
     if request.backward:
         rows.reverse()
-        return Page(rows, order, has_next=request.before is not None, has_previous=goes_on, total=total)
-    return Page(rows, order, has_next=goes_on, has_previous=request.after is not None, total=total)
+        has_next, has_previous = request.before is not None, goes_on
+    return Page(rows, order, has_next, has_previous, total, begun)

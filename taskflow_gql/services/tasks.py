@@ -25,6 +25,7 @@ from taskflow_gql.errors import (
     VersionConflict,
     refuse_if_any,
 )
+from taskflow_gql.events import StreamPlace
 from taskflow_gql.models import TASK_COLUMNS, Task, TaskCategory, TaskPriority, TaskRow, TaskStatus, User, UserRow
 from taskflow_gql.models.rows import row_class_of
 from taskflow_gql.services.access import (
@@ -50,7 +51,7 @@ from taskflow_gql.services.paging import (
     sort_columns,
 )
 from taskflow_gql.services.task_order import NEWEST_FIRST
-from taskflow_gql.services.text import check_description, check_title
+from taskflow_gql.services.text import check_description, check_due_date, check_title
 from taskflow_gql.services.words import text_keys
 from taskflow_gql.statements import Build, Statement
 
@@ -144,6 +145,8 @@ class TaskQuery:
     columns: TaskColumns = ALL_COLUMNS
     # Whether `list_tasks` is to count the whole list as well.
     with_total: bool = False
+    # Where the stream stood when the list was begun, for the page's cursors.
+    begun: StreamPlace | None = None
 
 
 class Relation(StrEnum):
@@ -168,7 +171,7 @@ async def list_tasks(session: DatabaseSession, viewer: Viewer, query: TaskQuery)
     if query.with_total and rows:
         total = rows[0][1]
         rows = [row for row, _ in rows]
-    return make_page(rows, query.order, query.request, total)
+    return make_page(rows, query.order, query.request, total, query.begun)
 
 
 # Building a statement costs more than running it. There are as many as there are shapes of filters and sets of columns;
@@ -216,7 +219,10 @@ async def list_tasks_of_users(
     rows_by_user: dict[UUID, list[TaskRow]] = {user_id: [] for user_id in user_ids}
     for user_id, pairs in groupby(await session.run(statement, parameters), key=itemgetter(0)):
         rows_by_user[user_id] = [row for _, row in pairs]
-    return {user_id: make_page(rows, query.order, query.request) for user_id, rows in rows_by_user.items()}
+    return {
+        user_id: make_page(rows, query.order, query.request, begun=query.begun)
+        for user_id, rows in rows_by_user.items()
+    }
 
 
 @lru_cache(maxsize=128)
@@ -295,6 +301,7 @@ async def create_task(
     problems: list[Refusal] = []
     title = check_title(title, problems)
     description = check_description(description, problems)
+    due_date = check_due_date(due_date, problems)
     assignee = await _check_assignee(session, assignee_id, problems)
     refuse_if_any(problems)
 
@@ -340,6 +347,7 @@ async def update_task(
     if values.get("title") is not None:
         values["title"] = check_title(values["title"], problems)
     check_description(values.get("description"), problems)
+    check_due_date(values.get("due_date"), problems)
     # Only a new assignee is looked up: who was assigned and then deactivated does not block other changes.
     if values.get("assignee_id") not in (None, str(task.assignee_id)):
         values["assignee_id"] = await _check_assignee(session, values["assignee_id"], problems)

@@ -1,15 +1,17 @@
-"""What people type: which text can be kept, and the form of names, addresses, titles and passwords.
+"""What people type: which text can be kept, and the form of names, addresses, titles, passwords and dates.
 
-Each `check_` function returns the text as it will be stored and adds what is wrong with it to `problems`, so that
+Each `check_` function returns the value as it will be stored and adds what is wrong with it to `problems`, so that
 all problems of an input are reported together.
 """
 
 from __future__ import annotations
 
 import re
+from datetime import datetime
 
 from email_validator import EmailNotValidError, validate_email
 
+from taskflow_gql.database import FIRST_MOMENT, LAST_MOMENT
 from taskflow_gql.errors import BadUserInput, Refusal
 
 MIN_PASSWORD_LENGTH, MAX_PASSWORD_LENGTH = 8, 128
@@ -79,3 +81,11 @@ def check_description(description: str | None, problems: list[Refusal]) -> str |
     if description is not None and len(description) > MAX_DESCRIPTION_LENGTH:
         problems.append(BadUserInput("Description must be at most 10000 characters long", field="description"))
     return description
+
+
+def check_due_date(due_date: datetime | None, problems: list[Refusal]) -> datetime | None:
+    """The first and the last moment are left out: PostgreSQL would sort them among tasks without a due date."""
+    if due_date is not None and not FIRST_MOMENT < due_date < LAST_MOMENT:
+        message = "Due date must be after 0001-01-01T00:00:00Z and before 9999-12-31T23:59:59.999999Z"
+        problems.append(BadUserInput(message, field="dueDate"))
+    return due_date

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import logging
+import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
@@ -13,6 +15,8 @@ import jwt
 import pytest
 
 from taskflow_gql.database import Database
+from taskflow_gql.errors import Unauthenticated
+from taskflow_gql.security import PasswordHasher, TokenSigner
 from tests.client import REGISTER, Api
 from tests.conftest import SECRET, make_admin
 
@@ -204,6 +208,56 @@ async def test_a_token_with_a_bad_claim_is_refused(api: Api, claims: dict[str, A
     assert await api.codes("{ tasks { nodes { id } } }", by=forge(ann.token, **claims)) == ["UNAUTHENTICATED"]
 
 
+# What PyJWT, UUID() or datetime could stumble over. NaN and the infinities are written as `json` writes them.
+NO_DATES: list[Any] = [
+    *(10**10 * 26, 10**12, 10**18, 10**30, -1, -(10**18), 1.5, 4e9, 1e300, float("nan"), float("inf"), -float("inf")),
+    *(True, False, "", "4000000000", "tomorrow", [], [4_000_000_000], {}),
+]
+NO_TEXTS: list[Any] = [None, 0, 1.5, True, [], ["taskflow", 1], {}, {"taskflow": 1}, "", "x" * 5000]
+WRONG_CLAIMS: list[tuple[str, Any]] = [
+    *((name, value) for name in ("exp", "iat", "nbf") for value in NO_DATES),
+    *((name, value) for name in ("sub", "sid", "iss", "typ") for value in NO_TEXTS),
+    *(("aud", value) for value in NO_TEXTS if value != ["taskflow", 1]),
+    *(("jti", value) for value in NO_TEXTS if value is not None and not isinstance(value, str)),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), WRONG_CLAIMS, ids=[f"{name}={value!r}"[:40] for name, value in WRONG_CLAIMS]
+)
+def test_a_signed_token_with_a_claim_of_the_wrong_type_is_unauthenticated(name: str, value: object) -> None:
+    signer = TokenSigner(SECRET, timedelta(hours=1))
+    token = signer.sign(user_id=uuid4(), session_id=uuid4(), issued_at=datetime.now(UTC))
+    claims = jwt.decode(token, options={"verify_signature": False}) | {name: value}
+    signer.read(token)
+    with pytest.raises(Unauthenticated) as caught:
+        signer.read(jwt.PyJWS().encode(json.dumps(claims).encode(), SECRET, algorithm="HS256"))
+    assert caught.value.message == "Could not validate credentials"
+
+
+@pytest.mark.parametrize("exp", [10**18, float("inf")])
+async def test_a_token_without_end_is_unauthenticated_over_http(api: Api, exp: float) -> None:
+    ann = await api.register("ann")
+    claims = jwt.decode(ann.token, options={"verify_signature": False}) | {"exp": exp}
+    token = jwt.PyJWS().encode(json.dumps(claims).encode(), SECRET, algorithm="HS256")
+    assert await api.codes(ME, by=token) == ["UNAUTHENTICATED"]
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        *(b"", b"[]", b"1", b"{}", b"[" * 5000, b'{"alg":' * 5000, b'{"alg":1}', b'{"alg":["HS256"]}', b'{"alg":{}}'),
+        *(b'{"alg":"HS256","crit":5}', b'{"alg":"HS256","kid":5}', b'{"alg":"HS256","x":' + b"9" * 5000 + b"}"),
+    ],
+    ids=lambda header: repr(header[:30]),
+)
+def test_a_token_with_a_strange_header_is_unauthenticated(header: bytes) -> None:
+    signer = TokenSigner(SECRET, timedelta(hours=1))
+    _, body, signature = signer.sign(user_id=uuid4(), session_id=uuid4(), issued_at=datetime.now(UTC)).split(".")
+    with pytest.raises(Unauthenticated):
+        signer.read(f"{base64.urlsafe_b64encode(header).decode().rstrip('=')}.{body}.{signature}")
+
+
 async def test_a_token_signed_by_another_or_by_nobody_is_refused(api: Api) -> None:
     ann = await api.register("ann")
     claims = jwt.decode(ann.token, options={"verify_signature": False})
@@ -297,6 +351,95 @@ async def test_change_password_refuses_a_wrong_one_and_a_short_one(api: Api) -> 
     ]
     assert await api.codes(CHANGE_PASSWORD, {"input": wrong}) == ["UNAUTHENTICATED"]
     assert (await login(api, "ann", "correct horse"))["errors"] == []
+
+
+# passlib refuses more than 4,096 characters with an error of its own.
+@pytest.mark.parametrize("length", [129, 4096, 4097, 50_000])
+async def test_a_password_that_is_too_long_is_wrong_and_nothing_of_it_is_kept(
+    api: Api, caplog: pytest.LogCaptureFixture, length: int
+) -> None:
+    ann = await api.register("ann")
+    long = "correct horse".ljust(length, "#")
+    too_long = "Password must be at most 128 characters long"
+    with caplog.at_level(logging.DEBUG):
+        assert (await login(api, "ann", long))["errors"] == [WRONG]
+        assert (await login(api, "nobody", long))["errors"] == [WRONG]
+        given = {"currentPassword": long, "newPassword": "battery staple"}
+        assert (await api.data(CHANGE_PASSWORD, {"input": given}, by=ann))["changePassword"]["errors"] == [
+            refusal("INVALID_CREDENTIALS", "The current password is not correct", "currentPassword")
+        ]
+        given = {"currentPassword": "correct horse", "newPassword": long}
+        assert (await api.data(CHANGE_PASSWORD, {"input": given}, by=ann))["changePassword"]["errors"] == [
+            refusal("BAD_USER_INPUT", too_long, "newPassword")
+        ]
+        assert (await register(api, username="bob", email="bob@example.com", password=long))["errors"] == [
+            refusal("BAD_USER_INPUT", too_long, "password")
+        ]
+    # passlib and the HTTP client log nothing either.
+    assert not any("correct horse" in f"{record.getMessage()} {record.exc_text}" for record in caplog.records)
+    assert (await login(api, "ann", "correct horse"))["errors"] == []
+
+
+SECRET_WORD = "hunter2hunter2"
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"usernameOrEmail": "ann", "password": SECRET_WORD, "bogus": 1},
+        {"usernameOrEmail": "ann", "password": [SECRET_WORD]},
+        {"usernameOrEmail": "ann", "password": {"is": SECRET_WORD}},
+        {"usernameOrEmail": None, "password": SECRET_WORD},
+        {"password": SECRET_WORD},
+        [SECRET_WORD],
+        SECRET_WORD,
+    ],
+    ids=str,
+)
+async def test_an_error_about_variables_quotes_no_password(api: Api, given: object) -> None:
+    (error, *_) = (await api.post(LOGIN, {"input": given}))["errors"]
+    assert error["extensions"] == {"code": "BAD_USER_INPUT"}
+    assert error["message"].startswith("Variable '$input' has invalid value")
+    assert SECRET_WORD not in error["message"]
+
+
+@pytest.mark.parametrize(
+    "literal",
+    [
+        f'{{usernameOrEmail: "ann", password: "{SECRET_WORD}", bogus: 1}}',
+        f'{{usernameOrEmail: "ann", password: ["{SECRET_WORD}"]}}',
+        f'{{usernameOrEmail: "ann", password: {SECRET_WORD}}}',
+        f'{{password: "{SECRET_WORD}"}}',
+        f'{{usernameOrEmail: "ann", password "{SECRET_WORD}"}}',
+        f'"{SECRET_WORD}"',
+    ],
+)
+async def test_an_error_about_a_document_quotes_no_password(api: Api, literal: str) -> None:
+    answer = await api.post(f"mutation {{ login(input: {literal}) {{ accessToken }} }}")
+    assert "errors" in answer
+    assert SECRET_WORD not in json.dumps(answer)
+
+
+async def test_other_errors_quote_what_was_sent(api: Api) -> None:
+    ann = await api.register("ann")
+    (error,) = (await api.post('{ tasks(first: "ten") { totalCount } }', by=ann))["errors"]
+    assert error["message"] == 'Int cannot represent non-integer value: "ten"'
+    (error,) = (await api.post("query($n: Int) { tasks(first: $n) { totalCount } }", {"n": "ten"}, by=ann))["errors"]
+    assert error["message"] == "Variable '$n' has invalid value: Int cannot represent non-integer value: 'ten'"
+
+
+@pytest.mark.parametrize("known", [True, False])
+async def test_a_password_that_is_too_long_costs_one_hash_like_any_wrong_one(known: bool) -> None:
+    passwords = PasswordHasher()
+    stored = await passwords.hash("correct horse") if known else None
+    costs = []
+    for password in ("incorrect", "x" * 5000):
+        begun = time.process_time()
+        assert not await passwords.verify(password, stored)
+        costs.append(time.process_time() - begun)
+    passwords.close()
+    # Without a hash it takes less than a hundredth.
+    assert costs[1] > costs[0] / 4
 
 
 async def test_the_hash_is_argon2id_with_the_parameters_of_the_design(api: Api, database: Database) -> None:

@@ -638,9 +638,9 @@ async def test_a_due_date_is_kept_to_the_microsecond_in_utc(api: Api) -> None:
         ("2026-01-31T08:00:00.5Z", "2026-01-31T08:00:00.500000+00:00"),
         ("2026-01-31T08:00:00.123456-08:00", "2026-01-31T16:00:00.123456+00:00"),
         ("2026-01-31T08:00:00.123456789Z", "2026-01-31T08:00:00.123456+00:00"),
-        ("0001-01-01T00:00:00Z", "0001-01-01T00:00:00+00:00"),
+        ("0001-01-01T00:00:00.000001Z", "0001-01-01T00:00:00.000001+00:00"),
         ("0001-01-01T00:00:00-00:01", "0001-01-01T00:01:00+00:00"),
-        ("9999-12-31T23:59:59.999999Z", "9999-12-31T23:59:59.999999+00:00"),
+        ("9999-12-31T23:59:59.999998Z", "9999-12-31T23:59:59.999998+00:00"),
         ("9999-12-31T23:59:59+14:00", "9999-12-31T09:59:59+00:00"),
     ):
         task = await create(api, ann, dueDate=given)
@@ -682,6 +682,139 @@ async def test_a_due_date_that_is_none_is_refused(api: Api) -> None:
         document = f'mutation {{ createTask(input: {{title: "A task", dueDate: {literal}}}) {{ errors {{ code }} }} }}'
         assert await api.codes(document, by=ann) == ["GRAPHQL_VALIDATION_FAILED"], literal
     assert (await api.data("{ tasks { totalCount } }", by=ann))["tasks"] == {"totalCount": 0}
+
+
+NOT_RFC_3339 = "DateTime must be RFC 3339 with an offset, like 2026-01-31T08:00:00Z, not "
+
+
+@pytest.mark.parametrize(
+    ("literal", "message"),
+    [
+        ('"tomorrow"', f"{NOT_RFC_3339}'tomorrow'"),
+        ("1767225600", f"{NOT_RFC_3339}1767225600"),
+        ("TOMORROW", f"{NOT_RFC_3339}TOMORROW"),
+        ('["2026-01-31"]', f'{NOT_RFC_3339}["2026-01-31"]'),
+        ("{at: 1}", f"{NOT_RFC_3339}{{ at: 1 }}"),
+        ('"2026-02-30T08:00:00Z"', "DateTime '2026-02-30T08:00:00Z' is no time that exists"),
+    ],
+)
+async def test_an_error_about_a_date_in_a_document_says_where_it_stands(api: Api, literal: str, message: str) -> None:
+    ann = await api.register("ann")
+    for document in (
+        f"{{ tasks(filter: {{dueDate: {{lt:\n  {literal}}}}}) {{ totalCount }} }}",
+        f'mutation {{ createTask(input: {{title: "A task", dueDate:\n  {literal}}}) {{ errors {{ code }} }} }}',
+        f"query($at: DateTime =\n  {literal}) {{ tasks(filter: {{dueDate: {{lt: $at}}}}) {{ totalCount }} }}",
+    ):
+        assert await api.post(document, by=ann) == {
+            "errors": [
+                {
+                    "message": message,
+                    "locations": [{"line": 2, "column": 3}],
+                    "extensions": {"code": "GRAPHQL_VALIDATION_FAILED"},
+                }
+            ]
+        }
+
+
+LONG: list[Any] = [
+    "x" * 50_000,
+    ["x" * 50_000] * 9,
+    {"x" * 50_000: "x" * 50_000},
+    10**4000,
+    [[[["x"] * 9] * 9] * 9] * 9,
+]
+
+
+@pytest.mark.parametrize("value", ["tomorrow", "2026-02-30T08:00:00Z", *LONG], ids=lambda value: repr(value)[:20])
+async def test_an_error_about_a_date_in_variables_names_the_variable_and_quotes_little(api: Api, value: object) -> None:
+    ann = await api.register("ann")
+    for document, variables, where in (
+        ("query($at: DateTime) { tasks(filter: {dueDate: {lt: $at}}) { totalCount } }", {"at": value}, "'$at' has"),
+        (
+            "query($filter: TaskFilter) { tasks(filter: $filter) { totalCount } }",
+            {"filter": {"not": {"dueDate": {"lt": value}}}},
+            "'$filter' has invalid value at .not.dueDate.lt",
+        ),
+    ):
+        (error,) = (await api.post(document, variables, by=ann))["errors"]
+        assert error["extensions"] == {"code": "BAD_USER_INPUT"}
+        assert error["message"].startswith(f"Variable {where}")
+        assert "DateTime" in error["message"]
+        assert len(error["message"]) < 200 + 150
+
+
+async def test_an_error_about_a_long_date_in_a_document_quotes_little(api: Api) -> None:
+    ann = await api.register("ann")
+    for literal in (f'"{"x" * 20_000}"', "9" * 20_000, f'["{"x" * 20_000}"]', f"X{'x' * 20_000}"):
+        document = f"{{ tasks(filter: {{dueDate: {{lt: {literal}}}}}) {{ totalCount }} }}"
+        (error,) = (await api.post(document, by=ann))["errors"]
+        assert len(error["message"]) <= len(NOT_RFC_3339) + 200
+        assert error["locations"] == [{"line": 1, "column": 32}]
+
+
+@pytest.mark.parametrize(
+    "edge",
+    [
+        "0001-01-01T00:00:00Z",  # Go's and .NET's "no time"
+        "0001-01-01T14:00:00+14:00",
+        "9999-12-31T23:59:59.999999Z",
+        "9999-12-31T23:59:59.9999999Z",  # .NET's last moment
+        "9999-12-31T09:59:59.999999-14:00",
+    ],
+)
+async def test_the_first_and_the_last_moment_are_no_due_dates(api: Api, edge: str) -> None:
+    ann = await api.register("ann")
+    task = await create(api, ann, dueDate="2026-01-31T08:00:00Z")
+    message = "Due date must be after 0001-01-01T00:00:00Z and before 9999-12-31T23:59:59.999999Z"
+    refused = {"code": "BAD_USER_INPUT", "message": message, "field": ["dueDate"]}
+    given = {"input": {"title": "Another", "dueDate": edge}}
+    document = "mutation($input: CreateTaskInput!) { createTask(input: $input) { errors { code message field } } }"
+    assert (await api.data(document, given, by=ann))["createTask"]["errors"] == [refused]
+    assert (await api.update_task(ann, task["id"], dueDate=edge)) == {"task": None, "errors": [refused]}
+    assert await read(api, ann, task["id"]) == task
+    assert (await api.data("{ tasks { totalCount } }", by=ann))["tasks"] == {"totalCount": 1}
+
+
+async def test_tasks_due_at_the_ends_of_time_are_sorted_filtered_and_counted_alike(api: Api) -> None:
+    ann = await api.register("ann")
+    dates = ["0001-01-01T00:00:00.000001Z", "2026-01-31T08:00:00Z", "9999-12-31T23:59:59.999998Z", None, None]
+    ids = [(await create(api, ann, title=f"Task {n}", dueDate=date))["id"] for n, date in enumerate(dates)]
+    query = """query($after: String, $direction: OrderDirection!) {
+      tasks(first: 1, after: $after, orderBy: [{field: DUE_DATE, direction: $direction}]) {
+        nodes { id } pageInfo { endCursor hasNextPage }
+      }
+    }"""
+    for direction, expected in (("ASC", [0, 1, 2, 3, 4]), ("DESC", [2, 1, 0, 4, 3])):
+        found: list[int] = []
+        after = None
+        while len(found) < len(ids):
+            page = (await api.data(query, {"after": after, "direction": direction}, by=ann))["tasks"]
+            found += [ids.index(node["id"]) for node in page["nodes"]]
+            after = page["pageInfo"]["endCursor"]
+            assert page["pageInfo"]["hasNextPage"] == (len(found) < len(ids))
+        assert found == expected
+    counts = """query($filter: TaskFilter) {
+      tasks(filter: $filter) { totalCount } taskStats(filter: $filter) { total overdue }
+    }"""
+    last, first = "9999-12-31T23:59:59.999999Z", "0001-01-01T00:00:00Z"
+    for compared, total, overdue in (
+        ({"lte": last}, 3, 2),
+        ({"lt": last}, 3, 2),
+        ({"gte": last}, 0, 0),
+        ({"eq": last}, 0, 0),
+        ({"gte": first}, 3, 2),
+        ({"gt": first}, 3, 2),
+        ({"lte": first}, 0, 0),
+        ({"gte": "9999-12-31T23:59:59.999998Z"}, 1, 0),
+        ({"lte": "0001-01-01T00:00:00.000001Z"}, 1, 1),
+    ):
+        found_counts = await api.data(counts, {"filter": {"dueDate": compared}}, by=ann)
+        expected_counts = {"tasks": {"totalCount": total}, "taskStats": {"total": total, "overdue": overdue}}
+        assert found_counts == expected_counts, compared
+    history = "query($id: ID!) { task(id: $id) { overdue history { nodes { task { dueDate } } } } }"
+    for place, kept in ((0, "0001-01-01T00:00:00.000001+00:00"), (2, "9999-12-31T23:59:59.999998+00:00")):
+        task = (await api.data(history, {"id": ids[place]}, by=ann))["task"]
+        assert task == {"overdue": place == 0, "history": {"nodes": [{"task": {"dueDate": kept}}]}}
 
 
 # ---------------------------------------------------------------- task

@@ -38,7 +38,7 @@ FilterJson: TypeAlias = dict[str, Any]
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 TIMES = [
-    # Not the very first and last microsecond that Python has: asyncpg takes these for -infinity and infinity.
+    # The first and the last that a due date may be.
     datetime.min.replace(microsecond=1, tzinfo=UTC),
     datetime(1969, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC),
     NOW - timedelta(days=1),
@@ -264,7 +264,12 @@ def _id_filter(ids: Iterable[UUID]) -> st.SearchStrategy[FilterJson]:
     return some_of({"eq": value, "ne": value, "in": _list_of(value), "notIn": _list_of(value)})
 
 
-_TIME = st.sampled_from([time.isoformat() for time in TIMES] + ["2026-03-01T14:00:00+02:00", "2026-03-01t12:00:00z"])
+_TIME = st.sampled_from(
+    [time.isoformat() for time in TIMES]
+    + ["2026-03-01T14:00:00+02:00", "2026-03-01t12:00:00z"]
+    # The first and the last moment that there are: no column holds them, but a filter may.
+    + ["0001-01-01T00:00:00Z", "9999-12-31T23:59:59.999999Z", "9999-12-31T23:59:59.999999+00:00"]
+)
 _TEXT_FILTER = some_of({"eq": TEXT, "ne": TEXT, "in": _list_of(TEXT), "contains": PART, "startsWith": PART})
 _TIME_FILTER = some_of({"eq": _TIME, "gt": _TIME, "gte": _TIME, "lt": _TIME, "lte": _TIME, "isNull": st.booleans()})
 _USER_FILTER = some_of({"id": _id_filter(PEOPLE.values()), "isMe": st.booleans(), "isNull": st.booleans()})
@@ -404,6 +409,22 @@ async def test_the_json_the_predicate_and_the_condition_choose_the_same_tasks(
     async with holding(database, tasks) as session:
         for wanted in filters:
             await check(session, tasks, wanted)
+
+
+EDGES = ["0001-01-01T00:00:00Z", "0001-01-01T00:00:00.000001Z", "9999-12-31T23:59:59.999998Z"]
+EDGES += ["9999-12-31T23:59:59.999999Z", "9999-12-31T23:59:59.999999+14:00", "0001-01-01T00:00:00-14:00"]
+
+
+@pytest.mark.parametrize("edge", EDGES)
+@pytest.mark.parametrize("name", ["eq", "gt", "gte", "lt", "lte"])
+@pytest.mark.parametrize("field", ["dueDate", "completedAt", "createdAt", "updatedAt"])
+async def test_filters_at_the_ends_of_time_choose_the_same_tasks(
+    database: Database, field: str, name: str, edge: str
+) -> None:
+    tasks = random_tasks(7)
+    async with holding(database, tasks) as session:
+        await check(session, tasks, {field: {name: edge}})
+        await check(session, tasks, {"not": {field: {name: edge}}})
 
 
 @examples(60)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from sqlalchemy import DateTime, Integer, String, Uuid, column
 
 from taskflow_gql.errors import BadUserInput
-from taskflow_gql.services.paging import Order, PageRequest, SortKey
+from taskflow_gql.events import StreamPlace
+from taskflow_gql.services.paging import Order, PageRequest, SortKey, list_begun
+from taskflow_gql.services.task_order import TaskOrderField, order_by
 from taskflow_gql.services.text import is_storable
 
 
@@ -49,9 +51,63 @@ def encode(value: object) -> str:
 @given(rows)
 def test_a_cursor_gives_back_the_sort_keys_of_its_row(row: Row) -> None:
     cursor = ALL_KEYS.cursor(row)
-    assert ALL_KEYS.boundary(cursor, argument="after") == list(row)
+    assert ALL_KEYS.boundary(cursor, argument="after") == (list(row), None)
     # It can stand in a URL as it is.
     assert set(cursor) <= set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_")
+
+
+@given(rows, st.from_regex("[0-9a-f]{16}", fullmatch=True), st.integers(0, 10**18 - 1))
+def test_a_cursor_gives_back_where_the_stream_stood_when_its_list_was_begun(
+    row: Row, stream_id: str, position: int
+) -> None:
+    begun = StreamPlace(stream_id, position)
+    cursor = ALL_KEYS.cursor(row, begun)
+    assert ALL_KEYS.boundary(cursor, argument="after") == (list(row), begun)
+    assert len(cursor) <= len(ALL_KEYS.cursor(row)) + 52
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        *("", "x", ":1", f"{'a' * 16}:", f"{'a' * 15}:1", f"{'A' * 16}:1", f"{'a' * 16}:-1", f"{'a' * 16}:{'1' * 19}"),
+        *(f"{'a' * 16}:1\n", f" {'a' * 16}:1", None, 1, True, [], ["a" * 16, 1], {}),
+    ],
+    ids=repr,
+)
+def test_a_cursor_with_a_damaged_place_is_no_cursor(place: object) -> None:
+    with pytest.raises(BadUserInput) as caught:
+        ALL_KEYS.boundary(encode([ALL_KEYS.signature, *KEYS, place]), argument="after")
+    assert caught.value.message == "after is not a cursor of this server"
+
+
+A, B = "a" * 16, "b" * 16
+
+
+@pytest.mark.parametrize(
+    ("after", "before", "begun"),
+    [
+        (None, None, None),
+        (StreamPlace(A, 7), None, StreamPlace(A, 7)),
+        (None, StreamPlace(A, 7), StreamPlace(A, 7)),
+        (StreamPlace(A, 9), StreamPlace(A, 10), StreamPlace(A, 9)),
+        (StreamPlace(A, 10), StreamPlace(A, 9), StreamPlace(A, 9)),
+    ],
+)
+def test_a_list_was_begun_at_the_older_of_its_places(
+    after: StreamPlace | None, before: StreamPlace | None, begun: StreamPlace | None
+) -> None:
+    with_both = PageRequest.of(after=ALL_KEYS.cursor(ROW, after), before=ALL_KEYS.cursor(ROW, before))
+    assert list_begun(ALL_KEYS, with_both) == begun
+    assert list_begun(ALL_KEYS, PageRequest.of(after=ALL_KEYS.cursor(ROW, after))) == after
+    assert list_begun(ALL_KEYS, PageRequest.of(before=ALL_KEYS.cursor(ROW, before))) == before
+    assert list_begun(ALL_KEYS, PageRequest.of()) is None
+
+
+def test_cursors_of_two_databases_are_refused_together() -> None:
+    after, before = ALL_KEYS.cursor(ROW, StreamPlace(A, 7)), ALL_KEYS.cursor(ROW, StreamPlace(B, 7))
+    with pytest.raises(BadUserInput) as caught:
+        list_begun(ALL_KEYS, PageRequest.of(after=after, before=before))
+    assert caught.value.message == "after and before are cursors of two databases: start again without them"
 
 
 @given(st.one_of(st.text(), st.binary().map(encode), st.recursive(st.none() | st.booleans() | st.floats(), st.lists)))
@@ -67,7 +123,8 @@ def test_whatever_a_forged_cursor_holds_a_database_could_hold_it_too(values: lis
         found = ALL_KEYS.boundary(encode([ALL_KEYS.signature, *values]), argument="after")
     except BadUserInput:
         return
-    name, rank, moment, id_ = found
+    name, rank, moment, id_ = found.keys
+    assert found.begun is None or found.begun == StreamPlace.parse(str(found.begun))
     assert is_storable(name)
     assert abs(rank) < 2**31
     assert isinstance(moment, datetime)
@@ -119,6 +176,18 @@ def test_a_damaged_cursor_is_no_cursor(cursor: str) -> None:
     with pytest.raises(BadUserInput) as caught:
         ALL_KEYS.boundary(cursor, argument="before")
     assert caught.value.message == "before is not a cursor of this server"
+
+
+@pytest.mark.parametrize("direction", [False, True])
+@pytest.mark.parametrize("moment", [datetime.min, datetime.max])
+def test_a_due_date_that_no_task_can_have_is_in_no_cursor(moment: datetime, direction: bool) -> None:
+    order = order_by([(TaskOrderField.DUE_DATE, direction)])
+    microseconds = (moment.replace(tzinfo=UTC) - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
+    inside = microseconds + (1 if microseconds < 0 else -1)
+    order.boundary(encode([order.signature, inside, "0" * 32]), argument="after")
+    with pytest.raises(BadUserInput) as caught:
+        order.boundary(encode([order.signature, microseconds, "0" * 32]), argument="after")
+    assert caught.value.message == "after is not a cursor of this server"
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ async def test_the_six_keys_together_sort_as_python_does(database: Database) -> 
 
 @pytest.mark.parametrize("descending", [False, True])
 async def test_tasks_without_a_due_date_come_last_in_either_direction(database: Database, descending: bool) -> None:
-    # The first and the last moment that there are stand before none at all.
+    # The first and the last moment that a task may be due at stand before none at all.
     dates = [TIMES[0], TIMES[-1], None, None]
     tasks = [make_task(id=UUID(int=place), due_date=date) for place, date in enumerate(dates)]
     order = order_by([(TaskOrderField.DUE_DATE, descending)])
