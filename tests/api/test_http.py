@@ -433,3 +433,31 @@ async def test_ready_names_what_is_away_and_all_works_again_when_it_is_back(tmp_
             assert (await api.update_task(ann, task["id"], title="After"))["errors"] == []
             titles = await api.data("{ tasks { nodes { title version } } }", by=ann)
             assert titles == {"tasks": {"nodes": [{"title": "After", "version": 3}]}}
+
+
+# ---------------------------------------------------------------- persisted queries
+
+HASHED = {"persistedQuery": {"version": 1, "sha256Hash": "0" * 64}}
+NOT_SUPPORTED = {
+    "errors": [
+        {"message": "PersistedQueryNotSupported", "extensions": {"code": "PERSISTED_QUERY_NOT_SUPPORTED"}},
+    ]
+}
+
+
+async def test_a_document_that_is_named_by_its_hash_alone_is_not_supported(web: Api) -> None:
+    posted = await web.http.post("/graphql", json={"extensions": HASHED, "variables": {}})
+    assert (posted.status_code, posted.json()) == (200, NOT_SUPPORTED)
+    gotten = await web.http.get("/graphql", params={"extensions": json.dumps(HASHED)})
+    assert (gotten.status_code, gotten.json()) == (200, NOT_SUPPORTED)
+
+
+async def test_a_document_that_comes_with_its_hash_is_run(web: Api) -> None:
+    answer = await web.http.post("/graphql", json={"query": "{ __typename }", "extensions": HASHED})
+    assert answer.json() == {"data": {"__typename": "Query"}}
+
+
+async def test_other_extensions_do_not_stand_for_a_document(web: Api) -> None:
+    answer = await web.http.post("/graphql", json={"extensions": {"persistedQuery": "x"}})
+    assert answer.status_code == 400
+    assert answer.json()["errors"][0]["message"] == "The request has no query"

@@ -437,3 +437,14 @@ async def test_who_never_introduces_themselves_is_closed_with_4408(
     async with serving(sqlite_settings) as api, api.socket() as silent, anonymous_socket(api) as polite:
         assert await silent.close_code() == 4408
         assert (await ask(polite, "{ serverInfo { name } }"))["data"]
+
+
+async def test_a_document_that_is_named_by_its_hash_alone_is_an_error_of_its_operation(api: Api) -> None:
+    ann = await api.register("ann")
+    async with api.signed_in_socket(ann) as socket:
+        extensions = {"persistedQuery": {"version": 1, "sha256Hash": "0" * 64}}
+        await socket.send(type="subscribe", id="1", payload={"extensions": extensions})
+        error = {"message": "PersistedQueryNotSupported", "extensions": {"code": "PERSISTED_QUERY_NOT_SUPPORTED"}}
+        assert await socket.receive() == {"type": "error", "id": "1", "payload": [error]}
+        await socket.subscribe("{ me { username } }")
+        assert await socket.next() == {"me": {"username": "ann"}}

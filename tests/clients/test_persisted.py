@@ -1,0 +1,31 @@
+"""Clients that name a document by its hash are told to send the text, and do."""
+
+from __future__ import annotations
+
+import json
+from asyncio.subprocess import PIPE
+
+import pytest
+
+from taskflow_gql.config import Settings
+from tests.clients.node import HERE, node
+from tests.conftest import serving
+from tests.processes import child
+
+pytestmark = pytest.mark.clients
+
+
+@pytest.mark.parametrize("get", [False, True], ids=["POST", "GET"])
+@pytest.mark.parametrize("client", ["apollo", "urql"])
+async def test_a_client_with_hashes_goes_on_with_texts(sqlite_settings: Settings, client: str, get: bool) -> None:
+    async with serving(sqlite_settings) as api:
+        given = json.dumps({"client": client, "url": f"{api.url}/graphql", "get": get})
+        async with child(node(), HERE / "persisted.mjs", given, stdout=PIPE, stderr=PIPE) as process:
+            output, complaints = await process.communicate()
+    assert process.returncode == 0, complaints.decode()
+    found = json.loads(output)
+    assert found["names"] == ["TaskFlow GQL", "TaskFlow GQL"]
+    first, *others = found["sent"]
+    assert first == {"method": "GET" if get else "POST", "hash": True, "text": False}
+    # The refused one once more, and the next one at once.
+    assert [request["text"] for request in others] == [True, True]
