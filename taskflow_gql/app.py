@@ -10,7 +10,6 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from datetime import timedelta
-from functools import lru_cache
 from types import FrameType
 from typing import Any
 
@@ -42,6 +41,7 @@ from taskflow_gql.log import configure_logging
 from taskflow_gql.relay import Relay
 from taskflow_gql.retention import Retention
 from taskflow_gql.security import PasswordHasher, TokenSigner
+from taskflow_gql.short_keys import cached_for_short_keys
 from taskflow_gql.watch import SessionWatch
 
 log = logging.getLogger(__name__)
@@ -142,13 +142,13 @@ class Cors(CORSMiddleware):
     def __init__(self, app: ASGIApp, /, **options: Any) -> None:
         super().__init__(app, **options)
         # Bounded, because anybody can make up origins.
-        self._added = lru_cache(maxsize=64)(self._headers_for)
+        self._added = cached_for_short_keys(maxsize=64, max_length=256)(self._headers_for)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] == "OPTIONS":
             await super().__call__(scope, receive, send)
             return
-        added = self._added(next((value for name, value in scope["headers"] if name == b"origin"), None))
+        added = self._added(next((value for name, value in scope["headers"] if name == b"origin"), b""))
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -160,12 +160,12 @@ class Cors(CORSMiddleware):
 
         await self.app(scope, receive, send_with_headers)
 
-    def _headers_for(self, origin: bytes | None) -> list[tuple[bytes, bytes]]:
+    def _headers_for(self, origin: bytes) -> list[tuple[bytes, bytes]]:
         headers = MutableHeaders()
-        name = None if origin is None else origin.decode("latin-1")
-        if name is not None:
+        name = origin.decode("latin-1")
+        if name:
             headers.update(self.simple_headers)
-        if name is not None and self.is_allowed_origin(name):
+        if name and self.is_allowed_origin(name):
             self.allow_explicit_origin(headers, name)
         else:
             headers["Vary"] = "Origin"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterable
-from functools import lru_cache
 from json import JSONDecodeError
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,6 +36,7 @@ from taskflow_gql.api.streaming import (
     best_media_type,
 )
 from taskflow_gql.errors import RETRY_AFTER_SECONDS, ServerStops
+from taskflow_gql.short_keys import cached_for_short_keys
 
 _GRAPHIQL_PAGE = Path(__file__).parent.parent / "static" / "graphiql" / "index.html"
 _GRAPHIQL_HEADERS = {
@@ -236,7 +236,7 @@ def _encode(value: object) -> str:
 
 
 # Clients of one kind send one header.
-@lru_cache(maxsize=64)
+@cached_for_short_keys(maxsize=64, max_length=256)
 def _problem_of_content_type(content_type: str) -> str | None:
     media_type, _, parameters = content_type.partition(";")
     if media_type.strip().lower() != JSON:
