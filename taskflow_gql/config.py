@@ -6,6 +6,7 @@ import os
 import secrets
 from contextlib import suppress
 from functools import cached_property
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -34,6 +35,8 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
     workers: int = Field(default=1, ge=1, le=64)
+    # Whose X-Forwarded-For and X-Forwarded-Proto are believed.
+    trusted_proxies: Annotated[list[IPv4Network | IPv6Network], NoDecode] = []
 
     data_dir: Path = Path(".taskflow")
     database_url: str | None = Field(default=None, validation_alias=_either("DATABASE_URL"))
@@ -56,7 +59,12 @@ class Settings(BaseSettings):
     max_subscriptions_per_connection: int = Field(default=100, ge=1)
     max_subscriptions_per_user: int = Field(default=1000, ge=1)
     max_sockets_per_address: int = Field(default=1000, ge=1)
-    # A stream over HTTP whose client takes nothing for so long is cut off. (Of a WebSocket, unanswered pings tell.)
+    max_connections: int = Field(default=10_000, ge=1)
+    max_connections_per_address: int = Field(default=2000, ge=1)
+    # A client has so long for the head of a request, and for its body.
+    request_timeout_seconds: int = Field(default=30, ge=1, le=3600)
+    # An answer or a stream over HTTP whose client takes nothing for so long is cut off. (Of a WebSocket, unanswered
+    # pings tell.)
     stream_send_timeout_seconds: int = Field(default=30, ge=1)
     max_websocket_message_bytes: int = Field(default=64 * 1024, ge=1024)
     max_query_depth: int = Field(default=15, ge=1, le=100)
@@ -67,6 +75,21 @@ class Settings(BaseSettings):
 
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     log_format: Literal["console", "json"] = "console"
+
+    @field_validator("trusted_proxies", mode="before")
+    @classmethod
+    def _parse_networks(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        networks = []
+        for item in (item.strip() for item in value.split(",") if item.strip()):
+            try:
+                networks.append(ip_network(item))
+            except ValueError as error:
+                raise ValueError(
+                    f"{item!r} is no address or network; they look like 127.0.0.1 or 10.0.0.0/8"
+                ) from error
+        return networks
 
     @field_validator("cors_origins", mode="before")
     @classmethod
