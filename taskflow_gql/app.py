@@ -21,8 +21,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
-from starlette.routing import Mount, Route, WebSocketRoute
+from starlette.responses import JSONResponse, RedirectResponse, Response
+from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from strawberry.schema.schema import StrawberryGraphQLCoreExecutionContext
@@ -32,7 +32,7 @@ from taskflow_gql.api.batching import BatchingExecutor
 from taskflow_gql.api.context import Parts
 from taskflow_gql.api.nodes import SERVER_NAME
 from taskflow_gql.api.schema import make_schema
-from taskflow_gql.api.view import GraphQLView
+from taskflow_gql.api.view import CONTENT_SECURITY_POLICY, GraphQLView
 from taskflow_gql.bus import Bus, make_bus
 from taskflow_gql.config import Settings, load_settings
 from taskflow_gql.database import Database, create_engine
@@ -98,29 +98,34 @@ def create_app(
     async def ready(_: Request) -> JSONResponse:
         return await _ready(database, bus)
 
+    routes: list[BaseRoute] = [
+        Route("/", root),
+        Route("/health", health),
+        Route("/health-check", health),
+        Route("/ready", ready),
+        # The shortcut below takes these; tools that list the routes find them here.
+        Route("/graphql", view),
+        WebSocketRoute("/graphql", view),
+        Route("/graphql/", without_slash, methods=["GET", "POST"]),
+    ]
+    if settings.shows_graphiql:
+        routes.append(Mount("/static", RevalidatedFiles(packages=[("taskflow_gql", "static")])))
     app = Starlette(
-        routes=[
-            Route("/", root),
-            Route("/health", health),
-            Route("/health-check", health),
-            Route("/ready", ready),
-            # Taken by the shortcut below; here for who writes `/graphql/`.
-            Route("/graphql", view),
-            WebSocketRoute("/graphql", view),
-            Mount("/static", RevalidatedFiles(packages=[("taskflow_gql", "static")])),
-        ],
+        routes=routes,
         middleware=[
             Middleware(
                 Cors,
-                allow_origins=settings.cors_origins,
+                allow_origins=settings.allowed_origins,
                 allow_credentials=True,
                 allow_methods=["GET", "POST", "OPTIONS"],
-                allow_headers=["Authorization", "Content-Type", "Accept", "X-Request-Id", *_CLIENT_HEADERS],
+                allow_headers=[*_CLIENT_HEADERS, *settings.cors_headers],
             ),
             Middleware(Shortcut, path="/graphql", to=view),
         ],
         lifespan=lifespan,
     )
+    # Starlette's redirects name the host that the client sent.
+    app.router.redirect_slashes = False
     app.state.parts = parts
     return app
 
@@ -184,11 +189,15 @@ class Shortcut:
 
 
 class RevalidatedFiles(StaticFiles):
-    """Files whose names stay while their contents change: browsers ask each time, and are told 304."""
+    """Files whose names stay while their contents change: browsers ask each time, and are told 304.
+
+    They are GraphiQL's, of which the page must be safe at its own address too.
+    """
 
     def file_response(self, *arguments: Any, **options: Any) -> Response:
         response = super().file_response(*arguments, **options)
         response.headers["Cache-Control"] = "no-cache"
+        response.headers["Content-Security-Policy"] = CONTENT_SECURITY_POLICY
         return response
 
 
@@ -218,16 +227,36 @@ def draining_on_signals(fanout: Fanout) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-# What Apollo and urql add to their requests, and what asks for CSRF prevention.
+# The headers with which pages of allowed origins may call; TASKFLOW_CORS_HEADERS adds others.
 _CLIENT_HEADERS = [
+    "Authorization",
+    "Content-Type",
+    "Accept",
+    "X-Request-Id",
+    "Idempotency-Key",
+    # Apollo and urql, and their CSRF prevention.
     "Apollo-Require-Preflight",
     "X-Apollo-Operation-Name",
     "Apollographql-Client-Name",
     "Apollographql-Client-Version",
     "GraphQL-Preflight",
-    # What graphql-sse and EventSource come back with.
+    # graphql-sse and EventSource, when they reconnect.
     "Last-Event-ID",
+    # Tracing: OpenTelemetry, Sentry.
+    "Traceparent",
+    "Tracestate",
+    "Baggage",
+    "Sentry-Trace",
+    # Fetch wrappers such as axios.
+    "X-Requested-With",
+    "X-CSRF-Token",
 ]
+
+
+async def without_slash(request: Request) -> RedirectResponse:
+    """To `/graphql`, without naming a host: GraphiQL's page finds its files relative to that address."""
+    query = request.url.query
+    return RedirectResponse(f"../graphql?{query}" if query else "../graphql")
 
 
 async def root(_: Request) -> JSONResponse:

@@ -9,6 +9,7 @@ from functools import cached_property
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -48,7 +49,9 @@ class Settings(BaseSettings):
     access_token_expire_minutes: int = Field(default=30, ge=1, le=60 * 24 * 365)
 
     # NoDecode: a comma separated list, not the JSON that pydantic-settings expects of a list.
-    cors_origins: Annotated[list[str], NoDecode] = ["http://localhost:3000", "http://localhost:5173"]
+    cors_origins: Annotated[list[str] | None, NoDecode] = None
+    # Beside those that the server allows by itself.
+    cors_headers: Annotated[list[str], NoDecode] = []
     graphiql: bool | None = None
     introspection: bool | None = None
 
@@ -91,12 +94,25 @@ class Settings(BaseSettings):
                 ) from error
         return networks
 
-    @field_validator("cors_origins", mode="before")
+    @field_validator("cors_origins", "cors_headers", mode="before")
     @classmethod
     def _split_commas(cls, value: object) -> object:
         if isinstance(value, str):
-            return [origin.strip().rstrip("/") for origin in value.split(",") if origin.strip()]
+            return [item.strip() for item in value.split(",") if item.strip()]
         return value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _check_origins(cls, value: list[str] | None) -> list[str] | None:
+        if value is None:
+            return None
+        origins = [origin.rstrip("/") for origin in value]
+        for origin in origins:
+            if not _is_origin(origin):
+                raise ValueError(
+                    f"{origin!r} is no origin; they look like https://app.example or http://localhost:5173"
+                )
+        return origins
 
     @field_validator("secret_key")
     @classmethod
@@ -141,6 +157,13 @@ class Settings(BaseSettings):
         return self.graphiql if self.graphiql is not None else not self.is_production
 
     @property
+    def allowed_origins(self) -> list[str]:
+        """Of which pages in browsers may call the server; `*` is all."""
+        if self.cors_origins is not None:
+            return self.cors_origins
+        return [] if self.is_production else ["http://localhost:3000", "http://localhost:5173"]
+
+    @property
     def allows_introspection(self) -> bool:
         return self.introspection if self.introspection is not None else not self.is_production
 
@@ -150,6 +173,16 @@ class Settings(BaseSettings):
         if self.secret_key is not None:
             return self.secret_key.get_secret_value()
         return _secret_kept_in(make_data_dir(self.data_dir) / "secret")
+
+
+def _is_origin(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        has_host = parts.hostname is not None and (parts.port is None or parts.port > 0)
+    except ValueError:
+        return False
+    rest = parts.path or parts.query or parts.fragment or parts.username
+    return text == "*" or bool(parts.scheme and has_host and not rest)
 
 
 def make_data_dir(folder: Path) -> Path:
