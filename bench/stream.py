@@ -140,6 +140,8 @@ def started(people: int) -> Iterator[tuple[Site, Processes]]:
             "SECRET_KEY": SECRET,
             "TASKFLOW_LOG_LEVEL": "WARNING",
             "TASKFLOW_MAX_SOCKETS_PER_ADDRESS": "1000000",
+            "TASKFLOW_MAX_CONNECTIONS": "1000000",
+            "TASKFLOW_TRUSTED_PROXIES": "127.0.0.1",
             "TASKFLOW_MAX_SUBSCRIPTIONS_PER_USER": "1000000",
         }
         servers = [stack.enter_context(TaskflowServer(environment)) for _ in range(2)]

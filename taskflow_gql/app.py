@@ -10,7 +10,6 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from datetime import timedelta
-from functools import lru_cache
 from types import FrameType
 from typing import Any
 
@@ -22,8 +21,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
-from starlette.routing import Mount, Route, WebSocketRoute
+from starlette.responses import JSONResponse, RedirectResponse, Response
+from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from strawberry.schema.schema import StrawberryGraphQLCoreExecutionContext
@@ -33,7 +32,7 @@ from taskflow_gql.api.batching import BatchingExecutor
 from taskflow_gql.api.context import Parts
 from taskflow_gql.api.nodes import SERVER_NAME
 from taskflow_gql.api.schema import make_schema
-from taskflow_gql.api.view import GraphQLView
+from taskflow_gql.api.view import CONTENT_SECURITY_POLICY, GraphQLView
 from taskflow_gql.bus import Bus, make_bus
 from taskflow_gql.config import Settings, load_settings
 from taskflow_gql.database import Database, create_engine
@@ -42,6 +41,7 @@ from taskflow_gql.log import configure_logging
 from taskflow_gql.relay import Relay
 from taskflow_gql.retention import Retention
 from taskflow_gql.security import PasswordHasher, TokenSigner
+from taskflow_gql.short_keys import cached_for_short_keys
 from taskflow_gql.watch import SessionWatch
 
 log = logging.getLogger(__name__)
@@ -98,29 +98,34 @@ def create_app(
     async def ready(_: Request) -> JSONResponse:
         return await _ready(database, bus)
 
+    routes: list[BaseRoute] = [
+        Route("/", root),
+        Route("/health", health),
+        Route("/health-check", health),
+        Route("/ready", ready),
+        # The shortcut below takes these; tools that list the routes find them here.
+        Route("/graphql", view),
+        WebSocketRoute("/graphql", view),
+        Route("/graphql/", without_slash, methods=["GET", "POST"]),
+    ]
+    if settings.shows_graphiql:
+        routes.append(Mount("/static", RevalidatedFiles(packages=[("taskflow_gql", "static")])))
     app = Starlette(
-        routes=[
-            Route("/", root),
-            Route("/health", health),
-            Route("/health-check", health),
-            Route("/ready", ready),
-            # Taken by the shortcut below; here for who writes `/graphql/`.
-            Route("/graphql", view),
-            WebSocketRoute("/graphql", view),
-            Mount("/static", RevalidatedFiles(packages=[("taskflow_gql", "static")])),
-        ],
+        routes=routes,
         middleware=[
             Middleware(
                 Cors,
-                allow_origins=settings.cors_origins,
+                allow_origins=settings.allowed_origins,
                 allow_credentials=True,
                 allow_methods=["GET", "POST", "OPTIONS"],
-                allow_headers=["Authorization", "Content-Type", "Accept", "X-Request-Id", *_CLIENT_HEADERS],
+                allow_headers=[*_CLIENT_HEADERS, *settings.cors_headers],
             ),
             Middleware(Shortcut, path="/graphql", to=view),
         ],
         lifespan=lifespan,
     )
+    # Starlette's redirects name the host that the client sent.
+    app.router.redirect_slashes = False
     app.state.parts = parts
     return app
 
@@ -142,13 +147,13 @@ class Cors(CORSMiddleware):
     def __init__(self, app: ASGIApp, /, **options: Any) -> None:
         super().__init__(app, **options)
         # Bounded, because anybody can make up origins.
-        self._added = lru_cache(maxsize=64)(self._headers_for)
+        self._added = cached_for_short_keys(maxsize=64, max_length=256)(self._headers_for)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] == "OPTIONS":
             await super().__call__(scope, receive, send)
             return
-        added = self._added(next((value for name, value in scope["headers"] if name == b"origin"), None))
+        added = self._added(next((value for name, value in scope["headers"] if name == b"origin"), b""))
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -160,12 +165,12 @@ class Cors(CORSMiddleware):
 
         await self.app(scope, receive, send_with_headers)
 
-    def _headers_for(self, origin: bytes | None) -> list[tuple[bytes, bytes]]:
+    def _headers_for(self, origin: bytes) -> list[tuple[bytes, bytes]]:
         headers = MutableHeaders()
-        name = None if origin is None else origin.decode("latin-1")
-        if name is not None:
+        name = origin.decode("latin-1")
+        if name:
             headers.update(self.simple_headers)
-        if name is not None and self.is_allowed_origin(name):
+        if name and self.is_allowed_origin(name):
             self.allow_explicit_origin(headers, name)
         else:
             headers["Vary"] = "Origin"
@@ -184,11 +189,15 @@ class Shortcut:
 
 
 class RevalidatedFiles(StaticFiles):
-    """Files whose names stay while their contents change: browsers ask each time, and are told 304."""
+    """Files whose names stay while their contents change: browsers ask each time, and are told 304.
+
+    They are GraphiQL's, of which the page must be safe at its own address too.
+    """
 
     def file_response(self, *arguments: Any, **options: Any) -> Response:
         response = super().file_response(*arguments, **options)
         response.headers["Cache-Control"] = "no-cache"
+        response.headers["Content-Security-Policy"] = CONTENT_SECURITY_POLICY
         return response
 
 
@@ -218,16 +227,36 @@ def draining_on_signals(fanout: Fanout) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-# What Apollo and urql add to their requests, and what asks for CSRF prevention.
+# The headers with which pages of allowed origins may call; TASKFLOW_CORS_HEADERS adds others.
 _CLIENT_HEADERS = [
+    "Authorization",
+    "Content-Type",
+    "Accept",
+    "X-Request-Id",
+    "Idempotency-Key",
+    # Apollo and urql, and their CSRF prevention.
     "Apollo-Require-Preflight",
     "X-Apollo-Operation-Name",
     "Apollographql-Client-Name",
     "Apollographql-Client-Version",
     "GraphQL-Preflight",
-    # What graphql-sse and EventSource come back with.
+    # graphql-sse and EventSource, when they reconnect.
     "Last-Event-ID",
+    # Tracing: OpenTelemetry, Sentry.
+    "Traceparent",
+    "Tracestate",
+    "Baggage",
+    "Sentry-Trace",
+    # Fetch wrappers such as axios.
+    "X-Requested-With",
+    "X-CSRF-Token",
 ]
+
+
+async def without_slash(request: Request) -> RedirectResponse:
+    """To `/graphql`, without naming a host: GraphiQL's page finds its files relative to that address."""
+    query = request.url.query
+    return RedirectResponse(f"../graphql?{query}" if query else "../graphql")
 
 
 async def root(_: Request) -> JSONResponse:

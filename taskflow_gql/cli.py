@@ -42,6 +42,7 @@ from taskflow_gql.bus import make_bus
 from taskflow_gql.config import Settings, load_settings, unknown_variables
 from taskflow_gql.database import Database, create_engine, database_url
 from taskflow_gql.errors import ConfigurationError, NotFound, Refusals, Unauthenticated
+from taskflow_gql.http_server import problem_of_descriptors, raise_descriptor_limit, uvicorn_config
 from taskflow_gql.log import configure_logging
 from taskflow_gql.migrate import current_revision, head_revision, migrate
 from taskflow_gql.models import UserRole
@@ -132,6 +133,9 @@ def serve(
     run(prepare_database(settings), settings)
     if settings.redis_url is not None:
         check_redis(settings)
+    raise_descriptor_limit()
+    if problem := problem_of_descriptors(settings):
+        err.print(f"taskflow: {problem}", style="yellow", markup=False, soft_wrap=True)
     listener = listen(settings)
     # Asked to stop, we end with exit code 0; uvicorn, when it has stopped, ends with the signal it was sent.
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -140,19 +144,7 @@ def serve(
     for warning in unknown_variables():
         log.warning("%s", warning)
     greet(settings, listener.getsockname()[1])
-    config = uvicorn.Config(
-        "taskflow_gql.app:create_server",
-        factory=True,
-        workers=settings.workers,
-        log_config=None,
-        log_level=settings.log_level.lower(),
-        access_log=False,
-        server_header=False,
-        ws_max_size=settings.max_websocket_message_bytes,
-        # Compression keeps 64 KiB for each socket, and its messages are small.
-        ws_per_message_deflate=False,
-        timeout_graceful_shutdown=settings.shutdown_timeout_seconds,
-    )
+    config = uvicorn_config("taskflow_gql.app:create_server", settings, is_factory=True)
     if settings.workers > 1:
         Multiprocess(config, sockets=[listener]).run()
     else:
@@ -518,6 +510,9 @@ def doctor() -> None:
         row("redis", *asyncio.run(_examine_redis(settings)))
     except ConfigurationError as error:
         row("settings", False, str(error))
+    raise_descriptor_limit()
+    problem = problem_of_descriptors(settings)
+    row("descriptors", None if problem else True, problem or f"enough for {settings.max_connections} connections")
     row("graphiql", None, "on" if settings.shows_graphiql else "off")
     out.print(table)
     raise typer.Exit(0 if is_well else NOT_SO)

@@ -7,8 +7,10 @@ import os
 import secrets
 from contextlib import suppress
 from functools import cached_property
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import (
@@ -51,6 +53,8 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
     workers: int = Field(default=1, ge=1, le=64)
+    # Whose X-Forwarded-For and X-Forwarded-Proto are believed.
+    trusted_proxies: Annotated[list[IPv4Network | IPv6Network], NoDecode] = []
 
     data_dir: Path = Path(".taskflow")
     database_url: str | None = Field(default=None, validation_alias=_either("DATABASE_URL"))
@@ -62,7 +66,9 @@ class Settings(BaseSettings):
     access_token_expire_minutes: int = Field(default=30, ge=1, le=60 * 24 * 365)
 
     # NoDecode: a comma separated list, not the JSON that pydantic-settings expects of a list.
-    cors_origins: Annotated[list[str], NoDecode] = ["http://localhost:3000", "http://localhost:5173"]
+    cors_origins: Annotated[list[str] | None, NoDecode] = None
+    # Beside those that the server allows by itself.
+    cors_headers: Annotated[list[str], NoDecode] = []
     graphiql: bool | None = None
     introspection: bool | None = None
 
@@ -73,7 +79,12 @@ class Settings(BaseSettings):
     max_subscriptions_per_connection: int = Field(default=100, ge=1)
     max_subscriptions_per_user: int = Field(default=1000, ge=1)
     max_sockets_per_address: int = Field(default=1000, ge=1)
-    # A stream over HTTP whose client takes nothing for so long is cut off. (Of a WebSocket, unanswered pings tell.)
+    max_connections: int = Field(default=10_000, ge=1)
+    max_connections_per_address: int = Field(default=2000, ge=1)
+    # A client has so long for the head of a request, and for its body.
+    request_timeout_seconds: int = Field(default=30, ge=1, le=3600)
+    # An answer or a stream over HTTP whose client takes nothing for so long is cut off. (Of a WebSocket, unanswered
+    # pings tell.)
     stream_send_timeout_seconds: int = Field(default=30, ge=1)
     # Of answers that wait because the client of a WebSocket does not read; for all sockets of a person twice as many.
     max_unsent_bytes: int = Field(default=32 * 1024 * 1024, ge=1024)
@@ -89,12 +100,40 @@ class Settings(BaseSettings):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     log_format: Literal["console", "json"] = "console"
 
-    @field_validator("cors_origins", mode="before")
+    @field_validator("trusted_proxies", mode="before")
+    @classmethod
+    def _parse_networks(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        networks = []
+        for item in (item.strip() for item in value.split(",") if item.strip()):
+            try:
+                networks.append(ip_network(item))
+            except ValueError as error:
+                raise ValueError(
+                    f"{item!r} is no address or network; they look like 127.0.0.1 or 10.0.0.0/8"
+                ) from error
+        return networks
+
+    @field_validator("cors_origins", "cors_headers", mode="before")
     @classmethod
     def _split_commas(cls, value: object) -> object:
         if isinstance(value, str):
-            return [origin.strip().rstrip("/") for origin in value.split(",") if origin.strip()]
+            return [item.strip() for item in value.split(",") if item.strip()]
         return value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _check_origins(cls, value: list[str] | None) -> list[str] | None:
+        if value is None:
+            return None
+        origins = [origin.rstrip("/") for origin in value]
+        for origin in origins:
+            if not _is_origin(origin):
+                raise ValueError(
+                    f"{origin!r} is no origin; they look like https://app.example or http://localhost:5173"
+                )
+        return origins
 
     @field_validator("secret_key")
     @classmethod
@@ -139,6 +178,13 @@ class Settings(BaseSettings):
         return self.graphiql if self.graphiql is not None else not self.is_production
 
     @property
+    def allowed_origins(self) -> list[str]:
+        """Of which pages in browsers may call the server; `*` is all."""
+        if self.cors_origins is not None:
+            return self.cors_origins
+        return [] if self.is_production else ["http://localhost:3000", "http://localhost:5173"]
+
+    @property
     def allows_introspection(self) -> bool:
         return self.introspection if self.introspection is not None else not self.is_production
 
@@ -148,6 +194,16 @@ class Settings(BaseSettings):
         if self.secret_key is not None:
             return self.secret_key.get_secret_value()
         return _secret_kept_in(make_data_dir(self.data_dir) / "secret")
+
+
+def _is_origin(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        has_host = parts.hostname is not None and (parts.port is None or parts.port > 0)
+    except ValueError:
+        return False
+    rest = parts.path or parts.query or parts.fragment or parts.username
+    return text == "*" or bool(parts.scheme and has_host and not rest)
 
 
 def make_data_dir(folder: Path) -> Path:

@@ -6,7 +6,6 @@ import asyncio
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import lru_cache
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -15,6 +14,7 @@ from passlib.context import CryptContext
 
 from taskflow_gql import clock
 from taskflow_gql.errors import Unauthenticated
+from taskflow_gql.short_keys import cached_for_short_keys
 
 _ISSUER = "taskflow"
 _AUDIENCE = "taskflow"
@@ -24,8 +24,9 @@ _TYPE = "access"
 _MAX_PASSWORD_CHARACTERS = 4096
 # The end of the year 9999: datetime knows no later time.
 _END_OF_TIME = 253_402_300_800
-# Of which it is remembered that they were good; some hundred bytes each.
+# How many verified tokens to remember, and the longest: ours have about 400 characters.
 _MOST_TOKENS = 4096
+_MAX_TOKEN_LENGTH = 1024
 
 
 class PasswordHasher:
@@ -78,7 +79,7 @@ class TokenSigner:
         self._key = key
         self.lifetime = lifetime
         # A token's signature is good for ever; that it has not expired is looked at each time.
-        self._read = lru_cache(maxsize=_MOST_TOKENS)(self._check)
+        self._read = cached_for_short_keys(_MOST_TOKENS, max_length=_MAX_TOKEN_LENGTH)(self._check)
 
     def sign(self, *, user_id: UUID, session_id: UUID, issued_at: datetime) -> str:
         claims = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import shutil
 import socket
 from collections.abc import AsyncIterator, Iterator
@@ -20,6 +21,7 @@ from taskflow_gql.api.batching import BatchingExecutor
 from taskflow_gql.app import create_app
 from taskflow_gql.config import Settings
 from taskflow_gql.database import Database, create_engine
+from taskflow_gql.http_server import uvicorn_config
 from taskflow_gql.migrate import migrate
 from tests.client import Api
 from tests.processes import give_children_default_signals
@@ -154,6 +156,34 @@ async def api(settings: Settings, executor: Executor) -> AsyncIterator[Api]:
         yield api
 
 
+class _Collecting(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
+
+
+@pytest.fixture
+def no_errors_are_logged() -> Iterator[None]:
+    """Whatever a client does, it is no error of ours.
+
+    `caplog` sees nothing of it: at the end of a fixture it has the records of the teardown alone, and an application
+    that starts takes the root logger's handlers away.
+    """
+    collecting = _Collecting()
+    loggers = [
+        logging.getLogger(name) for name in ("uvicorn", "uvicorn.error", "taskflow_gql", "strawberry", "asyncio")
+    ]
+    for logger in loggers:
+        logger.addHandler(collecting)
+    yield
+    for logger in loggers:
+        logger.removeHandler(collecting)
+    assert collecting.messages == []
+
+
 class _Server(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -162,30 +192,28 @@ class _Server(uvicorn.Server):
 
 
 @asynccontextmanager
-async def serving(settings: Settings, executor: Executor = CompilingAtOnce) -> AsyncIterator[Api]:
-    """The real app behind a real HTTP server, in this event loop."""
-    listener = socket.create_server(("127.0.0.1", 0))
+async def listening(config: uvicorn.Config) -> AsyncIterator[str]:
+    """The URL of a server in this event loop; who connects is answered when it has started."""
+    listener = socket.create_server(("127.0.0.1", 0), backlog=2048)
     # asyncio turns Nagle's algorithm off only for sockets that name their protocol, which this one does not.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    config = uvicorn.Config(
-        create_app(settings, executor=executor),
-        log_config=None,
-        access_log=False,
-        ws_max_size=settings.max_websocket_message_bytes,
-        ws_per_message_deflate=False,
-        timeout_graceful_shutdown=5,
-    )
     server = _Server(config)
     running = asyncio.create_task(server.serve(sockets=[listener]))
     try:
-        async with Api(f"http://127.0.0.1:{listener.getsockname()[1]}") as api:
-            # Connects as soon as the socket listens, and is answered when start-up is done.
-            assert (await api.http.get("/health")).status_code == 200
-            yield api
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     finally:
         server.should_exit = True
         await running
         listener.close()
+
+
+@asynccontextmanager
+async def serving(settings: Settings, executor: Executor = CompilingAtOnce) -> AsyncIterator[Api]:
+    """The real app behind a real HTTP server, in this event loop."""
+    config = uvicorn_config(create_app(settings, executor=executor), settings)
+    async with listening(config) as url, Api(url) as api:
+        assert (await api.http.get("/health")).status_code == 200
+        yield api
 
 
 async def make_admin(database: Database, user_id: str) -> None:

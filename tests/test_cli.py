@@ -617,7 +617,7 @@ async def examine(exit_code: int, **environment: str) -> dict[str, tuple[str, st
 
 
 async def test_doctor_finds_an_empty_folder_well(empty_folder: Path) -> None:
-    assert await examine(0) == {
+    assert await examine(0, TASKFLOW_MAX_CONNECTIONS="100") == {
         "environment": ("–", "development"),
         "secret": ("ok", "kept in .taskflow/secret"),
         "database": (
@@ -625,18 +625,21 @@ async def test_doctor_finds_an_empty_folder_well(empty_folder: Path) -> None:
             f"sqlite+aiosqlite:///.taskflow/taskflow.sqlite3: `taskflow serve` will migrate it to {head_revision()}",
         ),
         "redis": ("–", "not configured: one process only"),
+        "descriptors": ("ok", "enough for 100 connections"),
         "graphiql": ("–", "on"),
     }
 
 
 async def test_doctor_finds_a_production_well(postgresql_settings: Settings) -> None:
     url = shown(str(postgresql_settings.database_url))
-    environment = environment_of(postgresql_settings) | {"TASKFLOW_ENV": "production"}
+    environment = environment_of(postgresql_settings)
+    environment |= {"TASKFLOW_ENV": "production", "TASKFLOW_MAX_CONNECTIONS": "100"}
     assert await examine(0, **environment) == {
         "environment": ("–", "production"),
         "secret": ("ok", "SECRET_KEY"),
         "database": ("ok", f"{url} at revision {head_revision()}"),
         "redis": ("ok", "reachable"),
+        "descriptors": ("ok", "enough for 100 connections"),
         "graphiql": ("–", "off"),
     }
 
@@ -683,6 +686,14 @@ async def test_doctor_sees_a_damaged_secret(empty_folder: Path) -> None:
     (empty_folder / "secret").write_text("gnawed")
     rows = await examine(1, TASKFLOW_DATA_DIR=".")
     assert rows["settings"] == ("not ok", "The secret in secret is damaged. Delete the file; everybody signs in again")
+
+
+async def test_doctor_sees_that_descriptors_do_not_reach(empty_folder: Path) -> None:
+    rows = await examine(0, TASKFLOW_MAX_CONNECTIONS="2000000000")
+    mark, words = rows["descriptors"]
+    assert mark == "–"
+    assert words.startswith("The limit of ")
+    assert "TASKFLOW_MAX_CONNECTIONS is 2000000000. Raise the limit" in words
 
 
 async def test_doctor_takes_brackets_in_a_path_as_they_are(empty_folder: Path) -> None:

@@ -52,7 +52,8 @@ def test_nothing_set_is_development_on_a_file_of_this_machine(monkeypatch: pytes
     assert (settings.database_url, settings.redis_url, settings.secret_key) == (None, None, None)
     assert (settings.database_pool_size, settings.database_max_overflow) == (10, 20)
     assert settings.access_token_expire_minutes == 30
-    assert settings.cors_origins == ["http://localhost:3000", "http://localhost:5173"]
+    assert settings.allowed_origins == ["http://localhost:3000", "http://localhost:5173"]
+    assert (settings.cors_headers, settings.trusted_proxies) == ([], [])
     assert (settings.log_level, settings.log_format) == ("INFO", "console")
     assert (settings.is_embedded, settings.is_sqlite, settings.is_production) == (True, True, False)
     assert (settings.shows_graphiql, settings.allows_introspection) == (True, True)
@@ -126,6 +127,20 @@ def test_cors_origins_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch, g
     assert load(monkeypatch, TASKFLOW_CORS_ORIGINS=given).cors_origins == origins
 
 
+def test_all_origins_can_be_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load(monkeypatch, TASKFLOW_CORS_ORIGINS="*").allowed_origins == ["*"]
+
+
+def test_headers_and_proxies_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load(
+        monkeypatch,
+        TASKFLOW_CORS_HEADERS="X-Tenant, X-Device,",
+        TASKFLOW_TRUSTED_PROXIES="127.0.0.1, 10.0.0.0/8, 2001:db8::/32",
+    )
+    assert settings.cors_headers == ["X-Tenant", "X-Device"]
+    assert [str(network) for network in settings.trusted_proxies] == ["127.0.0.1/32", "10.0.0.0/8", "2001:db8::/32"]
+
+
 # Bad values
 
 
@@ -142,6 +157,26 @@ def test_cors_origins_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch, g
         ("TASKFLOW_GRAPHIQL", "maybe", "Input should be a valid boolean, unable to interpret input"),
         ("TASKFLOW_LOG_LEVEL", "LOUD", "Input should be 'DEBUG', 'INFO', 'WARNING' or 'ERROR'"),
         ("TASKFLOW_LOG_FORMAT", "xml", "Input should be 'console' or 'json'"),
+        (
+            "TASKFLOW_CORS_ORIGINS",
+            "https://a.example, localhost:3000",
+            "'localhost:3000' is no origin; they look like https://app.example or http://localhost:5173",
+        ),
+        (
+            "TASKFLOW_CORS_ORIGINS",
+            "https://a.example/path",
+            "'https://a.example/path' is no origin; they look like https://app.example or http://localhost:5173",
+        ),
+        (
+            "TASKFLOW_TRUSTED_PROXIES",
+            "10.0.0.1, *",
+            "'*' is no address or network; they look like 127.0.0.1 or 10.0.0.0/8",
+        ),
+        (
+            "TASKFLOW_TRUSTED_PROXIES",
+            "10.0.0.1/8",
+            "'10.0.0.1/8' is no address or network; they look like 127.0.0.1 or 10.0.0.0/8",
+        ),
         (
             "TASKFLOW_SECRET_KEY",
             "a" * 31,
@@ -248,6 +283,13 @@ def test_production_hides_introspection_and_graphiql_unless_asked_for(monkeypatc
     assert (settings.shows_graphiql, settings.allows_introspection) == (False, False)
     settings = load(monkeypatch, **production, TASKFLOW_GRAPHIQL="true", TASKFLOW_INTROSPECTION="1")
     assert (settings.shows_graphiql, settings.allows_introspection) == (True, True)
+
+
+def test_production_lets_no_page_in_that_is_not_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    production = {"TASKFLOW_ENV": "production", "SECRET_KEY": LONG, "DATABASE_URL": POSTGRESQL}
+    assert load(monkeypatch, **production).allowed_origins == []
+    settings = load(monkeypatch, **production, TASKFLOW_CORS_ORIGINS="https://app.example")
+    assert settings.allowed_origins == ["https://app.example"]
 
 
 def test_several_workers_need_postgresql_and_redis(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import re
+import resource
 import signal
 import socket
 import stat
@@ -64,10 +65,10 @@ class Served:
 
 
 @asynccontextmanager
-async def serve(folder: Path, *arguments: str, **environment: str) -> AsyncIterator[Served]:
-    """`taskflow serve` in that working folder, on a port of its own choice."""
+async def serve(folder: Path, *arguments: str, limits: str = "true", **environment: str) -> AsyncIterator[Served]:
+    """`taskflow serve` in that working folder, on a port of its own choice, from a shell that sets these limits."""
     log = folder / "log"
-    command = (TASKFLOW, "serve", "--port", "0", *arguments)
+    command = ("/bin/sh", "-c", f'{limits} && exec "$@"', "sh", TASKFLOW, "serve", "--port", "0", *arguments)
     with log.open("ab") as errors:
         async with child(
             *command, cwd=folder, env=os.environ | environment, stdout=subprocess.PIPE, stderr=errors
@@ -174,6 +175,28 @@ async def test_a_signal_ends_the_server_at_once_with_exit_code_0(tmp_path: Path,
         assert "Traceback" not in served.log.read_text()
         with pytest.raises(httpx.ConnectError):
             await served.api.http.get("/health")
+
+
+async def test_a_server_takes_all_the_descriptors_that_it_may_have(tmp_path: Path) -> None:
+    async with serve(tmp_path, limits="ulimit -S -n 64") as served:
+        soft, hard = resource.prlimit(served.process.pid, resource.RLIMIT_NOFILE)
+        assert soft == min(hard, 1024 * 1024) > 64
+
+
+async def test_with_few_descriptors_a_server_says_so_and_new_clients_get_in(tmp_path: Path) -> None:
+    async with AsyncExitStack() as stack:
+        served = await stack.enter_async_context(serve(tmp_path, limits="ulimit -n 128"))
+        for _ in range(200):
+            _, writer = await asyncio.open_connection("127.0.0.1", int(served.api.url.rpartition(":")[2]))
+            stack.callback(writer.close)
+            writer.write(b"POST /graphql HTTP/1.1\r\nHost: x\r\n")
+        async with Api(served.api.url) as late:
+            assert (await late.http.get("/health")).status_code == 200
+            # The database has descriptors too.
+            await late.register("eva")
+        log = served.log.read_text()
+        assert "The limit of 128 open files leaves room for 21 connections" in log
+        assert "Traceback" not in log
 
 
 async def test_options_win_over_the_environment(tmp_path: Path) -> None:

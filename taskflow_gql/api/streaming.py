@@ -10,12 +10,13 @@ import asyncio
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 from typing import Any
 
 from starlette.responses import StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
 from strawberry.http.streaming import MultipartSubscriptionTransport, SSETransport
+
+from taskflow_gql.short_keys import cached_for_short_keys
 
 JSON = "application/json"
 GRAPHQL_RESPONSE = "application/graphql-response+json"
@@ -37,22 +38,33 @@ class MultipartSubscription(MultipartSubscriptionTransport):
     """Strawberry's. Named here so that both stand together."""
 
 
+# What an entry of Accept means to us. A multipart answer is meant only by one with Apollo's parameter.
+_KNOWN = {name: name for name in (JSON, GRAPHQL_RESPONSE, EVENT_STREAM, MULTIPART)}
+_KNOWN |= {"application/*": JSON, "*/*": JSON}
+# Browsers and libraries send at most 200 characters.
+_MAX_ACCEPT_LENGTH = 1024
+
+
 # Clients of one kind send one header.
-@lru_cache(maxsize=256)
+@cached_for_short_keys(maxsize=256, max_length=_MAX_ACCEPT_LENGTH)
 def best_media_type(accept: str) -> str:
     """What the client likes best of what we can answer with: the higher q, then the earlier; JSON for no word.
 
     Some clients list `text/event-stream` with every request. That is no wish for a stream while JSON comes first.
+    Of a header that is longer than any client's, the first thousand characters count.
     """
+    if len(accept) > _MAX_ACCEPT_LENGTH:
+        accept = accept[:_MAX_ACCEPT_LENGTH].rpartition(",")[0]
     best, best_quality = JSON, 0.0
     for part in accept.split(","):
-        name, *parameters = (piece.strip().lower() for piece in part.split(";"))
+        given, _, rest = part.partition(";")
+        name = _KNOWN.get(given.strip().lower())
+        if name is None:
+            continue
+        parameters = [piece.strip().lower() for piece in rest.split(";")]
         quality = next((_quality(piece) for piece in parameters if piece.startswith("q=")), 1.0)
-        if name in ("application/*", "*/*"):
-            name = JSON
         is_subscription = any(piece.startswith("subscriptionspec=") for piece in parameters)
-        is_known = name in (JSON, GRAPHQL_RESPONSE, EVENT_STREAM) or (name == MULTIPART and is_subscription)
-        if is_known and quality > best_quality:
+        if quality > best_quality and (name != MULTIPART or is_subscription):
             best, best_quality = name, quality
     return best
 

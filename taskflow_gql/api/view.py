@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterable
-from functools import lru_cache
 from json import JSONDecodeError
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,7 +30,7 @@ from taskflow_gql.api.errors import (
     shortened,
 )
 from taskflow_gql.api.operations import Schema
-from taskflow_gql.api.sockets import SocketView, end_of_stream
+from taskflow_gql.api.sockets import SocketView, end_of_stream, is_allowed_origin
 from taskflow_gql.api.streaming import (
     EVENT_STREAM,
     GRAPHQL_RESPONSE,
@@ -44,14 +43,16 @@ from taskflow_gql.api.streaming import (
     best_media_type,
 )
 from taskflow_gql.errors import RETRY_AFTER_SECONDS, ServerStops
+from taskflow_gql.short_keys import cached_for_short_keys
 
 _GRAPHIQL_PAGE = Path(__file__).parent.parent / "static" / "graphiql" / "index.html"
+# Nothing from elsewhere, and nobody's frame: a token is in the page. Its components write style elements.
+CONTENT_SECURITY_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src data:; font-src data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
 _GRAPHIQL_HEADERS = {
-    # Nothing from elsewhere, and nobody's frame: a token is in the page. Its components write style elements.
-    "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src data:; font-src data:; "
-        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-    ),
+    "Content-Security-Policy": CONTENT_SECURITY_POLICY,
     # The same address answers programs too, and a page kept from before an upgrade would not fit its scripts.
     "Cache-Control": "no-cache",
     "Vary": "Accept",
@@ -153,15 +154,12 @@ class GraphQLView:
 
     async def _serve_socket(self, scope: Scope, receive: Receive, send: Send) -> None:
         with self._connections.counted(scope) as has_room:
-            if has_room:
-                await self._sockets(scope, receive, send)
+            if not has_room:
+                await _refuse_socket(scope, receive, send, _too_many_connections())
+            elif not is_allowed_origin(scope, self._parts.settings.allowed_origins):
+                await _refuse_socket(scope, receive, send, _foreign_page())
             else:
-                # 429 instead of the handshake; without the extension for that, servers make it 403.
-                socket = WebSocket(scope, receive, send)
-                if "websocket.http.response" in scope.get("extensions", {}):
-                    await socket.send_denial_response(_too_many_connections())
-                else:
-                    await socket.close()
+                await self._sockets(scope, receive, send)
 
     def _wants_graphiql(self, scope: Scope, accept: str) -> bool:
         # A browser says text/html.
@@ -234,9 +232,25 @@ class GraphQLView:
         )
 
 
+async def _refuse_socket(scope: Scope, receive: Receive, send: Send, response: Response) -> None:
+    """Answers instead of the handshake; without the extension for that, servers make it 403."""
+    socket = WebSocket(scope, receive, send)
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    response.headers["Referrer-Policy"] = "no-referrer"
+    if "websocket.http.response" in scope.get("extensions", {}):
+        await socket.send_denial_response(response)
+    else:
+        await socket.close()
+
+
 def _too_many_connections() -> Response:
     headers = {"Retry-After": str(RETRY_AFTER_SECONDS)}
-    return Response("Too many connections from your address\n", 429, headers)
+    return Response("Too many connections from your address\n", 429, headers, media_type="text/plain")
+
+
+def _foreign_page() -> Response:
+    words = "Pages of this origin may not connect. TASKFLOW_CORS_ORIGINS names the origins that may.\n"
+    return Response(words, 403, media_type="text/plain")
 
 
 def _encode(value: object) -> str:
@@ -244,7 +258,7 @@ def _encode(value: object) -> str:
 
 
 # Clients of one kind send one header.
-@lru_cache(maxsize=64)
+@cached_for_short_keys(maxsize=64, max_length=256)
 def _problem_of_content_type(content_type: str) -> str | None:
     media_type, _, parameters = content_type.partition(";")
     if media_type.strip().lower() != JSON:

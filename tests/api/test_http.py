@@ -258,7 +258,10 @@ async def test_an_error_of_a_field_is_200_under_both_media_types(web: Api) -> No
 # ---------------------------------------------------------------- CORS
 
 
-ALLOWED_HEADERS = "authorization, content-type, accept, x-request-id, x-apollo-operation-name, apollo-require-preflight"
+ALLOWED_HEADERS = (
+    "authorization, content-type, accept, x-request-id, x-apollo-operation-name, apollo-require-preflight, "
+    "traceparent, tracestate, baggage, sentry-trace, x-requested-with, x-csrf-token, idempotency-key"
+)
 
 
 def preflight(origin: str, method: str = "POST") -> dict[str, str]:
@@ -317,6 +320,16 @@ async def test_the_origins_come_from_the_settings(sqlite_settings: Settings) -> 
         assert "access-control-allow-origin" not in response.headers
 
 
+async def test_a_setting_lets_pages_send_other_headers(sqlite_settings: Settings) -> None:
+    asked = preflight(ORIGIN) | {"Access-Control-Request-Headers": "authorization, x-tenant"}
+    async with serving(sqlite_settings) as api:
+        assert (await api.http.options("/graphql", headers=asked)).status_code == 400
+    async with serving(sqlite_settings.model_copy(update={"cors_headers": ["X-Tenant"]})) as api:
+        response = await api.http.options("/graphql", headers=asked)
+        assert response.status_code == 200
+        assert "X-Tenant" in response.headers["access-control-allow-headers"]
+
+
 @pytest.mark.parametrize("origins", [[ORIGIN], ["*"], []])
 async def test_cors_adds_what_starlettes_adds(origins: list[str]) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -345,6 +358,55 @@ async def test_cors_adds_what_starlettes_adds(origins: list[str]) -> None:
         # Twice: the second time from memory.
         for _ in range(2):
             assert await answer(ours, scope) == await answer(starlettes, scope)
+
+
+# ---------------------------------------------------------------- what browsers are told
+
+
+async def test_every_answer_says_that_it_is_what_it_says_and_that_no_referrer_is_to_be_sent(web: Api) -> None:
+    answers = [
+        await web.http.post("/graphql", json={"query": QUERY}),
+        await web.http.get("/graphql", headers={"Accept": "text/html"}),
+        await web.http.get("/static/graphiql/app.js"),
+        await web.http.post("/graphql", content=b"{", headers={"Content-Type": JSON}),
+        await web.http.delete("/graphql"),
+        await web.http.post("/graphql", content=b"{}"),
+        await web.http.get("/graphql/"),
+        await web.http.get("/nowhere"),
+        await web.http.post("/health"),
+        await web.http.options("/graphql", headers=preflight(ORIGIN)),
+        await web.http.get("/health", headers={"A": "x" * 40_000}),
+    ]
+    assert [answer.status_code for answer in answers] == [200, 200, 200, 400, 405, 415, 307, 404, 405, 200, 431]
+    for answer in answers:
+        assert answer.headers.get_list("x-content-type-options") == ["nosniff"], answer
+        assert answer.headers.get_list("referrer-policy") == ["no-referrer"], answer
+
+
+async def test_graphiql_is_in_nobodys_frame_under_any_address(web: Api) -> None:
+    for path in ("/graphql", "/static/graphiql/index.html"):
+        response = await web.http.get(path, headers={"Accept": "text/html"})
+        assert (response.status_code, response.headers["content-type"]) == (200, "text/html; charset=utf-8")
+        policy = response.headers["content-security-policy"].split("; ")
+        assert {"default-src 'none'", "script-src 'self'", "frame-ancestors 'none'"} <= set(policy)
+
+
+async def test_without_graphiql_none_of_its_files_is_served(sqlite_settings: Settings) -> None:
+    async with serving(sqlite_settings.model_copy(update={"graphiql": False})) as api:
+        for path in ("index.html", "app.js", "app.css", "vendor/graphiql.min.js"):
+            assert (await api.http.get(f"/static/graphiql/{path}")).status_code == 404
+
+
+async def test_a_slash_too_many_leads_back_without_the_host_that_the_client_names(web: Api) -> None:
+    for path, target in (("/graphql/", "../graphql"), ("/graphql/?query=%7Bme%7Bid%7D%7D", None)):
+        for method in ("GET", "POST"):
+            response = await web.http.request(method, path, headers={"Host": "evil.example"})
+            assert response.status_code == 307
+            assert response.headers["location"] == (target or "../graphql?query=%7Bme%7Bid%7D%7D")
+    for path in ("/health/", "/static", "/static/graphiql"):
+        assert (await web.http.get(path, headers={"Host": "evil.example"})).status_code == 404
+    followed = await web.http.post("/graphql/", json={"query": QUERY}, follow_redirects=True)
+    assert followed.json() == ANSWER
 
 
 # ---------------------------------------------------------------- beside /graphql

@@ -7,7 +7,7 @@ import itertools
 import json
 import logging
 import shutil
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -24,6 +24,8 @@ from taskflow_gql.database import Database
 from tests.client import CREATE_TASK, Api, Person, Socket
 from tests.conftest import make_admin, make_settings, serving
 
+pytestmark = pytest.mark.usefixtures("no_errors_are_logged")
+
 QUERY = "{ serverInfo { name } }"
 NAME = {"serverInfo": {"name": "TaskFlow GQL"}}
 ME = "{ me { username fullName } }"
@@ -37,13 +39,6 @@ async def web(migrated_sqlite: Path, tmp_path_factory: pytest.TempPathFactory) -
     shutil.copy(migrated_sqlite, path)
     async with serving(make_settings(data_dir=path.parent, database_url=f"sqlite:///{path}")) as api:
         yield api
-
-
-@pytest.fixture(autouse=True)
-def no_errors_are_logged(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """Whatever a client does, it is no error of ours."""
-    yield
-    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
 @asynccontextmanager
@@ -390,7 +385,9 @@ async def test_of_several_protocols_ours_is_chosen(web: Api) -> None:
         assert connection.subprotocol == "graphql-transport-ws"
 
 
-async def test_pages_of_listed_origins_and_of_our_own_may_connect_and_others_may_not(web: Api) -> None:
+async def test_pages_of_listed_origins_and_of_our_own_may_connect_and_others_may_not(
+    web: Api, caplog: pytest.LogCaptureFixture
+) -> None:
     protocols = [Subprotocol("graphql-transport-ws")]
     for origin in ("http://localhost:5173", "http://localhost:3000", "HTTP://LOCALHOST:3000", web.url):
         async with connect(address(web), subprotocols=protocols, origin=Origin(origin)) as connection:
@@ -400,7 +397,39 @@ async def test_pages_of_listed_origins_and_of_our_own_may_connect_and_others_may
     for origin in ("http://evil.example", "http://localhost:5174", "http://localhost:5173.evil.example", "null", "x"):
         with pytest.raises(InvalidStatus) as caught:
             await connect(address(web), subprotocols=protocols, origin=Origin(origin))
-        assert caught.value.response.status_code == 403
+        response = caught.value.response
+        assert (response.status_code, response.headers["X-Content-Type-Options"]) == (403, "nosniff")
+        assert b"TASKFLOW_CORS_ORIGINS" in response.body
+    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(warnings) == 5
+    assert warnings[0] == (
+        "Refused a WebSocket from a page of 'http://evil.example': TASKFLOW_CORS_ORIGINS does not name it"
+    )
+
+
+async def test_a_proxy_that_hides_the_host_and_a_browser_that_vouches_for_the_page(web: Api) -> None:
+    headers = {"Sec-Fetch-Site": "same-origin"}
+    protocols = [Subprotocol("graphql-transport-ws")]
+    origin = Origin("https://public.example")
+    async with connect(address(web), subprotocols=protocols, origin=origin, additional_headers=headers) as connection:
+        assert connection.subprotocol == "graphql-transport-ws"
+
+
+async def test_in_production_no_page_may_connect_that_is_not_listed(postgresql_settings: Settings) -> None:
+    protocols = [Subprotocol("graphql-transport-ws")]
+    async with serving(postgresql_settings.model_copy(update={"env": "production"})) as api:
+        for origin in ("http://localhost:5173", "http://localhost:3000"):
+            with pytest.raises(InvalidStatus):
+                await connect(address(api), subprotocols=protocols, origin=Origin(origin))
+            response = await api.http.post("/graphql", json={"query": QUERY}, headers={"Origin": origin})
+            assert "access-control-allow-origin" not in response.headers
+
+
+async def test_a_socket_too_many_is_refused_and_no_error_is_logged(sqlite_settings: Settings) -> None:
+    async with serving(sqlite_settings.model_copy(update={"max_sockets_per_address": 1})) as api, api.socket():
+        with pytest.raises(InvalidStatus) as caught:
+            await connect(address(api), subprotocols=[Subprotocol("graphql-transport-ws")])
+        assert caught.value.response.status_code == 429
 
 
 async def test_clients_that_vanish_at_any_moment_leave_the_others_alone(web: Api) -> None:

@@ -1,0 +1,594 @@
+"""uvicorn, with bounds on what a client may send, hold open and leave unread.
+
+uvicorn bounds neither the head of a request nor the time that a client takes for it, and it accepts connections until
+the process has no descriptor left. The protocol classes here add that. Once a second `OpenConnections` looks at every
+connection; nothing sets a timer for each request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from collections.abc import Awaitable, Iterable
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address
+from typing import Any, cast
+
+import httptools
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from uvicorn.server import ServerState
+from websockets.http11 import MAX_LINE_LENGTH, MAX_NUM_HEADERS
+
+from taskflow_gql.config import Settings
+
+if sys.platform != "win32":
+    import resource
+
+log = logging.getLogger(__name__)
+
+# Of a request line with its headers; of chunk sizes, chunk extensions and trailers as well.
+MAX_HEAD_BYTES = 32 * 1024
+# The number that the WebSocket library takes; browsers send about 20.
+MAX_HEADERS = MAX_NUM_HEADERS
+# Bytes beside the body that each piece of a body may bring without counting as head: a chunk's size and line ends.
+_CHUNK_FRAME_BYTES = 16
+# Requests that wait for the answer to an earlier one. The parser cannot stop in the middle of what was read, and 250 KB
+# have room for 10,000.
+_MAX_PIPELINED = 32
+# nginx and the load balancers of the large clouds keep an idle connection for 60 s. A server that closes earlier
+# meets requests that are already on their way.
+_KEEP_ALIVE_SECONDS = 75
+# The slowest client that is not cut off, averaged over the time-out; the time-out itself is for free.
+_MIN_BYTES_PER_SECOND = 1024
+# How long a refused client's input is read and thrown away. A socket closed with unread input is reset, and then the
+# client may not see the answer.
+_LINGER_SECONDS = 2
+# Descriptors for what is no connection: log, event loop, listener, SQLite, Redis, files that are being sent.
+_OTHER_DESCRIPTORS = 64
+# A process keeps this part of its descriptors free: the loop accepts a burst before the first of it is looked at.
+_SPARE_DESCRIPTORS = 0.1
+_MOST_DESCRIPTORS = 1024 * 1024
+_SECONDS_BETWEEN_WARNINGS = 60
+
+_SECURITY_HEADERS = [
+    # An answer is what its Content-Type says, and no script because a browser guesses so.
+    ("X-Content-Type-Options", "nosniff"),
+    # A GET request has the query and its variables in the URL.
+    ("Referrer-Policy", "no-referrer"),
+]
+
+Network = IPv4Network | IPv6Network
+
+# How far the client has come with its current request.
+_IDLE, _HEAD, _BODY, _REFUSED = range(4)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What all connections of a process together, and each by itself, may hold."""
+
+    connections: int
+    connections_per_address: int
+    # For the head of a request, and again for its body.
+    request_seconds: int
+    # For some of an answer to be taken.
+    send_seconds: int
+    trusted_proxies: tuple[Network, ...]
+
+
+class ServerConfig(uvicorn.Config):
+    """uvicorn's configuration, and through it what the connections of one process share."""
+
+    limits: Limits
+
+    # Made on first use, which is in the worker process: this object is pickled on its way there.
+    @cached_property
+    def open_connections(self) -> OpenConnections:
+        return OpenConnections(self.limits)
+
+
+def uvicorn_config(app: ASGIApp | str, settings: Settings, *, is_factory: bool = False) -> ServerConfig:
+    """The one configuration of the HTTP server, for `taskflow serve` and for the tests."""
+    config = ServerConfig(
+        cast(Any, app),
+        factory=is_factory,
+        workers=settings.workers,
+        http=HttpProtocol,
+        ws=SocketProtocol,
+        ws_max_size=settings.max_websocket_message_bytes,
+        # Compression keeps 64 KiB for each socket, and its messages are small.
+        ws_per_message_deflate=False,
+        log_config=None,
+        log_level=settings.log_level.lower(),
+        access_log=False,
+        server_header=False,
+        headers=_SECURITY_HEADERS,
+        # Given also where there are none: uvicorn would read FORWARDED_ALLOW_IPS, and without that trust loopback.
+        proxy_headers=bool(settings.trusted_proxies),
+        forwarded_allow_ips=[str(network) for network in _with_mapped(settings.trusted_proxies)],
+        timeout_graceful_shutdown=settings.shutdown_timeout_seconds,
+    )
+    config.limits = Limits(
+        connections=min(settings.max_connections, connections_by_descriptors(settings)),
+        connections_per_address=settings.max_connections_per_address,
+        request_seconds=settings.request_timeout_seconds,
+        send_seconds=settings.stream_send_timeout_seconds,
+        trusted_proxies=tuple(settings.trusted_proxies),
+    )
+    return config
+
+
+def _with_mapped(networks: Iterable[Network]) -> list[Network]:
+    """IPv4 networks also as they look on a socket that listens on `::`."""
+    mapped = [
+        IPv6Network(f"::ffff:{network.network_address}/{96 + network.prefixlen}")
+        for network in networks
+        if isinstance(network, IPv4Network)
+    ]
+    return [*networks, *mapped]
+
+
+def raise_descriptor_limit() -> None:
+    """Takes as many file descriptors as the system gives without asking: soft limits are often 1,024."""
+    if sys.platform == "win32":
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MOST_DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        except (ValueError, OSError) as error:
+            log.debug("The limit of open files stays at %d: %s", soft, error)
+
+
+def descriptor_limit() -> int:
+    if sys.platform == "win32":
+        return _MOST_DESCRIPTORS
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return _MOST_DESCRIPTORS if soft == resource.RLIM_INFINITY else min(soft, _MOST_DESCRIPTORS)
+
+
+def connections_by_descriptors(settings: Settings) -> int:
+    """How many connections a process can hold and still open its database."""
+    others = _OTHER_DESCRIPTORS + settings.database_pool_size + settings.database_max_overflow
+    return max(16, int(descriptor_limit() * (1 - _SPARE_DESCRIPTORS)) - others)
+
+
+def problem_of_descriptors(settings: Settings) -> str | None:
+    """What to do where the descriptors do not reach for TASKFLOW_MAX_CONNECTIONS; None where they do."""
+    room = connections_by_descriptors(settings)
+    if room >= settings.max_connections:
+        return None
+    return (
+        f"The limit of {descriptor_limit()} open files leaves room for {room} connections, and "
+        f"TASKFLOW_MAX_CONNECTIONS is {settings.max_connections}. Raise the limit (`ulimit -n 65536`, systemd: "
+        "LimitNOFILE=65536, Docker: --ulimit nofile=65536:65536), or lower the setting"
+    )
+
+
+@dataclass(eq=False)
+class _Address:
+    """The connections of one network address."""
+
+    name: str
+    is_trusted: bool
+    # A dictionary keeps them in the order of their opening.
+    connections: dict[Connection, None] = field(default_factory=dict)
+    # When nothing was found to close in favour of a new connection: that search is not made twice in a second.
+    all_busy_at: int = -1
+
+
+class OpenConnections:
+    """All connections of this process: who may open one more, and which have waited too long for their client."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        # Seconds that the event loop has had time to count. While it stands still, no client grows overdue.
+        self.now = 0
+        self._count = 0
+        self._addresses: dict[str, _Address] = {}
+        self._timer: asyncio.TimerHandle | None = None
+        self._all_busy_at = -1
+        self._warned_at: int | None = None
+        self._group_of = lru_cache(maxsize=1024)(self._find_group)
+
+    def admit(self, connection: Connection) -> int:
+        """0 when the connection is counted from now on, else the HTTP status of the refusal.
+
+        At a limit the connections that have waited longest for their client make room; those whose requests are being
+        answered, streams and WebSockets stay.
+        """
+        address = self._address_of(connection)
+        if not address.is_trusted and len(address.connections) >= self._most_per_address:
+            self._warn(f"{address.name} has {len(address.connections)} connections open, and may not have more")
+            if address.all_busy_at == self.now or not _make_room([address]):
+                address.all_busy_at = self.now
+                return 429
+        if self._count >= self.limits.connections:
+            self._warn(f"{self._count} connections are open, which is all that this process can hold")
+            if self._all_busy_at == self.now or not _make_room(self._addresses.values()):
+                self._all_busy_at = self.now
+                return 503
+        self.add(connection)
+        return 0
+
+    def add(self, connection: Connection) -> None:
+        address = self._address_of(connection)
+        self._addresses[address.name] = address
+        address.connections[connection] = None
+        connection.address = address
+        self._count += 1
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(1, self._look_at_all)
+
+    def remove(self, connection: Connection) -> None:
+        """Does nothing for one that is not counted."""
+        address = connection.address
+        if address is None:
+            return
+        connection.address = None
+        self._count -= 1
+        del address.connections[connection]
+        if not address.connections:
+            self._addresses.pop(address.name, None)
+
+    @property
+    def _most_per_address(self) -> int:
+        # With few descriptors one address could otherwise hold them all.
+        return min(self.limits.connections_per_address, max(1, self.limits.connections // 2))
+
+    def _look_at_all(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(1, self._look_at_all) if self._addresses else None
+        self.now += 1
+        for address in list(self._addresses.values()):
+            for connection in list(address.connections):
+                connection.look_at(self.now)
+
+    def _address_of(self, connection: Connection) -> _Address:
+        name, is_trusted = self._group_of(connection.client[0] if connection.client else "")
+        return self._addresses.get(name) or _Address(name, is_trusted)
+
+    def _find_group(self, host: str) -> tuple[str, bool]:
+        """What counts as one address, and whether it is a trusted proxy."""
+        if not host:
+            # A Unix socket has no address; what speaks there is a proxy.
+            return host, True
+        address = ip_address(host)
+        if isinstance(address, IPv6Address):
+            # An IPv4 client of a socket that listens on `::`.
+            address = address.ipv4_mapped or address
+        is_trusted = any(address in network for network in self.limits.trusted_proxies)
+        if isinstance(address, IPv6Address):
+            # Providers give each customer at least 2^64 IPv6 addresses.
+            return str(IPv6Network((address, 64), strict=False)), is_trusted
+        return str(address), is_trusted
+
+    def _warn(self, message: str) -> None:
+        if self._warned_at is None or self.now - self._warned_at >= _SECONDS_BETWEEN_WARNINGS:
+            self._warned_at = self.now
+            log.warning(
+                "%s. Idle ones are closed first. See TASKFLOW_MAX_CONNECTIONS, TASKFLOW_MAX_CONNECTIONS_PER_ADDRESS "
+                "and, behind a proxy, TASKFLOW_TRUSTED_PROXIES",
+                message,
+            )
+
+
+def _make_room(addresses: Iterable[_Address]) -> bool:
+    """Closes the connections that have waited longest for their client, those of the busiest address first.
+
+    One in twenty of them at a time: who opens connections in a loop must not cause a search for each.
+    """
+    waiting = [
+        connection
+        for address in addresses
+        for connection in address.connections
+        if isinstance(connection, HttpProtocol) and connection.is_waiting
+    ]
+    waiting.sort(key=_order_of_closing)
+    for connection in waiting[: max(1, len(waiting) // 20)]:
+        connection.drop()
+    return bool(waiting)
+
+
+def _order_of_closing(connection: HttpProtocol) -> tuple[int, int]:
+    address = connection.address
+    assert address is not None
+    return (0 if address.is_trusted else -len(address.connections), connection.since)
+
+
+class HttpProtocol(HttpToolsProtocol):
+    """uvicorn's, with bounds. `OpenConnections` calls `look_at` once a second."""
+
+    def __init__(
+        self,
+        config: ServerConfig,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self.open_connections = config.open_connections
+        self.address: _Address | None = None
+        self.stage = _IDLE
+        # When the stage began, or the last answer ended.
+        self.since = self.open_connections.now
+        # Bytes of this request that are no body.
+        self.head_bytes = 0
+        self.body_bytes = 0
+        self.unsent = _Unsent()
+        self.paused_at: int | None = None
+
+    # Once for each connection
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        status = self.open_connections.admit(self)
+        if status:
+            # Not `refuse`, which lingers: this one is not counted.
+            self.stage = _REFUSED
+            message = "Too many connections" if status == 503 else "Too many connections from your address"
+            transport.write(self._answer(status, message))
+            transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.open_connections.remove(self)
+        super().connection_lost(exc)
+
+    def handle_websocket_upgrade(self) -> None:
+        lines = [self.url, *(name + value for name, value in self.headers)]
+        # Longer ones the WebSocket library leaves without an answer. With room for `GET`, `HTTP/1.1`, colons.
+        if max(map(len, lines)) > MAX_LINE_LENGTH - 32:
+            self.refuse(431, f"A line of a WebSocket's request may have at most {MAX_LINE_LENGTH} bytes")
+            return
+        self.open_connections.remove(self)
+        super().handle_websocket_upgrade()
+        protocol = self.transport.get_protocol()
+        assert isinstance(protocol, SocketProtocol)
+        if not protocol.handshake_initiated:
+            # It was no request for it, as one with a body.
+            self.transport.write(self._answer(400, "Invalid WebSocket request"))
+            self.transport.close()
+
+    # For each request
+
+    def data_received(self, data: bytes) -> None:
+        if self.stage == _REFUSED:
+            return
+        try:
+            if len(data) <= MAX_HEAD_BYTES - self.head_bytes:
+                self.head_bytes += len(data)
+                self.parser.feed_data(data)
+            else:
+                self._feed_in_pieces(data)
+        except httptools.HttpParserUpgrade:
+            if self._should_upgrade():
+                self.handle_websocket_upgrade()
+            else:
+                self._unsupported_upgrade_warning()
+        except httptools.HttpParserError as error:
+            # The parser wraps what its callbacks raise.
+            refused = error.__context__
+            if isinstance(refused, _Refused):
+                self.refuse(refused.status, str(refused))
+            else:
+                self.refuse(400, "Invalid HTTP request received.")
+        except _Refused as refused:
+            self.refuse(refused.status, str(refused))
+
+    def _feed_in_pieces(self, data: bytes) -> None:
+        """Never gives the parser more than the rest of what a head may have: what turns out to be body comes off."""
+        view = memoryview(data)
+        while view:
+            room = MAX_HEAD_BYTES - self.head_bytes
+            if room <= 0:
+                raise _Refused(431, f"The head of a request may have at most {MAX_HEAD_BYTES} bytes")
+            piece, view = view[:room], view[room:]
+            self.head_bytes += len(piece)
+            self.parser.feed_data(piece)
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self.stage = _HEAD
+        self.since = self.open_connections.now
+
+    def on_headers_complete(self) -> None:
+        if len(self.headers) > MAX_HEADERS:
+            raise _Refused(431, f"A request may have at most {MAX_HEADERS} headers")
+        if len(self.pipeline) >= _MAX_PIPELINED:
+            raise _Refused(429, "Too many requests before the answer to the first")
+        super().on_headers_complete()
+        # Trailers are added to this list, and must not become headers of the request.
+        self.headers = self.headers.copy()
+        self.stage = _BODY
+        self.since = self.open_connections.now
+        self.body_bytes = 0
+
+    def on_body(self, body: bytes) -> None:
+        self.head_bytes = max(0, self.head_bytes - len(body) - _CHUNK_FRAME_BYTES)
+        self.body_bytes += len(body)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self.stage = _IDLE
+        self.since = self.open_connections.now
+        self.head_bytes = 0
+        super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """uvicorn's, without its timer for each idle connection."""
+        self.server_state.total_requests += 1
+        self.since = self.open_connections.now
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            cycle, app = self.pipeline.pop()
+            self._start_asgi_task(cycle, app)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self.paused_at = self.open_connections.now
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self.paused_at = None
+
+    # Once a second
+
+    @property
+    def is_answering(self) -> bool:
+        cycle = self.cycle
+        return cycle is not None and not (cycle.response_complete or cycle.disconnected) and self.stage != _BODY
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether it is the client's turn: to begin a request, or to go on with one. All answers have been taken."""
+        is_serving = self.is_answering or self.flow.read_paused
+        return not is_serving and not self.transport.get_write_buffer_size()
+
+    def look_at(self, now: int) -> None:
+        if self._takes_nothing(now):
+            self.transport.abort()
+        elif self.is_waiting and now - self.since > self._seconds_allowed():
+            if self.stage == _HEAD or (self.stage == _BODY and not self.cycle.response_started):
+                self.refuse(408, "The request took too long to arrive")
+            else:
+                self.transport.close()
+
+    def _takes_nothing(self, now: int) -> bool:
+        limit = self.open_connections.limits.send_seconds
+        if self.is_answering:
+            return self.paused_at is not None and now - self.paused_at > limit
+        return self.unsent.is_stuck(self.transport, now, limit)
+
+    def _seconds_allowed(self) -> int:
+        limit = self.open_connections.limits.request_seconds
+        if self.stage == _REFUSED:
+            return _LINGER_SECONDS
+        if self.stage == _IDLE and self.cycle is not None:
+            return _KEEP_ALIVE_SECONDS
+        if self.stage == _BODY and not self.cycle.response_complete:
+            return limit + self.body_bytes // _MIN_BYTES_PER_SECOND
+        # A body that was answered before its end has no more than that, however fast it comes.
+        return limit
+
+    def drop(self) -> None:
+        """Closes at once, and makes room for another connection now, not when the loop has closed this one."""
+        self.open_connections.remove(self)
+        self.transport.abort()
+
+    def refuse(self, status: int, message: str) -> None:
+        """Answers the request that is arriving, reads nothing more, and closes."""
+        if self.transport.is_closing():
+            return
+        if self.is_answering:
+            # The answer is to an earlier request; it is completed, and the connection closed after it.
+            self.cycle.keep_alive = False
+            self.stage = _REFUSED
+            return
+        is_owed = self.stage != _BODY or not (self.cycle.response_started or self.pipeline)
+        if self.cycle is not None and not self.cycle.response_complete:
+            # Nobody waits for the application's answer, nor sends it the rest of the body.
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        self.stage = _REFUSED
+        self.since = self.open_connections.now
+        if not is_owed:
+            self.transport.close()
+            return
+        self.transport.write(self._answer(status, message))
+        self.transport.write_eof()
+        self.flow.resume_reading()
+
+    def _answer(self, status: int, message: str) -> bytes:
+        body = f"{message}\n".encode()
+        headers = [
+            *self.server_state.default_headers,
+            (b"content-type", b"text/plain; charset=utf-8"),
+            (b"content-length", b"%d" % len(body)),
+            (b"connection", b"close"),
+        ]
+        head = b"".join(b"%s: %s\r\n" % header for header in headers)
+        return STATUS_LINE[status] + head + b"\r\n" + body
+
+
+class SocketProtocol(WebSocketsSansIOProtocol):
+    """uvicorn's, counted with the others. Its pings tell whether the client is still there."""
+
+    def __init__(
+        self,
+        config: ServerConfig,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self.open_connections = config.open_connections
+        self.address: _Address | None = None
+        self.unsent = _Unsent()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self.open_connections.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.open_connections.remove(self)
+        super().connection_lost(exc)
+
+    def send(self, message: Any) -> Awaitable[None]:  # type: ignore[override]
+        if message["type"] == "websocket.http.response.body":
+            return self._send_refusal(message)
+        if message["type"] == "websocket.send":
+            return self._send_and_wait(message)
+        return super().send(message)
+
+    async def _send_and_wait(self, message: Any) -> None:
+        """uvicorn waits before a message is written. Who sends has to know when the client has taken it."""
+        await super().send(message)
+        await self.writable.wait()
+
+    async def _send_refusal(self, message: Any) -> None:
+        await super().send(message)
+        # uvicorn leaves this out, and then logs an error for each refused handshake.
+        self.handshake_complete = self.handshake_complete or not message.get("more_body", False)
+
+    def look_at(self, now: int) -> None:
+        limit = self.open_connections.limits.send_seconds
+        if self.transport.is_closing() and self.unsent.is_stuck(self.transport, now, limit):
+            self.transport.abort()
+
+
+Connection = HttpProtocol | SocketProtocol
+
+
+class _Unsent:
+    """How much of what was written is still here, and since when it has not become notably less."""
+
+    __slots__ = ("_bytes", "_since")
+
+    def __init__(self) -> None:
+        self._bytes = 0
+        self._since = 0
+
+    def is_stuck(self, transport: asyncio.Transport, now: int, limit_seconds: int) -> bool:
+        unsent = transport.get_write_buffer_size()
+        if not unsent:
+            self._bytes = 0
+            return False
+        # Taken fast enough, or written only now.
+        if not self._bytes or unsent > self._bytes or unsent <= self._bytes - limit_seconds * _MIN_BYTES_PER_SECOND:
+            self._bytes, self._since = unsent, now
+        return now - self._since > limit_seconds
+
+
+class _Refused(Exception):
+    """The request that is being parsed is refused with this status and these words."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import tracemalloc
+
+from taskflow_gql.api.streaming import EVENT_STREAM, JSON, best_media_type
+from taskflow_gql.api.view import _problem_of_content_type
+from taskflow_gql.app import Cors
+from taskflow_gql.short_keys import cached_for_short_keys
+
+
+def test_short_keys_are_looked_up_once_and_long_ones_each_time() -> None:
+    computed = []
+
+    def measure(key: str) -> int:
+        computed.append(key)
+        return len(key)
+
+    look_up = cached_for_short_keys(2, max_length=3)(measure)
+    assert [look_up(key) for key in ("abc", "abc", "abcd", "abcd", "a", "b", "abc")] == [3, 3, 4, 4, 1, 1, 3]
+    assert computed == ["abc", "abcd", "abcd", "a", "b", "abc"]
+
+
+async def nothing(*_: object) -> None:
+    """An application that is not called."""
+
+
+def test_no_cache_keeps_the_long_headers_of_clients() -> None:
+    cors = Cors(nothing, allow_origins=["http://a.example"])
+
+    def send(number: int) -> None:
+        # As long as the head of a request may be.
+        filler = f"{number}" + "!" * 30_000
+        best_media_type(f"application/{filler}")
+        _problem_of_content_type(f"application/json; x={filler}")
+        cors._added(f"http://{filler}".encode())
+
+    send(0)
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        for number in range(1, 60):
+            send(number)
+        after, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    # With all of them kept it would be 5 MB.
+    assert after - before < 200_000
+
+
+def test_of_a_long_accept_header_the_first_thousand_characters_count() -> None:
+    assert best_media_type("text/html," * 50 + EVENT_STREAM) == EVENT_STREAM
+    assert best_media_type("text/html," * 5000 + EVENT_STREAM) == JSON
+    # No half of an entry counts: this one would mean more than it says.
+    assert best_media_type("x," * 500 + f"{EVENT_STREAM};q=0.5," + f"{JSON};q=0.{'0' * 900}") == EVENT_STREAM
