@@ -7,13 +7,15 @@ import itertools
 import json
 import logging
 import shutil
-from collections.abc import AsyncIterator
+import socket
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import Engine, event
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.typing import Origin, Subprotocol
@@ -477,3 +479,96 @@ async def test_a_document_that_is_named_by_its_hash_alone_is_an_error_of_its_ope
         assert await socket.receive() == {"type": "error", "id": "1", "payload": [error]}
         await socket.subscribe("{ me { username } }")
         assert await socket.next() == {"me": {"username": "ann"}}
+
+
+# ---------------------------------------------------------------- clients that do not read
+
+
+LARGE = "{ tasks(first: 100) { nodes { a: description b: description } } }"
+
+
+@asynccontextmanager
+async def unread_socket(api: Api, by: Person) -> AsyncIterator[Socket]:
+    """A socket whose client takes a few kilobytes until `receive` is called."""
+    host, port = api.url.removeprefix("http://").split(":")
+    plain = socket.socket()
+    plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    plain.setblocking(False)
+    await asyncio.get_running_loop().sock_connect(plain, (host, int(port)))
+    url = f"ws://{host}:{port}/graphql"
+    protocols = [Subprotocol("graphql-transport-ws")]
+    async with connect(url, sock=plain, subprotocols=protocols, max_queue=1, max_size=None) as connection:
+        client = Socket(connection)
+        await client.send(type="connection_init", payload={"Authorization": f"Bearer {by.token}"})
+        assert await client.receive() == {"type": "connection_ack"}
+        yield client
+
+
+async def read_to_the_end(client: Socket) -> None:
+    while True:
+        await client.receive()
+
+
+@pytest.fixture
+def statements() -> Iterator[list[str]]:
+    """All SQL statements from now on."""
+    seen: list[str] = []
+
+    def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        seen.append(statement)
+
+    event.listen(Engine, "before_cursor_execute", note)
+    yield seen
+    event.remove(Engine, "before_cursor_execute", note)
+
+
+async def test_operations_wait_while_their_answers_are_not_read(
+    sqlite_settings: Settings, statements: list[str]
+) -> None:
+    async with serving(sqlite_settings) as api:
+        ann = await api.register("ann")
+        for _ in range(40):
+            await api.create_task(ann, description="x" * 10_000)
+        async with unread_socket(api, ann) as client:
+            # 800 KB each.
+            for number in range(60):
+                await client.send(type="subscribe", id=str(number), payload={"query": LARGE})
+            # Others are served meanwhile, so there is time for all that will be run.
+            for _ in range(200):
+                assert await api.data(ME, by=ann) == {"me": {"username": "ann", "fullName": "Ann"}}
+            lists = [statement for statement in statements if "description" in statement and "INSERT" not in statement]
+            assert 4 <= len(lists) < 30
+            answered = [message["id"] for message in [await client.receive() for _ in range(120)]]
+            assert sorted(answered, key=int) == [str(number) for number in range(60) for _ in "ab"]
+
+
+async def test_a_socket_with_too_much_that_is_not_read_is_closed(sqlite_settings: Settings) -> None:
+    async with serving(sqlite_settings.model_copy(update={"max_unsent_bytes": 500_000})) as api:
+        ann = await api.register("ann")
+        task = await api.create_task(ann, description="x" * 10_000)
+        async with unread_socket(api, ann) as client:
+            for number in range(100):
+                query = "subscription { taskChanged { task { a: description b: description c: description } } }"
+                await client.send(type="subscribe", id=str(number), payload={"query": query})
+            await client.send(type="subscribe", id="last", payload={"query": ME})
+            while (await client.receive())["id"] != "last":
+                pass
+            # 3 MB each, of which the client's machine takes some.
+            for number in range(20):
+                await api.update_task(ann, task["id"], title=f"Title {number}")
+            with pytest.raises(ConnectionClosed) as closed:
+                await read_to_the_end(client)
+            assert closed.value.rcvd is not None
+            assert (closed.value.rcvd.code, closed.value.rcvd.reason) == (1008, "Answers are not read")
+        # The person may open another one.
+        async with api.signed_in_socket(ann) as client:
+            assert (await ask(client, ME))["data"]["me"]["username"] == "ann"
+
+
+async def test_one_answer_may_be_longer_than_the_bound(sqlite_settings: Settings) -> None:
+    async with serving(sqlite_settings.model_copy(update={"max_unsent_bytes": 1024})) as api:
+        ann = await api.register("ann")
+        await api.create_task(ann, description="x" * 10_000)
+        async with api.signed_in_socket(ann) as client:
+            answer = await ask(client, LARGE)
+            assert len(answer["data"]["tasks"]["nodes"][0]["a"]) == 10_000
