@@ -6,9 +6,11 @@ from typing import Any, ClassVar
 from graphql import (
     ExecutionResult,
     ExperimentalIncrementalExecutionResults,
+    FieldNode,
     GraphQLError,
     GraphQLField,
     GraphQLObjectType,
+    GraphQLResolveInfo,
     GraphQLResolveInfoHelpers,
     GraphQLSchema,
     OperationType,
@@ -19,7 +21,7 @@ from graphql.execution.execute import assume_not_awaitable
 from graphql.execution.incremental import IncrementalExecutor
 from graphql.execution.middleware import MiddlewareManager
 from graphql.execution.values import VariableValues
-from graphql.pyutils import AwaitableOrValue, Undefined, is_awaitable
+from graphql.pyutils import AwaitableOrValue, Path, Undefined, is_awaitable
 
 from .batch import BATCH, Batch
 from .cache import MOST_PLANS_OF_DOCUMENT, Document, plans_of
@@ -44,15 +46,54 @@ class CompilingExecutor(IncrementalExecutor):
     # Predicates that hold no surprise: they take for awaitable what Python takes for awaitable, or nothing.
     awaitable_predicates: ClassVar[tuple[Callable[[Any], bool], ...]] = (is_awaitable, assume_not_awaitable)
 
-    # graphql-core keeps these in an attribute. So the executor held itself, and with it all that the request has made
-    # would stay until the garbage collector comes.
+    # Apart from the other attributes, which a twin shares: see `_make_async_helpers`.
+    __slots__ = ("_async_helpers",)
+    _async_helpers: GraphQLResolveInfoHelpers | None
+
     @property
     def async_helpers(self) -> GraphQLResolveInfoHelpers:
-        return GraphQLResolveInfoHelpers(gather=self.gather_async_work, track=self.track_async_work)
+        return self._async_helpers or self._make_async_helpers()
 
     @async_helpers.setter
     def async_helpers(self, helpers: GraphQLResolveInfoHelpers) -> None:
-        pass
+        # graphql-core's, which are bound to the executor. It must not keep them: see `_make_async_helpers`.
+        self._async_helpers = None
+
+    def _make_async_helpers(self) -> GraphQLResolveInfoHelpers:
+        """Helpers that the executor may keep, made when the first info needs them.
+
+        Bound to the executor, they would close a reference cycle, and all that the request has made would stay until
+        the garbage collector runs. They are bound to a twin, which has the same attributes but not the helpers.
+        """
+        twin = object.__new__(type(self))
+        twin.__dict__ = self.__dict__
+        twin._async_helpers = None
+        self._async_helpers = GraphQLResolveInfoHelpers(gather=twin.gather_async_work, track=twin.track_async_work)
+        return self._async_helpers
+
+    def build_resolve_info(
+        self, field_def: GraphQLField, field_nodes: list[FieldNode], parent_type: GraphQLObjectType, path: Path
+    ) -> GraphQLResolveInfo[Any]:
+        # As graphql-core makes it, but past the `__new__` of named tuples, which is a function in Python.
+        return tuple.__new__(
+            GraphQLResolveInfo,
+            (
+                field_nodes[0].name.value,
+                field_nodes,
+                field_def.type,
+                parent_type,
+                path,
+                self.schema,
+                self.fragment_definitions,
+                self.root_value,
+                self.operation,
+                self.variable_values,
+                self.context_value,
+                self.is_awaitable,
+                self.abort_signal,
+                self._async_helpers or self._make_async_helpers(),
+            ),
+        )
 
     @classmethod
     def batch_of(cls, schema: GraphQLSchema, field: GraphQLField) -> Batch | None:

@@ -22,7 +22,7 @@ from graphql import (
     parse,
     subscribe,
 )
-from graphql.execution import MiddlewareManager
+from graphql.execution import ExecutionHooks, MiddlewareManager
 from graphql.pyutils import AbortController
 
 from taskflow_gql.execution import AsItIs, CompilingExecutor, trust
@@ -337,6 +337,83 @@ async def test_nothing_of_a_request_outlives_it() -> None:
     del context
     gc.collect()
     assert context_ref() is None
+
+
+def test_an_info_is_as_graphql_core_makes_it() -> None:
+    infos: list[Any] = []
+
+    def resolve(info: Any) -> str:
+        infos.append(info)
+        return "ann"
+
+    document = parse("query Q($x: Boolean) { users { alias: name @skip(if: false) } }")
+    options: dict[str, Any] = {"context_value": object(), "variable_values": {"x": True}}
+    root = {"users": [{"name": resolve}]}
+    for executor_class in (None, CompilingExecutor, Planned):
+        execute(SCHEMA, document, root, executor_class=executor_class, **options)
+    expected, *others = infos
+    for info in others:
+        assert type(info) is type(expected)
+        assert info[:-1] == expected[:-1]
+        assert type(info.async_helpers) is type(expected.async_helpers)
+        for helper, expected_helper in zip(info.async_helpers, expected.async_helpers, strict=True):
+            assert helper.__func__ is expected_helper.__func__
+
+
+@pytest.mark.parametrize("executor_class", [CompilingExecutor, Planned])
+def test_helpers_are_made_once_for_an_operation(executor_class: type[CompilingExecutor]) -> None:
+    infos: list[Any] = []
+
+    def resolve(info: Any) -> str:
+        infos.append(info)
+        return "ann"
+
+    root = {"users": [{"name": resolve}] * 3}
+    execute(SCHEMA, parse("{ users { name helpers: name } }"), root, executor_class=executor_class)
+    assert len(infos) == 6
+    assert len({id(info.async_helpers) for info in infos}) == 1
+
+
+async def test_helpers_of_an_info_work_when_the_operation_is_over() -> None:
+    infos: list[Any] = []
+    settled: list[str] = []
+
+    def resolve(info: Any) -> str:
+        infos.append(info)
+        return "ann"
+
+    async def settle(name: str) -> str:
+        await asyncio.sleep(0)
+        settled.append(name)
+        return name
+
+    for query in ("{ name }", "{ name @include(if: true) a: name }"):
+        for executor_class in (CompilingExecutor, Planned):
+            execute(SCHEMA, parse(query), {"name": resolve}, executor_class=executor_class)
+    gc.collect()
+    for info in infos:
+        info.async_helpers.track([settle("tracked"), "no awaitable"])
+        assert await info.async_helpers.gather([settle("a"), settle("b")]) == ["a", "b"]
+        assert settled == ["tracked", "a", "b"]
+        settled.clear()
+
+
+async def test_helpers_track_for_the_operation_that_has_them() -> None:
+    finished: list[str] = []
+
+    async def work() -> None:
+        await asyncio.sleep(0)
+        finished.append("work")
+
+    def resolve(info: Any) -> str:
+        info.async_helpers.track([work()])
+        return "ann"
+
+    hooks = ExecutionHooks(async_work_finished=lambda _info: finished.append("operation"))
+    run("{ name }", {"name": resolve}, hooks=hooks)
+    while "operation" not in finished:
+        await asyncio.sleep(0)
+    assert finished == ["work", "operation"]
 
 
 async def test_an_operation_may_be_closed_halfway() -> None:
