@@ -10,6 +10,7 @@ from graphql import (
     GraphQLError,
     GraphQLField,
     GraphQLObjectType,
+    GraphQLOutputType,
     GraphQLResolveInfo,
     GraphQLResolveInfoHelpers,
     GraphQLSchema,
@@ -18,6 +19,7 @@ from graphql import (
 )
 from graphql.execution.collect_fields import FieldDetailsList, GroupedFieldSet, collect_fields, collect_subfields
 from graphql.execution.execute import assume_not_awaitable
+from graphql.execution.executor import CollectedErrors
 from graphql.execution.incremental import IncrementalExecutor
 from graphql.execution.middleware import MiddlewareManager
 from graphql.execution.values import VariableValues
@@ -95,6 +97,22 @@ class CompilingExecutor(IncrementalExecutor):
             ),
         )
 
+    def handle_field_error(
+        self, raw_error: Exception, return_type: GraphQLOutputType, field_details_list: FieldDetailsList, path: Path
+    ) -> None:
+        traceback = raw_error.__traceback__
+        try:
+            super().handle_field_error(raw_error, return_type, field_details_list, path)
+        except GraphQLError as error:
+            # Without the frame of graphql-core's function, which has the error as a variable: a cycle.
+            located_error = error.with_traceback(traceback)
+        else:
+            return
+        try:
+            raise located_error
+        finally:
+            del raw_error, located_error
+
     @classmethod
     def batch_of(cls, schema: GraphQLSchema, field: GraphQLField) -> Batch | None:
         """How the field's values are loaded for many objects at once, if they are."""
@@ -136,7 +154,7 @@ class CompilingExecutor(IncrementalExecutor):
         except GraphQLError as error:
             return self._respond_without_data(error)
         if isinstance(answer, dict):
-            return self.build_response(answer)
+            return self._respond(answer)
         return self._await_response(answer)
 
     async def _await_response(self, answer: Awaitable[dict[str, Any]]) -> Response:
@@ -144,11 +162,18 @@ class CompilingExecutor(IncrementalExecutor):
             data = await answer
         except GraphQLError as error:
             return self._respond_without_data(error)
-        return self.build_response(data)
+        return self._respond(data)
 
     def _respond_without_data(self, error: GraphQLError) -> Response:
         self.collected_errors.add(error, None)
-        return self.build_response(None)
+        return self._respond(None)
+
+    def _respond(self, data: dict[str, Any] | None) -> Response:
+        response = self.build_response(data)
+        if self.collected_errors.errors and self.hooks is None:
+            # The frames in the errors' tracebacks have the executor as a variable: it must not keep the errors.
+            self.collected_errors = CollectedErrors()
+        return response
 
     def _fills(self, serially: bool | None) -> list[Fill] | None:
         """The functions that fill in the answer to the operation, or None if graphql-core is to execute it."""
