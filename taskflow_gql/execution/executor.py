@@ -244,5 +244,12 @@ class CompilingExecutor(IncrementalExecutor):
         except GraphQLError:
             return None
         return Plan(
-            schema, type(self), root_type, root.grouped_field_set, subfields, document.admit, document.argument_readers
+            schema,
+            type(self),
+            operation,
+            root_type,
+            root.grouped_field_set,
+            subfields,
+            document.admit,
+            document.argument_readers,
         )

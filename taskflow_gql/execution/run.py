@@ -18,7 +18,8 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextvars import Context, copy_context
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from graphql import GraphQLError, GraphQLResolveInfo
+from graphql import FieldNode, GraphQLError, GraphQLResolveInfo
+from graphql.execution.collect_fields import FieldDetailsList, GroupedFieldSet, collect_fields
 from graphql.execution.values import get_argument_values
 from graphql.pyutils import Path
 
@@ -86,6 +87,8 @@ class Run:
         self.asked: defaultdict[Field, list[Slot]] = defaultdict(list)
         self._waits: list[Wait] = []
         self._arguments: dict[Field, dict[str, Any]] = {}
+        # What `details` has collected.
+        self._groups: dict[Selection | None, GroupedFieldSet] | None = None
 
     def fill(self, fills: "Sequence[Fill]") -> dict[str, Any] | Awaitable[dict[str, Any]]:
         """Fill in the answer of the root object. Each function's part is settled before the next is called."""
@@ -117,7 +120,9 @@ class Run:
     # For the generated functions and their completion
 
     def info(self, field: "Field", position: Position) -> Info:
-        return self.executor.build_resolve_info(field.definition, field.nodes, field.parent_type, path_of(position))
+        return self.executor.build_resolve_info(
+            field.definition, self._nodes(field), field.parent_type, path_of(position)
+        )
 
     def info_at(self, level: "Level", position: Position) -> Info:
         """The info of the level's field, which its items share."""
@@ -125,6 +130,45 @@ class Run:
             assert level.parent is not None
             level, position = level.parent, position[0]
         return self.info(level.field, position)
+
+    def details(self, field: "Field") -> FieldDetailsList:
+        """The field's nodes in the document that is executed, which need not be the one that was planned, but equal."""
+        if field.plan.operation is self.executor.operation:
+            return field.details
+        if self._groups is None:
+            self._groups = {}
+        # As graphql-core collects them, from the innermost selection that has been collected before.
+        selections = []
+        selection: Selection | None = field.selection
+        while selection is not None and selection not in self._groups:
+            selections.append(selection)
+            selection = selection.level.field.selection if selection.level is not None else None
+        groups: GroupedFieldSet = {} if selection is None else self._groups[selection]
+        for inner in reversed(selections):
+            groups = self._groups[inner] = self._collect(inner, groups)
+        return groups[field.name]
+
+    def _collect(self, selection: "Selection", around: GroupedFieldSet) -> GroupedFieldSet:
+        executor = self.executor
+        if selection.level is not None:
+            return executor.collect_subfields(selection.type, around[selection.level.field.name]).grouped_field_set
+        # Once: each field of a mutation is in a selection of its own.
+        assert self._groups is not None
+        if None not in self._groups:
+            self._groups[None] = collect_fields(
+                executor.schema,
+                executor.fragments,
+                executor.variable_values,
+                selection.type,
+                executor.operation,
+                executor.hide_suggestions,
+            ).grouped_field_set
+        return self._groups[None]
+
+    def _nodes(self, field: "Field") -> list[FieldNode]:
+        if field.plan.operation is self.executor.operation:
+            return field.nodes
+        return [detail.node for detail in self.details(field)]
 
     def arguments(self, field: "Field") -> dict[str, Any]:
         arguments = self._arguments.get(field)
@@ -137,7 +181,7 @@ class Run:
 
     def _read_arguments(self, field: "Field") -> dict[str, Any]:
         executor = self.executor
-        if field.read_arguments is not None:
+        if field.read_arguments is not None and field.plan.operation is executor.operation:
             try:
                 values: dict[str, Any] = field.read_arguments(executor.variable_values.coerced)
             except Unusual:
@@ -145,7 +189,7 @@ class Run:
             else:
                 return values
         return get_argument_values(
-            field.definition, field.nodes[0], executor.variable_values, None, executor.hide_suggestions
+            field.definition, self._nodes(field)[0], executor.variable_values, None, executor.hide_suggestions
         )
 
     def wait(
@@ -163,7 +207,7 @@ class Run:
         """Have graphql-core complete the value, with all that is below it."""
         completed = self.executor.complete_value(
             level.type,
-            level.field.details,
+            self.details(level.field),
             info or self.info_at(level, position),
             path_of(position),
             value,
@@ -176,7 +220,7 @@ class Run:
         level = selection.level
         assert level is not None
         completed: Any = self.executor.collect_and_execute_subfields(
-            selection.type, level.field.details, path_of(position), value, None
+            selection.type, self.details(level.field), path_of(position), value, None
         )
         return self.wait(level, position, completed) if self.is_awaitable(completed) else completed
 
@@ -184,7 +228,7 @@ class Run:
         """Record the error of a field, given the position of its object. Raises it if the field may not be null."""
         path = Path(path_of(position), field.name, field.parent_type.name)
         try:
-            self.executor.handle_field_error(error, field.level.type, field.details, path)
+            self.executor.handle_field_error(error, field.level.type, self.details(field), path)
         finally:
             # What is raised may be this error, whose traceback then has this frame.
             del error
@@ -192,7 +236,7 @@ class Run:
     def item_failed(self, level: "Level", error: Exception, position: Position, items: Sequence[Any]) -> Any:
         """Record the error of an item of a list; its value is null, or else the list is lost and the error raised."""
         try:
-            self.executor.handle_field_error(error, level.type, level.field.details, path_of(position))
+            self.executor.handle_field_error(error, level.type, self.details(level.field), path_of(position))
         except GraphQLError:
             # The list is lost. Awaitables further on in it still have to be awaited by someone.
             self.executor.track_async_work(items[position[1] + 1 :])
@@ -475,7 +519,7 @@ class Run:
     def _fail(self, level: "Level", error: Exception, position: Position, container: Any, key: str | int) -> None:
         path = path_of(position)
         try:
-            self.executor.handle_field_error(error, level.type, level.field.details, path)
+            self.executor.handle_field_error(error, level.type, self.details(level.field), path)
         except GraphQLError as located_error:
             self._rising.append((level, path, located_error))
             self._wake_up()
