@@ -68,6 +68,14 @@ def is_below(position: Position, above: Position) -> bool:
     return True
 
 
+def has_changed(context: Context, untouched: Context) -> bool:
+    """Whether a variable has another value than in the context it was copied from. Quick if none has been set."""
+    try:
+        return context != untouched
+    except Exception:  # of values that cannot be compared
+        return True
+
+
 class Run:
     # What is used when something has to be awaited, from `_fill_rest` on.
     _to_load: "list[_Asked]"  # what completions have asked for, until it is loaded
@@ -482,8 +490,7 @@ class Run:
                 self._fail(level, error, at, answer, name)
             else:
                 answer[name] = completed
-            if own is not None and own != untouched:
-                assert untouched is not None
+            if own is not None and untouched is not None and has_changed(own, untouched):
                 self._set_apart(at, untouched)
                 return False
         if not is_callers and (self._waits or self.asked):

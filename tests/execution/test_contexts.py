@@ -203,3 +203,32 @@ async def test_a_load_without_neighbours_sets_nothing_for_its_caller() -> None:
     log, last = await run_both("{ loaded { id: __typename } }")
     assert log.loads == [("caller", ["root"])]
     assert last == "caller"
+
+
+async def test_a_variable_may_have_values_that_cannot_be_compared() -> None:
+    class Incomparable:
+        def __eq__(self, other: object) -> bool:
+            raise ValueError("no telling")
+
+        __hash__ = None  # type: ignore[assignment]
+
+    variable: ContextVar[object] = ContextVar("variable")
+    first = Incomparable()
+    schema = build_schema("type Query { users: [User] } type User { boss: User name: String }")
+    batch = Batch(load, "id")
+    boss = schema.type_map["User"].fields["boss"]  # type: ignore[attr-defined]
+    boss.extensions[BATCH] = batch
+    boss.resolve = batch_resolver(batch, vars)
+
+    def name(_source: Any, _info: Any) -> str:
+        has_first = variable.get() is first
+        variable.set(Incomparable())
+        return str(has_first)
+
+    schema.type_map["User"].fields["name"].resolve = name  # type: ignore[attr-defined]
+    variable.set(first)
+    root = {"users": [{"id": "1"}, {"id": "2"}]}
+    for executor_class in (None, Planned):
+        result = execute(schema, parse("{ users { boss { name } } }"), root, Log(), executor_class=executor_class)
+        assert not isinstance(result, ExecutionResult)
+        assert await result == ExecutionResult({"users": [{"boss": {"name": "True"}}] * 2}, None)
