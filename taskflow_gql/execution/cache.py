@@ -74,8 +74,14 @@ class Document:
 
     def is_of(self, operation: OperationDefinitionNode, fragments: dict[str, FragmentDefinitionNode]) -> bool:
         # The same text need not be the same document: someone may have rewritten the syntax tree after parsing.
-        # Comparing is quick when the nodes are identical, as they are when documents are parsed once.
-        return (self.operation is operation or self.operation == operation) and self.fragments == fragments
+        if self.operation is not operation:
+            return self.operation == operation and self.fragments == fragments
+        if not fragments:
+            return not self.fragments
+        # `Run.details` takes it that the fragments are the same nodes if the operation is.
+        return self.fragments.keys() == fragments.keys() and all(
+            node is fragments[name] for name, node in self.fragments.items()
+        )
 
     def admit(self, fields: int) -> bool:
         """Whether so many more fields may be planned for this document."""
@@ -105,9 +111,11 @@ class PlanCache:
             seen = self._see(key)
             document = self._documents.pop(key, None)
             if document is None:
+                if seen < self.seen_before_planned:
+                    return None
                 size = _size_of(key)
                 is_too_long = size > LONGEST_DOCUMENT // CHARACTERS_FOR_A_FIELD
-                if seen < self.seen_before_planned or is_too_long or not self._make_room(size, seen, documents=1):
+                if is_too_long or not self._make_room(size, seen, documents=1):
                     return None
                 document = Document(key, operation, fragments, self._take_room)
                 self._size += document.size

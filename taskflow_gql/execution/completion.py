@@ -273,7 +273,7 @@ def _complete_abstract(level: "Level", type_: GraphQLAbstractType) -> "Complete"
     def complete_as(run: "Run", name: Any, value: Any, position: "Position", info: "Info") -> Any:
         selection = selections.get(name) if type(name) is str else None
         if selection is None:
-            object_type = run.executor.ensure_valid_runtime_type(name, type_, level.field.details, info, value)
+            object_type = run.executor.ensure_valid_runtime_type(name, type_, run.details(level.field), info, value)
             selection = selections[object_type.name] = level.selection_of(object_type)
         return _check_and_fill(run, selection, value, position, info)
 
@@ -289,7 +289,7 @@ def _check_and_fill(run: "Run", selection: "Selection", value: Any, position: "P
 
     def fill_if(verdict: Any) -> Any:
         if not verdict:
-            raise invalid_return_type_error(type_, value, level.field.details)
+            raise invalid_return_type_error(type_, value, run.details(level.field))
         return _fill(run, selection, value, position)
 
     # An adapter may know that this function has no use for its `info`, which then is None.

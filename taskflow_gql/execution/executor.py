@@ -6,9 +6,12 @@ from typing import Any, ClassVar
 from graphql import (
     ExecutionResult,
     ExperimentalIncrementalExecutionResults,
+    FieldNode,
     GraphQLError,
     GraphQLField,
     GraphQLObjectType,
+    GraphQLOutputType,
+    GraphQLResolveInfo,
     GraphQLResolveInfoHelpers,
     GraphQLSchema,
     OperationType,
@@ -16,10 +19,11 @@ from graphql import (
 )
 from graphql.execution.collect_fields import FieldDetailsList, GroupedFieldSet, collect_fields, collect_subfields
 from graphql.execution.execute import assume_not_awaitable
+from graphql.execution.executor import CollectedErrors
 from graphql.execution.incremental import IncrementalExecutor
 from graphql.execution.middleware import MiddlewareManager
 from graphql.execution.values import VariableValues
-from graphql.pyutils import AwaitableOrValue, Undefined, is_awaitable
+from graphql.pyutils import AwaitableOrValue, Path, Undefined, is_awaitable
 
 from .batch import BATCH, Batch
 from .cache import MOST_PLANS_OF_DOCUMENT, Document, plans_of
@@ -44,15 +48,70 @@ class CompilingExecutor(IncrementalExecutor):
     # Predicates that hold no surprise: they take for awaitable what Python takes for awaitable, or nothing.
     awaitable_predicates: ClassVar[tuple[Callable[[Any], bool], ...]] = (is_awaitable, assume_not_awaitable)
 
-    # graphql-core keeps these in an attribute. So the executor held itself, and with it all that the request has made
-    # would stay until the garbage collector comes.
+    # Apart from the other attributes, which a twin shares: see `_make_async_helpers`.
+    __slots__ = ("_async_helpers",)
+    _async_helpers: GraphQLResolveInfoHelpers | None
+
     @property
     def async_helpers(self) -> GraphQLResolveInfoHelpers:
-        return GraphQLResolveInfoHelpers(gather=self.gather_async_work, track=self.track_async_work)
+        return self._async_helpers or self._make_async_helpers()
 
     @async_helpers.setter
     def async_helpers(self, helpers: GraphQLResolveInfoHelpers) -> None:
-        pass
+        # graphql-core's, which are bound to the executor. It must not keep them: see `_make_async_helpers`.
+        self._async_helpers = None
+
+    def _make_async_helpers(self) -> GraphQLResolveInfoHelpers:
+        """Helpers that the executor may keep, made when the first info needs them.
+
+        Bound to the executor, they would close a reference cycle, and all that the request has made would stay until
+        the garbage collector runs. They are bound to a twin, which has the same attributes but not the helpers.
+        """
+        twin = object.__new__(type(self))
+        twin.__dict__ = self.__dict__
+        twin._async_helpers = None
+        self._async_helpers = GraphQLResolveInfoHelpers(gather=twin.gather_async_work, track=twin.track_async_work)
+        return self._async_helpers
+
+    def build_resolve_info(
+        self, field_def: GraphQLField, field_nodes: list[FieldNode], parent_type: GraphQLObjectType, path: Path
+    ) -> GraphQLResolveInfo[Any]:
+        # As graphql-core makes it, but past the `__new__` of named tuples, which is a function in Python.
+        return tuple.__new__(
+            GraphQLResolveInfo,
+            (
+                field_nodes[0].name.value,
+                field_nodes,
+                field_def.type,
+                parent_type,
+                path,
+                self.schema,
+                self.fragment_definitions,
+                self.root_value,
+                self.operation,
+                self.variable_values,
+                self.context_value,
+                self.is_awaitable,
+                self.abort_signal,
+                self._async_helpers or self._make_async_helpers(),
+            ),
+        )
+
+    def handle_field_error(
+        self, raw_error: Exception, return_type: GraphQLOutputType, field_details_list: FieldDetailsList, path: Path
+    ) -> None:
+        traceback = raw_error.__traceback__
+        try:
+            super().handle_field_error(raw_error, return_type, field_details_list, path)
+        except GraphQLError as error:
+            # Without the frame of graphql-core's function, which has the error as a variable: a cycle.
+            located_error = error.with_traceback(traceback)
+        else:
+            return
+        try:
+            raise located_error
+        finally:
+            del raw_error, located_error
 
     @classmethod
     def batch_of(cls, schema: GraphQLSchema, field: GraphQLField) -> Batch | None:
@@ -95,7 +154,7 @@ class CompilingExecutor(IncrementalExecutor):
         except GraphQLError as error:
             return self._respond_without_data(error)
         if isinstance(answer, dict):
-            return self.build_response(answer)
+            return self._respond(answer)
         return self._await_response(answer)
 
     async def _await_response(self, answer: Awaitable[dict[str, Any]]) -> Response:
@@ -103,11 +162,18 @@ class CompilingExecutor(IncrementalExecutor):
             data = await answer
         except GraphQLError as error:
             return self._respond_without_data(error)
-        return self.build_response(data)
+        return self._respond(data)
 
     def _respond_without_data(self, error: GraphQLError) -> Response:
         self.collected_errors.add(error, None)
-        return self.build_response(None)
+        return self._respond(None)
+
+    def _respond(self, data: dict[str, Any] | None) -> Response:
+        response = self.build_response(data)
+        if self.collected_errors.errors and self.hooks is None:
+            # The frames in the errors' tracebacks have the executor as a variable: it must not keep the errors.
+            self.collected_errors = CollectedErrors()
+        return response
 
     def _fills(self, serially: bool | None) -> list[Fill] | None:
         """The functions that fill in the answer to the operation, or None if graphql-core is to execute it."""
@@ -178,5 +244,12 @@ class CompilingExecutor(IncrementalExecutor):
         except GraphQLError:
             return None
         return Plan(
-            schema, type(self), root_type, root.grouped_field_set, subfields, document.admit, document.argument_readers
+            schema,
+            type(self),
+            operation,
+            root_type,
+            root.grouped_field_set,
+            subfields,
+            document.admit,
+            document.argument_readers,
         )

@@ -16,6 +16,7 @@ from graphql import (
     GraphQLObjectType,
     GraphQLOutputType,
     GraphQLSchema,
+    OperationDefinitionNode,
     TypeNameMetaFieldDef,
     get_named_type,
     is_abstract_type,
@@ -94,6 +95,7 @@ class Field:
 
     def __init__(self, selection: "Selection", name: str, details: FieldDetailsList, definition: GraphQLField) -> None:
         self.plan = selection.plan
+        self.selection = selection
         self.name = name
         self.details = details
         self.definition = definition
@@ -234,6 +236,7 @@ class Plan:
         self,
         schema: GraphQLSchema,
         executor_class: "type[CompilingExecutor]",
+        operation: OperationDefinitionNode,
         root_type: GraphQLObjectType,
         groups: GroupedFieldSet,
         collect_subfields: CollectSubfields,
@@ -242,6 +245,8 @@ class Plan:
     ) -> None:
         self.schema = schema
         self.executor_class = executor_class
+        # Which the nodes of the fields are of.
+        self.operation = operation
         self.collect_subfields = collect_subfields
         self.admit = admit
         self.argument_readers = argument_readers

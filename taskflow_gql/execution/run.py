@@ -4,23 +4,29 @@ The first part is synchronous and depth first, as in graphql-core: generated fun
 something has to be awaited they leave a `Wait` in the answer, and where a batch has to be loaded a key in `asked`.
 The second part, `_settle`, awaits what was left and completes it, which may leave more, until the answer is whole.
 
-What one field left at one level is completed together, so its relations in turn are one batch. Different fields do
-not wait for each other.
+Every value is completed as soon as it is there, in the task that awaited it, and nothing waits for its neighbours.
+Loads start when the event loop has gone round: what was asked for in the same turn is one batch.
+
+Context variables are seen where graphql-core shows them. There, one awaitable of an object or list is awaited in the
+task at hand, and several get a task each, with a copy of its context. So the only thing that a completion leaves goes
+on in the same context, and of several things each has a copy.
 """
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from contextvars import Context, copy_context
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from graphql import GraphQLError, GraphQLResolveInfo
+from graphql import FieldNode, GraphQLError, GraphQLResolveInfo
+from graphql.execution.collect_fields import FieldDetailsList, GroupedFieldSet, collect_fields
 from graphql.execution.values import get_argument_values
 from graphql.pyutils import Path
 
 from .arguments import Unusual
 from .batch import Batch
 from .completion import resume
-from .wait import Group, Wait
+from .wait import Wait, in_context
 
 if TYPE_CHECKING:
     from .executor import CompilingExecutor
@@ -33,6 +39,10 @@ Position: TypeAlias = Any
 
 # An object that asks for a related one: its answer, the key, its position.
 Slot: TypeAlias = tuple[dict[str, Any], Any, Position]
+
+# What one completion has asked for under one field: its context (None is the caller's), whether it is the only thing
+# that the completion has left, and the objects.
+_Asked: TypeAlias = "tuple[Context | None, bool, Field, list[Slot]]"
 
 # Argument values that a resolver cannot change under its neighbour.
 _IMMUTABLE = frozenset({str, int, float, bool, type(None)})
@@ -50,20 +60,43 @@ def path_of(position: Position) -> Any:
     return path
 
 
+def is_below(position: Position, above: Position) -> bool:
+    while position is not above:
+        if type(position) is not tuple:
+            return False
+        position = position[0]
+    return True
+
+
+def has_changed(context: Context, untouched: Context) -> bool:
+    """Whether a variable has another value than in the context it was copied from. Quick if none has been set."""
+    try:
+        return context != untouched
+    except Exception:  # of values that cannot be compared
+        return True
+
+
 class Run:
+    # What is used when something has to be awaited, from `_fill_rest` on.
+    _to_load: "list[_Asked]"  # what completions have asked for, until it is loaded
+    _tasks: (
+        "dict[asyncio.Task[None], Wait | None]"  # under way, with the awaitable that each began with; None for loads
+    )
+    _unwanted: "set[asyncio.Task[None]]"  # those of them whose value nobody wants any more
+    _wake: "asyncio.Future[None] | None"
+    _broken: BaseException | None  # what a task has ended with, if not with a value
+    _rising: "list[tuple[Level, Path, GraphQLError]]"  # errors on their way up: the level and path they came from
+
     def __init__(self, executor: "CompilingExecutor") -> None:
         self.executor = executor
         self.is_awaitable: Callable[[Any], bool] = executor.is_awaitable
         self.answer: dict[str, Any] = {}
+        # What the completion under way has left.
         self.asked: defaultdict[Field, list[Slot]] = defaultdict(list)
         self._waits: list[Wait] = []
         self._arguments: dict[Field, dict[str, Any]] = {}
-        # What is under way; None for tasks whose value nobody wants any more.
-        self._tasks: dict[asyncio.Future[Any], Wait | _Load | None] = {}
-        self._landed: list[asyncio.Future[Any]] = []
-        self._wake: asyncio.Future[None] | None = None
-        # Errors on their way up: the level and path they came from.
-        self._rising: list[tuple[Level, Path, GraphQLError]] = []
+        # What `details` has collected.
+        self._groups: dict[Selection | None, GroupedFieldSet] | None = None
 
     def fill(self, fills: "Sequence[Fill]") -> dict[str, Any] | Awaitable[dict[str, Any]]:
         """Fill in the answer of the root object. Each function's part is settled before the next is called."""
@@ -74,6 +107,11 @@ class Run:
         return self.answer
 
     async def _fill_rest(self, fills: "Sequence[Fill]") -> dict[str, Any]:
+        self._to_load = []
+        self._tasks = {}
+        self._unwanted = set()
+        self._wake = self._broken = None
+        self._rising = []
         await self._settle()
         for fill in fills:
             self._fill_root(fill)
@@ -86,12 +124,13 @@ class Run:
         except BaseException:
             self._give_up(self._waits)
             raise
-        self._drop_lost()
 
     # For the generated functions and their completion
 
     def info(self, field: "Field", position: Position) -> Info:
-        return self.executor.build_resolve_info(field.definition, field.nodes, field.parent_type, path_of(position))
+        return self.executor.build_resolve_info(
+            field.definition, self._nodes(field), field.parent_type, path_of(position)
+        )
 
     def info_at(self, level: "Level", position: Position) -> Info:
         """The info of the level's field, which its items share."""
@@ -99,6 +138,45 @@ class Run:
             assert level.parent is not None
             level, position = level.parent, position[0]
         return self.info(level.field, position)
+
+    def details(self, field: "Field") -> FieldDetailsList:
+        """The field's nodes in the document that is executed, which need not be the one that was planned, but equal."""
+        if field.plan.operation is self.executor.operation:
+            return field.details
+        if self._groups is None:
+            self._groups = {}
+        # As graphql-core collects them, from the innermost selection that has been collected before.
+        selections = []
+        selection: Selection | None = field.selection
+        while selection is not None and selection not in self._groups:
+            selections.append(selection)
+            selection = selection.level.field.selection if selection.level is not None else None
+        groups: GroupedFieldSet = {} if selection is None else self._groups[selection]
+        for inner in reversed(selections):
+            groups = self._groups[inner] = self._collect(inner, groups)
+        return groups[field.name]
+
+    def _collect(self, selection: "Selection", around: GroupedFieldSet) -> GroupedFieldSet:
+        executor = self.executor
+        if selection.level is not None:
+            return executor.collect_subfields(selection.type, around[selection.level.field.name]).grouped_field_set
+        # Once: each field of a mutation is in a selection of its own.
+        assert self._groups is not None
+        if None not in self._groups:
+            self._groups[None] = collect_fields(
+                executor.schema,
+                executor.fragments,
+                executor.variable_values,
+                selection.type,
+                executor.operation,
+                executor.hide_suggestions,
+            ).grouped_field_set
+        return self._groups[None]
+
+    def _nodes(self, field: "Field") -> list[FieldNode]:
+        if field.plan.operation is self.executor.operation:
+            return field.nodes
+        return [detail.node for detail in self.details(field)]
 
     def arguments(self, field: "Field") -> dict[str, Any]:
         arguments = self._arguments.get(field)
@@ -111,7 +189,7 @@ class Run:
 
     def _read_arguments(self, field: "Field") -> dict[str, Any]:
         executor = self.executor
-        if field.read_arguments is not None:
+        if field.read_arguments is not None and field.plan.operation is executor.operation:
             try:
                 values: dict[str, Any] = field.read_arguments(executor.variable_values.coerced)
             except Unusual:
@@ -119,7 +197,7 @@ class Run:
             else:
                 return values
         return get_argument_values(
-            field.definition, field.nodes[0], executor.variable_values, None, executor.hide_suggestions
+            field.definition, self._nodes(field)[0], executor.variable_values, None, executor.hide_suggestions
         )
 
     def wait(
@@ -137,7 +215,7 @@ class Run:
         """Have graphql-core complete the value, with all that is below it."""
         completed = self.executor.complete_value(
             level.type,
-            level.field.details,
+            self.details(level.field),
             info or self.info_at(level, position),
             path_of(position),
             value,
@@ -150,39 +228,53 @@ class Run:
         level = selection.level
         assert level is not None
         completed: Any = self.executor.collect_and_execute_subfields(
-            selection.type, level.field.details, path_of(position), value, None
+            selection.type, self.details(level.field), path_of(position), value, None
         )
         return self.wait(level, position, completed) if self.is_awaitable(completed) else completed
 
     def field_failed(self, field: "Field", error: Exception, position: Position) -> None:
         """Record the error of a field, given the position of its object. Raises it if the field may not be null."""
         path = Path(path_of(position), field.name, field.parent_type.name)
-        self.executor.handle_field_error(error, field.level.type, field.details, path)
+        try:
+            self.executor.handle_field_error(error, field.level.type, self.details(field), path)
+        finally:
+            # What is raised may be this error, whose traceback then has this frame.
+            del error
 
     def item_failed(self, level: "Level", error: Exception, position: Position, items: Sequence[Any]) -> Any:
         """Record the error of an item of a list; its value is null, or else the list is lost and the error raised."""
         try:
-            self.executor.handle_field_error(error, level.type, level.field.details, path_of(position))
+            self.executor.handle_field_error(error, level.type, self.details(level.field), path_of(position))
         except GraphQLError:
             # The list is lost. Awaitables further on in it still have to be awaited by someone.
             self.executor.track_async_work(items[position[1] + 1 :])
             raise
+        finally:
+            del error
 
     # Settling
 
     async def _settle(self) -> None:
         try:
+            alone = self._take_alone(is_callers=True)
             while True:
-                jobs = self._take_jobs()
-                if len(jobs) == 1 and not self._tasks:
-                    await self._await_alone(jobs[0])
+                if alone is not None:
+                    # Nothing else to do meanwhile: no need of a task.
+                    await self._carry(alone, is_callers=True)
+                if self._rising:
+                    self._raise_errors()
+                loads = self._take_loads() if self._to_load else []
+                if self._rising:  # from keys without a hash
+                    self._raise_errors()
+                if len(loads) == 1 and not self._tasks:
+                    alone = await self._load_alone(loads[0])
                     continue
-                for job in jobs:
-                    self._start(job)
+                alone = None
+                for load in loads:
+                    self._start(self._load(load), None, load.context)
                 if not self._tasks:
                     return
-                await self._any_landing()
-                self._land()
+                await self._woken()
         except BaseException as error:
             for task in self._tasks:
                 task.cancel()
@@ -192,142 +284,238 @@ class Run:
                 await asyncio.gather(*self._tasks, return_exceptions=True)
             raise
 
-    def _take_jobs(self) -> "list[Wait | _Load]":
-        self._drop_lost()
-        asked, self.asked = self.asked, defaultdict(list)
-        loads = self._loads(asked)
-        if self._rising:
-            self._raise_errors()
+    def _leave(self) -> None:
+        """Go on with what a completion has left. Called in the completion's context."""
+        alone = self._take_alone()
+        if alone is not None:
+            self._start(self._carry(alone), alone)
+
+    def _take_alone(self, *, is_callers: bool = False) -> Wait | None:
+        """The same, but if all that is left is one awaitable, it is returned."""
+        if self.executor.collected_errors.errors:
             self._drop_lost()
-        waits, self._waits = self._waits, []
-        groups: defaultdict[Level, Group] = defaultdict(Group)
-        for wait in waits:
-            wait.group = groups[wait.level]
-            wait.group.waits.append(wait)
-            wait.group.missing += 1
-        return [*waits, *loads]
+        waits, asked = self._waits, self.asked
+        if waits:
+            self._waits = []
+            if len(waits) == 1 and not asked:
+                return waits[0]
+            for wait in waits:
+                self._start(self._carry(wait), wait)
+        if asked:
+            self.asked = defaultdict(list)
+            is_alone = not waits and len(asked) == 1 and all(len(slots) == 1 for slots in asked.values())
+            context = None if is_alone and is_callers else copy_context()
+            for field, slots in asked.items():
+                self._to_load.append((context, is_alone, field, slots))
+            self._wake_up()
+        return None
 
-    def _loads(self, asked: "dict[Field, list[Slot]]") -> "list[_Load]":
-        """One load for each batch function and arguments: two fields that load the same things do it together."""
-        loads: list[_Load] = []
-        for field, slots in asked.items():
-            batch, arguments = field.batch, self.arguments(field)
-            assert batch is not None
-            load = next((load for load in loads if load.is_of(batch, arguments)), None)
-            if load is None:
-                load = _Load(batch, arguments)
-                loads.append(load)
-            for answer, key, position in slots:
-                try:
-                    load.keys[key] = None
-                except TypeError as error:  # a key without a hash
-                    self._slot_failed(field, error, answer, position)
-                else:
-                    load.slots.append((field, answer, key, position))
-        return [load for load in loads if load.keys]
+    async def _carry(self, wait: Wait, *, is_callers: bool = False) -> None:
+        """Await the value and complete it, and go on with what that leaves as long as it is one thing."""
+        left: Wait | None = wait
+        while left is not None:
+            wait = left
+            try:
+                value = await wait.awaitable
+                if self._is_lost(wait.position):
+                    wait.forget()
+                    return
+                if wait.complete is not None:
+                    value = wait.complete(value)
+                    if type(value) is Wait:
+                        value.place(wait.container, wait.key)
+            except Exception as error:
+                self._give_up_below(wait.position)
+                self._fail(wait.level, error, wait.position, wait.container, wait.key)
+                return
+            except BaseException:
+                wait.forget()
+                raise
+            wait.container[wait.key] = value
+            left = self._take_alone(is_callers=is_callers)
 
-    async def _await_alone(self, job: "Wait | _Load") -> None:
-        # Nothing else to do meanwhile: no need of a task.
-        try:
-            value = await self._awaitable_of(job)
-        except Exception as error:
-            self._failed(job, error)
-        else:
-            self._succeeded(job, value)
-        self._raise_errors()
+    def _start(self, work: Coroutine[Any, Any, None], wait: Wait | None, context: Context | None = None) -> None:
+        """Without a context the task has a copy of the current one."""
+        task = asyncio.create_task(work, context=context)
+        self._tasks[task] = wait
+        task.add_done_callback(self._ended)
 
-    def _awaitable_of(self, job: "Wait | _Load") -> Awaitable[Any]:
-        return job.awaitable if isinstance(job, Wait) else job.load(self.executor.context_value)
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        wait = self._tasks.pop(task)
+        if task.cancelled() and wait is not None and asyncio.iscoroutine(wait.awaitable):
+            # Nobody has begun to await it if the task had not begun.
+            wait.awaitable.close()
+            wait.forget()
+        if task in self._unwanted:
+            self._unwanted.remove(task)
+            # Its error, if any, has to be looked at or asyncio reports it.
+            _ = task.cancelled() or task.exception()
+        elif task.cancelled():
+            self._broken = asyncio.CancelledError()
+        elif task.exception() is not None:
+            self._broken = task.exception()
+        if not self._tasks or self._broken is not None:
+            self._wake_up()
 
-    def _start(self, job: "Wait | _Load") -> None:
-        awaitable = self._awaitable_of(job)
-        task = asyncio.create_task(awaitable if asyncio.iscoroutine(awaitable) else _await(awaitable))
-        self._tasks[task] = job
-        task.add_done_callback(self._on_landing)
-
-    def _on_landing(self, task: asyncio.Future[Any]) -> None:
-        self._landed.append(task)
+    def _wake_up(self) -> None:
         if self._wake is not None and not self._wake.done():
             self._wake.set_result(None)
 
-    async def _any_landing(self) -> None:
-        if not self._landed:
-            self._wake = asyncio.get_running_loop().create_future()
-            await self._wake
-
-    def _land(self) -> None:
-        landed, self._landed = self._landed, []
-        for task in landed:
-            job = self._tasks.pop(task)
-            if job is None:
-                # Dropped. Its error, if any, has to be looked at or asyncio reports it.
-                _ = task.cancelled() or task.exception()
-                continue
+    async def _woken(self) -> None:
+        """Wait until there is something to load, or an error to raise, or nothing under way any more."""
+        self._wake = asyncio.get_running_loop().create_future()
+        await self._wake
+        if self._rising and self._tasks:
+            # graphql-core takes two turns of the event loop to raise an error out of a task and cancel the others. What
+            # fails meanwhile is reported too.
+            await asyncio.sleep(0)
+        if self._broken is not None:
             try:
-                value = task.result()
-            except Exception as error:
-                self._failed(job, error)
-            else:
-                self._succeeded(job, value)
-        if self._rising:
-            self._raise_errors()
-            self._cancel_lost()
+                raise self._broken
+            finally:
+                # Or the error, which knows this frame, would know itself.
+                self._broken = None
 
-    def _succeeded(self, job: "Wait | _Load", value: Any) -> None:
-        if isinstance(job, Wait):
-            job.group.values[job] = value
-            self._one_less(job.group)
-            return
-        errors = self.executor.collected_errors.errors
-        for field, answer, key, position in job.slots:
-            if errors and self._is_lost(position):
-                continue
-            at = (position, field.name, field.parent_type.name)
+    # Loading
+
+    def _take_loads(self) -> "list[_Load]":
+        """One load for each batch function and arguments: two fields that load the same things do it together."""
+        to_load, self._to_load = self._to_load, []
+        loads: list[_Load] = []
+        by_field: dict[Field, _Load] = {}
+        has_errors = bool(self.executor.collected_errors.errors)
+        for one in to_load:
+            context, _, field, slots = one
+            load = by_field.get(field)
+            if load is None:
+                load = by_field[field] = self._load_of(field, loads, context)
+            if has_errors:
+                slots[:] = [slot for slot in slots if not self._is_lost(slot[2])]
             try:
-                item = job.batch.value_of(value, key)
-                fill = field.level.fills.get(type(item))
+                for slot in slots:
+                    load.keys[slot[1]] = None
+            except TypeError:  # a key without a hash
+                slots[:] = [slot for slot in slots if self._add_key(load, field, slot)]
+            load.asked.append(one)
+        return [load for load in loads if load.keys]
+
+    def _load_of(self, field: "Field", loads: "list[_Load]", context: Context | None) -> "_Load":
+        batch, arguments = field.batch, self.arguments(field)
+        assert batch is not None
+        load = next((load for load in loads if load.is_of(batch, arguments)), None)
+        if load is None:
+            load = _Load(batch, arguments, copy_context() if context is None else context.copy())
+            loads.append(load)
+        return load
+
+    def _add_key(self, load: "_Load", field: "Field", slot: Slot) -> bool:
+        answer, key, position = slot
+        try:
+            load.keys[key] = None
+        except TypeError as error:
+            self._slot_failed(field, error, answer, position)
+            return False
+        return True
+
+    async def _load_alone(self, load: "_Load") -> Wait | None:
+        """Without a task, as there is nothing else to do meanwhile, but in the context that a task would have."""
+        try:
+            loaded = await in_context(load.context, load.load(self.executor.context_value))
+        except Exception as error:
+            self._load_failed(load, error)
+            return None
+        return self._loaded(load, loaded)
+
+    async def _load(self, load: "_Load") -> None:
+        try:
+            loaded = await load.load(self.executor.context_value)
+        except Exception as error:
+            self._load_failed(load, error)
+        else:
+            self._loaded(load, loaded)
+
+    def _load_failed(self, load: "_Load", error: Exception) -> None:
+        for _context, _is_alone, field, slots in load.asked:
+            for answer, _key, position in slots:
+                self._slot_failed(field, error, answer, position)
+
+    def _loaded(self, load: "_Load", loaded: Any) -> Wait | None:
+        """Complete what was loaded. Returns what is left of a load for one object alone, as `_take_alone` does."""
+        for context, is_alone, field, slots in load.asked:
+            if context is None:
+                self._complete_slots(load.batch, loaded, field, slots, is_callers=True)
+                return self._take_alone(is_callers=True)
+            if is_alone:
+                context.run(self._complete_slots, load.batch, loaded, field, slots)
+                continue
+            # Each object has a copy of the context. As long as nobody sets a variable, they share one.
+            remaining = iter(slots)
+            is_at_end = False
+            while not is_at_end:
+                own = context.copy()
+                is_at_end = own.run(self._complete_slots, load.batch, loaded, field, remaining, own, context)
+        return None
+
+    def _complete_slots(
+        self,
+        batch: Batch,
+        loaded: Any,
+        field: "Field",
+        slots: Iterable[Slot],
+        own: Context | None = None,
+        untouched: Context | None = None,
+        *,
+        is_callers: bool = False,
+    ) -> bool:
+        """Complete objects until one of them has changed the context. Returns whether it was all of them."""
+        # Not the errors themselves: their tracebacks may have this frame.
+        has_errors = bool(self.executor.collected_errors.errors)
+        level, name, type_name = field.level, field.name, field.parent_type.name
+        for answer, key, position in slots:
+            if has_errors and self._is_lost(position):
+                continue
+            at = (position, name, type_name)
+            try:
+                item = batch.value_of(loaded, key)
+                fill = level.fills.get(type(item))
                 if fill is not None:
                     completed: Any = {}
                     fill(self, completed, item, at)
                 else:
-                    completed = resume(self, field.level, item, at)
+                    completed = resume(self, level, item, at)
                     if type(completed) is Wait:
-                        completed.place(answer, field.name)
+                        completed.place(answer, name)
             except Exception as error:
-                self._fail(field.level, error, at, answer, field.name)
+                self._give_up_below(at)
+                self._fail(level, error, at, answer, name)
             else:
-                answer[field.name] = completed
+                answer[name] = completed
+            if own is not None and untouched is not None and has_changed(own, untouched):
+                self._set_apart(at, untouched)
+                return False
+        if not is_callers and (self._waits or self.asked):
+            self._leave()
+        return True
 
-    def _failed(self, job: "Wait | _Load", error: Exception) -> None:
-        if isinstance(job, Wait):
-            # At once, not with the group: the error may make the rest of it pointless.
-            self._fail(job.level, error, job.position, job.container, job.key)
-            self._one_less(job.group)
-            return
-        for field, answer, _, position in job.slots:
-            self._slot_failed(field, error, answer, position)
+    def _set_apart(self, at: Position, untouched: Context) -> None:
+        """Go on with what was left below this position in the current context, with the rest in the untouched one."""
+        waits, asked = self._take_below(at)
+        untouched.copy().run(self._leave)
+        self._waits, self.asked = waits, asked
+        self._leave()
 
-    def _one_less(self, group: Group) -> None:
-        group.missing -= 1
-        if group.missing:
-            return
-        for wait in group.waits:
-            if wait in group.values and not self._is_lost(wait.position):
-                self._complete(wait, group.values[wait])
-        # The waits know the group: let go, or all of them stay until the garbage collector comes.
-        group.waits.clear()
-        group.values.clear()
-
-    def _complete(self, wait: Wait, value: Any) -> None:
-        try:
-            if wait.complete is not None:
-                value = wait.complete(value)
-                if type(value) is Wait:
-                    value.place(wait.container, wait.key)
-        except Exception as error:
-            self._fail(wait.level, error, wait.position, wait.container, wait.key)
-        else:
-            wait.container[wait.key] = value
+    def _take_below(self, at: Position) -> "tuple[list[Wait], defaultdict[Field, list[Slot]]]":
+        """What the completion under way has left below this position."""
+        waits, self._waits = self._waits, []
+        asked, self.asked = self.asked, defaultdict(list)
+        below_waits: list[Wait] = []
+        below_asked: defaultdict[Field, list[Slot]] = defaultdict(list)
+        for wait in waits:
+            (below_waits if is_below(wait.position, at) else self._waits).append(wait)
+        for field, slots in asked.items():
+            for slot in slots:
+                (below_asked if is_below(slot[2], at) else self.asked)[field].append(slot)
+        return below_waits, below_asked
 
     # Failing: what graphql-core does by raising through its coroutines, done from outside
 
@@ -338,35 +526,42 @@ class Run:
     def _fail(self, level: "Level", error: Exception, position: Position, container: Any, key: str | int) -> None:
         path = path_of(position)
         try:
-            self.executor.handle_field_error(error, level.type, level.field.details, path)
+            self.executor.handle_field_error(error, level.type, self.details(level.field), path)
         except GraphQLError as located_error:
             self._rising.append((level, path, located_error))
-        else:
-            container[key] = None
+            self._wake_up()
+        # No value, even if that is not all that is lost.
+        container[key] = None
 
     def _raise_errors(self) -> None:
-        # After everything that landed at the same time, as it takes graphql-core a turn of the event loop to raise an
-        # error through its coroutines: what fails meanwhile is reported too.
         rising, self._rising = self._rising, []
         for level, path, error in rising:
-            self._null_around(level, path, error)
+            if not self._null_around(level, path, error):
+                rising.clear()
+                try:
+                    raise error
+                finally:
+                    # Or the error, which knows this frame, would know itself.
+                    del error
+        self._cancel_lost()
 
-    def _null_around(self, level: "Level", path: Path, error: GraphQLError) -> None:
-        """Make the nearest position around that may be null null. Raises the error if there is none."""
+    def _null_around(self, level: "Level", path: Path, error: GraphQLError) -> bool:
+        """Make the nearest position around that may be null null. Returns whether there is one."""
         around, at = level.parent, path.prev
         while around is not None and not around.nullable:
             assert at is not None
             around, at = around.parent, at.prev
         if at is None:
-            raise error
+            return False
         self.executor.collected_errors.add(error, at)
         container: Any = self.answer
         *keys, last = at.as_list()
         for key in keys:
             container = container[key]
             if container is None:
-                return
+                return True
         container[last] = None
+        return True
 
     def _is_lost(self, position: Position) -> bool:
         """Whether the position is in a part of the answer that an error has made null."""
@@ -389,26 +584,33 @@ class Run:
                 del self.asked[field]
 
     def _cancel_lost(self) -> None:
-        for task, job in self._tasks.items():
-            if isinstance(job, Wait) and self._is_lost(job.position):
-                self._tasks[task] = None
+        for task, wait in self._tasks.items():
+            if wait is not None and task not in self._unwanted and self._is_lost(wait.position):
+                self._unwanted.add(task)
                 task.cancel()
-                self._one_less(job.group)
+
+    def _give_up_below(self, at: Position) -> None:
+        if self._waits or self.asked:
+            waits, _ = self._take_below(at)
+            self._give_up(waits)
 
     def _give_up(self, waits: list[Wait]) -> None:
         if waits:
+            for wait in waits:
+                wait.forget()
             self.executor.settle_in_background([wait.awaitable for wait in waits])
 
 
 class _Load:
-    """One call of a batch function: the keys, and who asked for them."""
+    """One call of a batch function: the keys, the context of who asked first, and all who asked with theirs."""
 
-    def __init__(self, batch: Batch, arguments: dict[str, Any]) -> None:
+    def __init__(self, batch: Batch, arguments: dict[str, Any], context: Context) -> None:
         self.batch = batch
         self.arguments = arguments
+        self.context = context
         # A dict for its order: every key once, as first asked for.
         self.keys: dict[Any, None] = {}
-        self.slots: list[tuple[Field, dict[str, Any], Any, Position]] = []
+        self.asked: list[_Asked] = []
 
     def is_of(self, batch: Batch, arguments: dict[str, Any]) -> bool:
         return (
@@ -421,7 +623,3 @@ class _Load:
 
     async def load(self, context: Any) -> Any:
         return await self.batch.load(context, list(self.keys), **self.arguments)
-
-
-async def _await(awaitable: Awaitable[Any]) -> Any:
-    return await awaitable

@@ -1,6 +1,8 @@
 """A value that is not there yet."""
 
-from collections.abc import Awaitable, Callable
+import types
+from collections.abc import Awaitable, Callable, Coroutine, Generator
+from contextvars import Context
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -14,7 +16,7 @@ class Wait:
     Until then the Wait stands there itself. `complete` is None when the awaited value needs no completion.
     """
 
-    __slots__ = ("awaitable", "complete", "container", "group", "key", "level", "position")
+    __slots__ = ("awaitable", "complete", "container", "key", "level", "position")
 
     def __init__(
         self,
@@ -29,19 +31,36 @@ class Wait:
         self.complete = complete
         self.container: Any = None
         self.key: Any = None
-        self.group = Group()
 
     def place(self, container: dict[str, Any] | list[Any], key: str | int) -> None:
         self.container = container
         self.key = key
 
+    def forget(self) -> None:
+        """Forget what would be done with the value, when none will come: the Wait may stay in the answer for good, and
+        would be part of a reference cycle.
+        """
+        self.container = None
+        self.complete = None
 
-class Group:
-    """The waits of one level that were left together, and are completed together when the last has its value."""
 
-    __slots__ = ("missing", "values", "waits")
+@types.coroutine
+def in_context(context: Context, coroutine: Coroutine[Any, Any, Any]) -> Generator[Any, Any, Any]:
+    """Await the coroutine in the current task, but with a context of its own.
 
-    def __init__(self) -> None:
-        self.waits: list[Wait] = []
-        self.values: dict[Wait, Any] = {}
-        self.missing = 0
+    A task would do that as well, for ten times the price.
+    """
+    try:
+        awaited = context.run(coroutine.send, None)
+        while True:
+            try:
+                value = yield awaited
+            except GeneratorExit:
+                context.run(coroutine.close)
+                raise
+            except BaseException as error:
+                awaited = context.run(coroutine.throw, error)
+            else:
+                awaited = context.run(coroutine.send, value)
+    except StopIteration as stop:
+        return stop.value

@@ -122,6 +122,28 @@ async def test_each_level_is_one_load() -> None:
     ]
 
 
+async def test_what_is_asked_for_in_the_same_turn_is_one_load() -> None:
+    async def user(info: Any) -> Any:
+        await asyncio.sleep(0)
+        return {"boss_id": info.path.prev.key}
+
+    database = Database()
+    schema = build_schema("type Query { users: [User] } type User { later: User boss: User name: String }")
+    batch = Batch(users_by_id, "boss_id")
+    field = schema.type_map["User"].fields["boss"]  # type: ignore[attr-defined]
+    field.extensions[BATCH] = batch
+    awaited = execute(
+        schema,
+        parse("{ users { later { boss { name } } } }"),
+        {"users": [{"later": user}, {"later": user}, {"later": user}]},
+        database,
+        executor_class=PlansAtOnce,
+    )
+    assert not isinstance(awaited, ExecutionResult)
+    assert (await awaited).data == {"users": [{"later": {"boss": {"name": f"user {index}"}}} for index in range(3)]}
+    assert database.loads == [("users_by_id", [0, 1, 2])]
+
+
 async def test_arguments_tell_loads_apart() -> None:
     result, database = await run("{ users { tasks { id } one: tasks(first: 1) { id } two: tasks(first: 2) { id } } }")
     assert result.data is not None

@@ -1,6 +1,7 @@
 """What is not about equal answers: cancellation, subscriptions, tracebacks, what is planned at all."""
 
 import asyncio
+import contextlib
 import gc
 import traceback
 import weakref
@@ -22,7 +23,7 @@ from graphql import (
     parse,
     subscribe,
 )
-from graphql.execution import MiddlewareManager
+from graphql.execution import ExecutionHooks, MiddlewareManager
 from graphql.pyutils import AbortController
 
 from taskflow_gql.execution import AsItIs, CompilingExecutor, trust
@@ -47,6 +48,10 @@ class Planned(CompilingExecutor):
         fills = super()._fills(serially)
         Planned.runs += fills is not None
         return fills
+
+
+# Generous, for what takes milliseconds.
+TIMEOUT_SECONDS = 60
 
 
 @pytest.fixture(autouse=True)
@@ -153,6 +158,27 @@ async def test_a_slow_field_does_not_delay_the_children_of_another() -> None:
     result = await run("{ a { name } b { friend { name } } }", root)
     assert result.data == {"a": {"name": "a"}, "b": {"friend": {"name": "b"}}}
     assert order == ["fast", "child", "slow"]
+
+
+async def test_items_of_a_list_do_not_wait_for_each_other() -> None:
+    go = asyncio.Event()
+
+    async def wait_for_the_other(_info: Any) -> Any:
+        await go.wait()
+        return {"name": "first"}
+
+    def go_on(_info: Any) -> str:
+        go.set()
+        return "second"
+
+    async def come_first(_info: Any) -> Any:
+        await asyncio.sleep(0)
+        return {"name": go_on}
+
+    root = {"users": [{"friend": wait_for_the_other}, {"friend": come_first}]}
+    async with asyncio.timeout(TIMEOUT_SECONDS):
+        result = await run("{ users { friend { name } } }", root)
+    assert result.data == {"users": [{"friend": {"name": "first"}}, {"friend": {"name": "second"}}]}
 
 
 async def test_an_asynchronous_answer_may_be_deeper_than_the_stack() -> None:
@@ -264,6 +290,13 @@ def test_a_traceback_shows_the_field() -> None:
     assert "value = getattr(source, 'name', None)" in lines
 
 
+def test_the_traceback_of_an_error_that_was_raised_on_shows_the_resolver() -> None:
+    result = run("{ a { friends { name } } }", {"a": {"friends": [{"name": refuse}]}})
+    lines = "".join(traceback.format_tb(result.errors[0].__traceback__))
+    assert 'raise ValueError("refused")' in lines
+    assert "<plan Query.a.friends" in lines
+
+
 class Row:
     """Like the rows of database libraries: its attributes are known to `__getattr__` only."""
 
@@ -337,6 +370,179 @@ async def test_nothing_of_a_request_outlives_it() -> None:
     del context
     gc.collect()
     assert context_ref() is None
+
+
+def refuse(_info: Any) -> Any:
+    raise ValueError("refused")
+
+
+async def refuse_later(_info: Any) -> Any:
+    await asyncio.sleep(0)
+    raise ValueError("refused")
+
+
+async def succeed_later(_info: Any) -> str:
+    await asyncio.sleep(0)
+    return "good"
+
+
+async def cancel_later(_info: Any) -> Any:
+    await asyncio.sleep(0)
+    raise asyncio.CancelledError
+
+
+GARBAGE_FREE: dict[str, tuple[str, dict[str, Any]]] = {
+    "values": ("{ name users { name } }", {"users": [{"name": "ann"}], "name": lambda _info: "n"}),
+    "later values": ("{ a { slow } b { slow } }", {"a": {"slow": succeed_later}, "b": {"slow": succeed_later}}),
+    "an error": ("{ name }", {"name": refuse}),
+    "an error that nulls an item": ("{ maybe { name } }", {"maybe": [{"name": refuse}, {"name": "bob"}]}),
+    "an error that nulls a list": ("{ a { friends { name } } }", {"a": {"friends": [{"name": refuse}]}}),
+    "an error that nulls everything": ("{ strict { name } }", {"strict": {"name": refuse}}),
+    "a later error": ("{ a { name } }", {"a": {"name": refuse_later}}),
+    "later errors": (
+        "{ a { name slow } b { name friend { slow } } }",
+        {
+            "a": {"name": refuse_later, "slow": refuse_later},
+            "b": {"name": refuse_later, "friend": {"slow": succeed_later}},
+        },
+    ),
+    "a later error that nulls everything": (
+        "{ strict { name } b { slow } }",
+        {"strict": {"name": refuse_later}, "b": {"slow": succeed_later}},
+    ),
+    "one that is cancelled": ("{ a { slow } }", {"a": {"slow": cancel_later}}),
+    "one of several that is cancelled": (
+        "{ a { slow } b { slow } }",
+        {"a": {"slow": cancel_later}, "b": {"slow": succeed_later}},
+    ),
+}
+
+
+@pytest.mark.parametrize(("query", "root"), GARBAGE_FREE.values(), ids=GARBAGE_FREE)
+async def test_an_operation_leaves_no_reference_cycles(query: str, root: dict[str, Any]) -> None:
+    document = parse(query)
+
+    async def execute_once() -> None:
+        # Not in a variable: an error's traceback has the frame of the caller, with all its variables.
+        executor = Planned.build(SCHEMA, document, root)
+        assert isinstance(executor, Planned)
+        if "later" in str(root) or "cancel" in str(root):
+            with contextlib.suppress(asyncio.CancelledError):
+                await executor.execute_operation()  # type: ignore[misc]
+        else:
+            executor.execute_operation()
+
+    await execute_once()
+    await asyncio.sleep(0)
+    gc.collect()
+    gc.disable()
+    try:
+        await execute_once()
+        # The tasks that were cancelled.
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
+
+
+def test_an_info_is_as_graphql_core_makes_it() -> None:
+    infos: list[Any] = []
+
+    def resolve(info: Any) -> str:
+        infos.append(info)
+        return "ann"
+
+    document = parse("query Q($x: Boolean) { users { alias: name @skip(if: false) } }")
+    options: dict[str, Any] = {"context_value": object(), "variable_values": {"x": True}}
+    root = {"users": [{"name": resolve}]}
+    for executor_class in (None, CompilingExecutor, Planned):
+        execute(SCHEMA, document, root, executor_class=executor_class, **options)
+    expected, *others = infos
+    for info in others:
+        assert type(info) is type(expected)
+        assert info[:-1] == expected[:-1]
+        assert type(info.async_helpers) is type(expected.async_helpers)
+        for helper, expected_helper in zip(info.async_helpers, expected.async_helpers, strict=True):
+            assert helper.__func__ is expected_helper.__func__
+
+
+@pytest.mark.parametrize("executor_class", [CompilingExecutor, Planned])
+def test_helpers_are_made_once_for_an_operation(executor_class: type[CompilingExecutor]) -> None:
+    infos: list[Any] = []
+
+    def resolve(info: Any) -> str:
+        infos.append(info)
+        return "ann"
+
+    root = {"users": [{"name": resolve}] * 3}
+    execute(SCHEMA, parse("{ users { name helpers: name } }"), root, executor_class=executor_class)
+    assert len(infos) == 6
+    assert len({id(info.async_helpers) for info in infos}) == 1
+
+
+async def test_helpers_of_an_info_work_when_the_operation_is_over() -> None:
+    infos: list[Any] = []
+    settled: list[str] = []
+
+    def resolve(info: Any) -> str:
+        infos.append(info)
+        return "ann"
+
+    async def settle(name: str) -> str:
+        await asyncio.sleep(0)
+        settled.append(name)
+        return name
+
+    for query in ("{ name }", "{ name @include(if: true) a: name }"):
+        for executor_class in (CompilingExecutor, Planned):
+            execute(SCHEMA, parse(query), {"name": resolve}, executor_class=executor_class)
+    gc.collect()
+    for info in infos:
+        info.async_helpers.track([settle("tracked"), "no awaitable"])
+        assert await info.async_helpers.gather([settle("a"), settle("b")]) == ["a", "b"]
+        assert settled == ["tracked", "a", "b"]
+        settled.clear()
+
+
+async def test_helpers_track_for_the_operation_that_has_them() -> None:
+    finished: list[str] = []
+
+    async def work() -> None:
+        await asyncio.sleep(0)
+        finished.append("work")
+
+    def resolve(info: Any) -> str:
+        info.async_helpers.track([work()])
+        return "ann"
+
+    hooks = ExecutionHooks(async_work_finished=lambda _info: finished.append("operation"))
+    run("{ name }", {"name": resolve}, hooks=hooks)
+    while "operation" not in finished:
+        await asyncio.sleep(0)
+    assert finished == ["work", "operation"]
+
+
+@pytest.mark.parametrize("turns", range(4))
+@pytest.mark.parametrize("query", ["{ a { name } numbers }", "{ numbers a { name } }"])
+async def test_an_async_list_that_fails_beside_another_field_reports_in_order(query: str, turns: int) -> None:
+    schema = build_schema("type Query { a: A numbers: [Int] } type A { name: String }")
+
+    async def numbers(_info: Any) -> AsyncIterator[Any]:
+        yield "not a number"
+        raise ValueError("no more numbers")
+
+    async def fail(_info: Any) -> Any:
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        raise ValueError("no name")
+
+    root = {"a": {"name": fail}, "numbers": numbers}
+    expected = await execute(schema, parse(query), root)  # type: ignore[misc]
+    result = await execute(schema, parse(query), root, executor_class=Planned)  # type: ignore[misc]
+    assert Planned.runs == 1
+    assert len(expected.errors) == 3
+    assert result == expected
 
 
 async def test_an_operation_may_be_closed_halfway() -> None:
