@@ -518,7 +518,7 @@ class HttpProtocol(HttpToolsProtocol):
 
 
 class SocketProtocol(WebSocketsSansIOProtocol):
-    """uvicorn's, counted with the others. Its pings tell whether the client is still there."""
+    """uvicorn's, counted with the others. Its pings tell whether the client of a silent one is still there."""
 
     def __init__(
         self,
@@ -559,7 +559,7 @@ class SocketProtocol(WebSocketsSansIOProtocol):
 
     def look_at(self, now: int) -> None:
         limit = self.open_connections.limits.send_seconds
-        if self.transport.is_closing() and self.unsent.is_stuck(self.transport, now, limit):
+        if self.unsent.is_stuck(self.transport, now, limit):
             self.transport.abort()
 
 
