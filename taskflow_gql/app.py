@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import signal
 import threading
@@ -34,6 +33,7 @@ from taskflow_gql.api.nodes import SERVER_NAME
 from taskflow_gql.api.schema import make_schema
 from taskflow_gql.api.view import CONTENT_SECURITY_POLICY, GraphQLView
 from taskflow_gql.bus import Bus, make_bus
+from taskflow_gql.collector import Collector
 from taskflow_gql.config import Settings, load_settings
 from taskflow_gql.database import Database, create_engine
 from taskflow_gql.fanout import Fanout
@@ -50,7 +50,10 @@ _READY_TIMEOUT_SECONDS = 3
 
 
 def create_app(
-    settings: Settings | None = None, *, executor: type[StrawberryGraphQLCoreExecutionContext] = BatchingExecutor
+    settings: Settings | None = None,
+    *,
+    executor: type[StrawberryGraphQLCoreExecutionContext] = BatchingExecutor,
+    collector: Collector | None = None,
 ) -> Starlette:
     """The server as an ASGI application. Nothing is opened before its lifespan."""
     settings = settings or load_settings()
@@ -84,9 +87,13 @@ def create_app(
             await fanout.start()
             for part in (relay, watch, retention):
                 part.start()
+            if collector is not None:
+                collector.start()
             with draining_on_signals(fanout):
                 yield
         finally:
+            if collector is not None:
+                await collector.close()
             await retention.close()
             await watch.close()
             await relay.close()
@@ -132,13 +139,7 @@ def create_app(
 
 def create_server() -> Starlette:
     """`create_app` for a process that does nothing else; uvicorn calls this in each worker."""
-    app = create_app()
-    # The schema and the libraries are there to stay: the garbage collector need not go through them again and again,
-    # nor through what a request makes before it has made much.
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(5_000, 10, 10)
-    return app
+    return create_app(collector=Collector())
 
 
 class Cors(CORSMiddleware):

@@ -256,8 +256,10 @@ _MAX_VERDICTS = 16
 
 def problems_of_request(
     document: Document, operation: Operation, variables: Mapping[str, Any], settings: Settings
-) -> list[GraphQLError]:
-    """Why the document must not even be validated: it asks for too much, or holds text that no database could hold."""
+) -> tuple[list[GraphQLError], int]:
+    """Why the document must not even be validated: it asks for too much, or holds text that no database could hold.
+    And the cost of the operation.
+    """
     verdict = _verdict(document, operation, variables, settings)
     # A copy: the verdict is kept.
     problems = [*verdict.problems]
@@ -274,7 +276,7 @@ def problems_of_request(
         problems.append(_bad(f"A variable is nested more than {MAX_VALUE_NESTING} deep"))
     elif not values.are_storable:
         problems.append(_bad("A variable holds U+0000 or half a surrogate pair, which is no text that can be kept"))
-    return problems
+    return problems, verdict.measure.cost
 
 
 class _Values:

@@ -171,6 +171,19 @@ class _Caches:
         return _Caches, ()
 
 
+def document_for_once(
+    key: Key, operation: OperationDefinitionNode, fragments: dict[str, FragmentDefinitionNode]
+) -> Document | None:
+    """A document that no cache keeps, with the bound of one that is kept. None if it is not to be planned."""
+
+    def take_room(document: Document, fields: int) -> bool:
+        document.fields += fields
+        return True
+
+    document = Document(key, operation, fragments, take_room)
+    return document if document.can_be_planned else None
+
+
 def plans_of(schema: GraphQLSchema, executor_class: type, seen_before_planned: int) -> PlanCache:
     caches = schema.extensions.get("execution.plans")
     if not isinstance(caches, _Caches) or caches.schema is not schema:

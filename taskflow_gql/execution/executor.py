@@ -26,7 +26,7 @@ from graphql.execution.values import VariableValues
 from graphql.pyutils import AwaitableOrValue, Path, Undefined, is_awaitable
 
 from .batch import BATCH, Batch
-from .cache import MOST_PLANS_OF_DOCUMENT, Document, plans_of
+from .cache import MOST_PLANS_OF_DOCUMENT, Document, document_for_once, plans_of
 from .plan import Fill, Plan
 from .run import Run
 
@@ -44,6 +44,8 @@ class CompilingExecutor(IncrementalExecutor):
 
     # At which sight of a document it is planned.
     seen_before_planned: ClassVar[int] = 2
+    # Set on an executor whose operation has so large an answer that a plan pays off at first sight. It is used once.
+    plans_at_once = False
 
     # Predicates that hold no surprise: they take for awaitable what Python takes for awaitable, or nothing.
     awaitable_predicates: ClassVar[tuple[Callable[[Any], bool], ...]] = (is_awaitable, assume_not_awaitable)
@@ -208,6 +210,8 @@ class CompilingExecutor(IncrementalExecutor):
         key = (location.source.body, location.start) if location else (id(self.operation), -1)
         plans = plans_of(self.schema, type(self), self.seen_before_planned)
         document = plans.get(key, self.operation, self.fragment_definitions)
+        if document is None and self.plans_at_once:
+            document = document_for_once(key, self.operation, self.fragment_definitions)
         if document is None:
             return None
         variant: tuple[bool, ...] = (self.hide_suggestions,)

@@ -13,6 +13,7 @@ import pytest
 from taskflow_gql.config import Settings
 from tests.clients.node import HERE, PACKAGES, node
 from tests.conftest import serving
+from tests.processes import child
 
 pytestmark = pytest.mark.clients
 
@@ -68,15 +69,9 @@ async def test_a_change_between_two_pages_reaches_the_merged_list(
         for number in range(5):
             await api.create_task(ann, f"Task {number}")
         given = {"cache": cache, "url": f"{api.url}/graphql", "token": ann.token, "artifacts": str(relay_artifacts)}
-        process = await asyncio.create_subprocess_exec(
-            node(), str(HERE / "pages.mjs"), json.dumps(given), stdout=PIPE, stderr=PIPE
-        )
-        try:
+        async with child(node(), HERE / "pages.mjs", json.dumps(given), stdout=PIPE, stderr=PIPE) as process:
             async with asyncio.timeout(60):
                 output, complaints = await process.communicate()
-        finally:
-            if process.returncode is None:
-                process.kill()
         assert process.returncode == 0, complaints.decode()
         found = json.loads(output)
         fresh = (await api.data(TASKS, by=ann))["tasks"]["nodes"]
