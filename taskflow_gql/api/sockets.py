@@ -114,7 +114,7 @@ class TransportWSHandler(BaseGraphQLTransportWSHandler[Context, None]):
                     operation.task.cancel()
             self.operations.clear()
             # In a task of its own: the caller may be one of the cancelled, and a close frame waits for the client too.
-            self._closing = asyncio.create_task(self.websocket.close(code=1008, reason="Answers are not read"))
+            self._closing = asyncio.create_task(self.websocket.close(code=1013, reason="Answers are not read"))
 
     async def shutdown(self) -> None:
         if self._closing is not None:
