@@ -22,6 +22,7 @@ from graphql import (
 
 from .arguments import ArgumentReaders
 from .plan import Plan
+from .sightings import Sightings
 
 # Bounds. A planned field takes about 5 KB, the syntax tree of 16 (terse) to 100 characters about 4: the whole cache
 # stays below 130 MB, whatever clients send.
@@ -96,9 +97,7 @@ class PlanCache:
         self.most_documents = most_documents
         # The least recently used first.
         self._documents: dict[Key, Document] = {}
-        # How often documents were seen lately, by hash: to keep the texts themselves would be a way to fill memory.
-        self._seen: dict[int, int] = {}
-        self._seen_in_all = 0
+        self._sightings = Sightings(16 * most_documents)
         # In fields, as all that is kept is measured.
         self._size = 0
         self._lock = threading.Lock()
@@ -108,7 +107,7 @@ class PlanCache:
     ) -> Document | None:
         """The document, or None if it is not to be planned."""
         with self._lock:
-            seen = self._see(key)
+            seen = self._sightings.add(key)
             document = self._documents.pop(key, None)
             if document is None:
                 if seen < self.seen_before_planned:
@@ -125,22 +124,12 @@ class PlanCache:
     def __len__(self) -> int:
         return len(self._documents)
 
-    def _see(self, key: Key) -> int:
-        if self._seen_in_all >= 16 * self.most_documents:
-            # What was popular yesterday has to make way some day.
-            self._seen = {key_hash: seen // 2 for key_hash, seen in self._seen.items() if seen > 1}
-            self._seen_in_all = sum(self._seen.values())
-        self._seen_in_all += 1
-        key_hash = hash(key)
-        seen = self._seen[key_hash] = self._seen.get(key_hash, 0) + 1
-        return seen
-
     def _take_room(self, document: Document, fields: int) -> bool:
         with self._lock:
             # One that had to go while it was being executed gets no more plans.
             if self._documents.get(document.key) is not document:
                 return False
-            if not self._make_room(fields, self._seen.get(hash(document.key), 0)):
+            if not self._make_room(fields, self._sightings.of(document.key)):
                 return False
             document.fields += fields
             self._size += fields
@@ -151,7 +140,7 @@ class PlanCache:
         while self._size + size > MOST_FIELDS or len(self._documents) + documents > self.most_documents:
             oldest = next(iter(self._documents))
             document = self._documents.pop(oldest)
-            if seen <= self._seen.get(hash(oldest), 0):
+            if seen <= self._sightings.of(oldest):
                 # It stays, but the next newcomer measures itself against another.
                 self._documents[oldest] = document
                 return False

@@ -26,3 +26,6 @@ class Sightings:
 
     def of(self, key: Hashable) -> int:
         return self._counts.get(hash(key), 0)
+
+    def __len__(self) -> int:
+        return len(self._counts)

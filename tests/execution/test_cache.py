@@ -76,7 +76,7 @@ def test_what_is_remembered_of_passing_documents_is_bounded() -> None:
     for number in range(10_000):
         see(cache, f"{{ a{number} }}")
     assert len(cache) == 0
-    assert len(cache._seen) <= 16 * 4 + 1
+    assert len(cache._sightings) <= 16 * 4 + 1
 
 
 def test_the_same_text_with_another_tree_is_another_document() -> None:
