@@ -90,7 +90,7 @@ class Settings(BaseSettings):
     max_unsent_bytes: int = Field(default=32 * 1024 * 1024, ge=1024)
     max_websocket_message_bytes: int = Field(default=64 * 1024, ge=1024)
     max_query_depth: int = Field(default=15, ge=1, le=100)
-    max_query_cost: int = Field(default=50_000, ge=1)
+    max_query_cost: int = Field(default=100_000, ge=1)
     max_query_aliases: int = Field(default=60, ge=1)
     max_query_tokens: int = Field(default=4000, ge=10)
     max_query_characters: int = Field(default=100_000, ge=100)

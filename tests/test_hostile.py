@@ -168,18 +168,18 @@ PROBES: dict[str, Probe] = {
         10, lambda n: "{" + f"a{n}: __typename " * 1 + "__typename " * 3_890 + "}"
     ),
     "the largest page of people with tasks, each document new": ever_new(
-        4, tasks_of_people(100, 20, ALL), signed_in=True
+        4, tasks_of_people(100, 40, ALL), signed_in=True
     ),
-    "60 titles of 800 tasks, each document new": ever_new(
-        4, tasks_of_people(28, 29, aliases(59, "title")), signed_in=True
+    "60 titles of 1,600 tasks, each document new": ever_new(
+        4, tasks_of_people(40, 40, aliases(59, "title")), signed_in=True
     ),
-    "histories of 900 tasks, each document new": ever_new(
-        3, tasks_of_people(9, 100, "history(first: 1) { __typename }"), signed_in=True
+    "histories of 1,900 tasks, each document new": ever_new(
+        3, tasks_of_people(19, 100, "history(first: 1) { __typename }"), signed_in=True
     ),
-    "counts of 900 lists, each document new": ever_new(
+    "counts of 1,900 lists, each document new": ever_new(
         3,
         lambda n: (
-            f"{{ x{n}: users(first: 100) {{ nodes {{ {aliases(9, 'createdTasks(first: 1) { totalCount }')} }} }} }}"
+            f"{{ x{n}: users(first: 100) {{ nodes {{ {aliases(19, 'createdTasks(first: 1) { totalCount }')} }} }} }}"
         ),
         signed_in=True,
     ),

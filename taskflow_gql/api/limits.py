@@ -40,8 +40,10 @@ MAX_NESTING = 100
 # Lists and objects in each other in a variable. Coercion recurses over them.
 MAX_VALUE_NESTING = 100
 # What costs many times as much as another value, in values: a look-up for each object, or a text of 10,000 characters.
-# So the dearest operation that is allowed keeps others waiting for a tenth of a second (`python -m bench.hostile`).
-_WEIGHTS = {"history": 50, "totalCount": 50, "description": 50}
+# So no operation within the default limit keeps others waiting for longer than some tenths (tests/test_hostile.py).
+_WEIGHTS = {"history": 50, "totalCount": 50, "description": 20}
+# The fields of a connection that are as long as its page.
+_ITEMS = ("edges", "nodes")
 # An alias is repeated for each object of the answer and in the path of each error.
 MAX_ALIAS_LENGTH = 100
 
@@ -181,12 +183,15 @@ class _Counts:
         self.times: defaultdict[str, int] = defaultdict(int)
 
     def add(self, definition: _Definition, objects: int, times: int) -> None:
-        counts: list[int] = []
+        # By selection set: for how many objects it is asked, and how long the page is whose items are below it.
+        counts: list[tuple[int, int]] = []
         for around in definition.sets:
-            count = objects if around.parent < 0 else counts[around.parent]
+            count, page_size = counts[around.parent] if around.parent >= 0 else (objects, 1)
             if around.field is not None:
-                count *= self._page_size(around.field)
-            counts.append(count)
+                is_list = around.field.name.value in _ITEMS
+                count *= page_size if is_list else 1
+                page_size = 1 if is_list else self._page_size(around.field)
+            counts.append((count, page_size))
             for selection in around.node.selections:
                 if isinstance(selection, FieldNode):
                     self.cost += count * _WEIGHTS.get(selection.name.value, 1)
@@ -196,7 +201,8 @@ class _Counts:
                     for argument in selection.arguments or ():
                         self._add_values(argument.value, count)
                 elif isinstance(selection, FragmentSpreadNode):
-                    self.objects[selection.name.value] += count
+                    # The items may be in the fragment.
+                    self.objects[selection.name.value] += count * page_size
                     self.times[selection.name.value] += times
 
     def _add_values(self, argument: ValueNode, count: int) -> None:
@@ -214,7 +220,7 @@ class _Counts:
         if sizes:
             return max(1, min(max(sizes), MAX_PAGE_SIZE))
         is_connection = any(
-            isinstance(selection, FieldNode) and selection.name.value in ("edges", "nodes")
+            isinstance(selection, FieldNode) and selection.name.value in _ITEMS
             for selection in (field.selection_set.selections if field.selection_set else ())
         )
         return DEFAULT_PAGE_SIZE if is_connection else 1

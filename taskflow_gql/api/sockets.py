@@ -153,6 +153,11 @@ class TransportWSHandler(BaseGraphQLTransportWSHandler[Context, None]):
             # Try again later, says the code, and clients do.
             await self.websocket.close(code=1013, reason="The database is away")
 
+    async def handle_task_exception(self, error: Exception) -> None:
+        # A client that is gone while an answer is sent is no error of ours.
+        if not isinstance(error, WebSocketDisconnected):
+            await super().handle_task_exception(error)
+
     @property
     def _is_full(self) -> bool:
         limit = self.max_subscriptions_per_connection

@@ -14,8 +14,9 @@ on in the same context, and of several things each has a copy.
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from contextvars import Context, copy_context
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from graphql import FieldNode, GraphQLError, GraphQLResolveInfo
@@ -43,6 +44,10 @@ Slot: TypeAlias = tuple[dict[str, Any], Any, Position]
 # What one completion has asked for under one field: its context (None is the caller's), whether it is the only thing
 # that the completion has left, and the objects.
 _Asked: TypeAlias = "tuple[Context | None, bool, Field, list[Slot]]"
+
+# What was loaded for so many objects is completed together, and after so long others have a turn of the event loop.
+MOST_SLOTS_OF_PART = 8
+LONGEST_PART_SECONDS = 0.01
 
 # Argument values that a resolver cannot change under its neighbour.
 _IMMUTABLE = frozenset({str, int, float, bool, type(None)})
@@ -84,6 +89,7 @@ class Run:
     )
     _unwanted: "set[asyncio.Task[None]]"  # those of them whose value nobody wants any more
     _wake: "asyncio.Future[None] | None"
+    _in_parts: int  # how many loads are being completed in parts
     _broken: BaseException | None  # what a task has ended with, if not with a value
     _rising: "list[tuple[Level, Path, GraphQLError]]"  # errors on their way up: the level and path they came from
 
@@ -111,6 +117,7 @@ class Run:
         self._tasks = {}
         self._unwanted = set()
         self._wake = self._broken = None
+        self._in_parts = 0
         self._rising = []
         await self._settle()
         for fill in fills:
@@ -263,7 +270,8 @@ class Run:
                     await self._carry(alone, is_callers=True)
                 if self._rising:
                     self._raise_errors()
-                loads = self._take_loads() if self._to_load else []
+                # What the parts of one load ask for is loaded together.
+                loads = self._take_loads() if self._to_load and not self._in_parts else []
                 if self._rising:  # from keys without a hash
                     self._raise_errors()
                 if len(loads) == 1 and not self._tasks:
@@ -424,7 +432,7 @@ class Run:
         except Exception as error:
             self._load_failed(load, error)
             return None
-        return self._loaded(load, loaded)
+        return await self._loaded_in_parts(load, loaded)
 
     async def _load(self, load: "_Load") -> None:
         try:
@@ -432,12 +440,28 @@ class Run:
         except Exception as error:
             self._load_failed(load, error)
         else:
-            self._loaded(load, loaded)
+            await self._loaded_in_parts(load, loaded)
 
     def _load_failed(self, load: "_Load", error: Exception) -> None:
         for _context, _is_alone, field, slots in load.asked:
             for answer, _key, position in slots:
                 self._slot_failed(field, error, answer, position)
+
+    async def _loaded_in_parts(self, load: "_Load", loaded: Any) -> Wait | None:
+        """`_loaded`, but that the event loop has a turn between the parts of what takes long to complete."""
+        left: Wait | None = None
+        began = perf_counter()
+        self._in_parts += 1
+        try:
+            for part in load.parts():
+                if perf_counter() - began > LONGEST_PART_SECONDS:
+                    await asyncio.sleep(0)
+                    began = perf_counter()
+                left = self._loaded(part, loaded)
+        finally:
+            self._in_parts -= 1
+            self._wake_up()
+        return left
 
     def _loaded(self, load: "_Load", loaded: Any) -> Wait | None:
         """Complete what was loaded. Returns what is left of a load for one object alone, as `_take_alone` does."""
@@ -620,6 +644,14 @@ class _Load:
             # 1 and True are equal, and yet two arguments.
             and repr(self.arguments) == repr(arguments)
         )
+
+    def parts(self) -> "Iterator[_Load]":
+        """Loads that have been asked for by some of the objects each."""
+        for context, is_alone, field, slots in self.asked:
+            for start in range(0, len(slots), MOST_SLOTS_OF_PART):
+                part = _Load(self.batch, self.arguments, self.context)
+                part.asked.append((context, is_alone, field, slots[start : start + MOST_SLOTS_OF_PART]))
+                yield part
 
     async def load(self, context: Any) -> Any:
         return await self.batch.load(context, list(self.keys), **self.arguments)

@@ -149,7 +149,7 @@ async def test_a_page_counts_as_many_times_as_it_is_long(web: Api, ann: Person) 
     ):
         found = await errors(web, query, ann, **variables)
         assert [code for code, _ in found] == ["QUERY_TOO_COMPLEX"], query[:60]
-        assert found[0][1].endswith("values at most, counted from the page sizes; the limit is 50000")
+        assert found[0][1].endswith("values at most, counted from the page sizes; the limit is 100000")
 
 
 def test_the_cost_is_the_number_of_values_that_may_have_to_be_answered() -> None:
@@ -159,13 +159,16 @@ def test_the_cost_is_the_number_of_values_that_may_have_to_be_answered() -> None
         return int(error.message.removeprefix("The operation asks for too much: ").split()[0])
 
     assert cost("{ me { id username } }") == 3
-    assert cost("{ tasks(first: 10) { pageInfo { endCursor } nodes { id creator { username } } } }") == 1 + 10 * 6
+    assert cost("{ tasks(first: 10) { pageInfo { endCursor } nodes { id creator { username } } } }") == 4 + 10 * 3
+    assert cost("{ tasks(first: 10) { ... { nodes { id } } } }") == 2 + 10
+    # A list in a fragment is taken for one of the whole page.
+    assert cost("{ tasks(first: 10) { ...F } } fragment F on TaskConnection { pageInfo { endCursor } }") == 1 + 10 * 2
     # What takes a look-up for each object, or may be long, counts as many values.
-    assert cost("{ tasks(first: 10) { totalCount nodes { description history { nodes { kind } } } } }") == (
-        1 + 10 * (50 + 1 + 50 + 50 + 50 * 2)
+    assert cost("{ tasks(first: 10) { totalCount nodes { description history(first: 3) { nodes { kind } } } } }") == (
+        1 + 50 + 1 + 10 * (20 + 50 + 1 + 3)
     )
-    assert cost("{ tasks { edges { cursor } } }") == 1 + 50 * 2
-    assert cost("query($n: Int) { tasks(last: $n) { edges { cursor } } }", n=7) == 1 + 7 * 2
+    assert cost("{ tasks { edges { cursor } } }") == 2 + 50
+    assert cost("query($n: Int) { tasks(last: $n) { edges { cursor } } }", n=7) == 2 + 7
     assert cost("{ ...F ...F } fragment F on Query { me { id } }") == 4
 
 
@@ -180,12 +183,12 @@ async def test_four_thousand_tokens_are_allowed(web: Api) -> None:
 
 
 async def test_the_limits_come_from_the_settings(sqlite_settings: Settings) -> None:
-    limits = {"max_query_depth": 2, "max_query_aliases": 1, "max_query_cost": 60, "max_query_tokens": 40}
+    limits = {"max_query_depth": 2, "max_query_aliases": 1, "max_query_cost": 50, "max_query_tokens": 40}
     async with serving(sqlite_settings.model_copy(update=limits)) as api:
         assert await errors(api, "{ a: me { id } }") == []
         assert await errors(api, "{ tasks { nodes { id } } }") == [
             *too_much("3 deep, counted in nested selections; the limit is 2"),
-            *too_much("101 values at most, counted from the page sizes; the limit is 60"),
+            *too_much("52 values at most, counted from the page sizes; the limit is 50"),
         ]
         assert await errors(api, "{ a: me { id } b: me { id } }") == too_much("2 aliases; the limit is 1")
         assert [code for code, _ in await errors(api, "{" + "__typename " * 39 + "}")] == ["GRAPHQL_PARSE_FAILED"]

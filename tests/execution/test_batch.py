@@ -8,6 +8,7 @@ import pytest
 from graphql import ExecutionResult, GraphQLSchema, build_schema, execute, parse
 
 from taskflow_gql.execution import BATCH, Batch, CompilingExecutor, batch_resolver
+from taskflow_gql.execution import run as execution_run
 
 SDL = """
 type Query { tasks: [Task!]! users: [User!]! }
@@ -120,6 +121,27 @@ async def test_each_level_is_one_load() -> None:
         ("users_by_id", ["a", "b"]),
         ("users_by_id", ["boss"]),
     ]
+
+
+async def test_others_have_a_turn_while_much_is_completed_and_it_is_still_one_load(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(execution_run, "LONGEST_PART_SECONDS", 0)
+    root = {"users": [{"id": str(number), "name": "x", "boss_id": None} for number in range(80)]}
+    turns = 0
+
+    async def count_turns() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    counting = asyncio.create_task(count_turns())
+    result, database = await run("{ users { tasks { creator { boss { name } } } } }", root=root)
+    counting.cancel()
+    assert result.errors is None
+    assert [name for name, *_ in database.loads] == ["tasks_by_user_id", "users_by_id", "users_by_id"]
+    assert turns > 80 / execution_run.MOST_SLOTS_OF_PART
 
 
 async def test_what_is_asked_for_in_the_same_turn_is_one_load() -> None:
