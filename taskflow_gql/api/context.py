@@ -34,6 +34,7 @@ from taskflow_gql.viewers import ViewerLoader
 # Statements that one operation has under way at once. Two keep both its fields and the database busy; the others of the
 # pool are for other requests.
 MAX_READS = 3
+_NO_TURNS = nullcontext()
 
 
 @dataclass(frozen=True)
@@ -62,14 +63,18 @@ class Context:
     connection_params: dict[str, Any] | None = None
     document: Document | None = None
     # Held from before an operation is run until its answer is sent, where many operations share a connection.
-    turns: AbstractAsyncContextManager[object] = field(default_factory=nullcontext)
+    turns: AbstractAsyncContextManager[object] = _NO_TURNS
     # Whose connection it is, on a WebSocket, once that is known.
     person: UUID | None = field(default=None, init=False)
     begun_at: datetime = field(default_factory=clock.now, init=False)
+    reads: BoundedReads = field(init=False)
     _viewer: Viewer | None = field(default=None, init=False)
     _authenticating: asyncio.Lock = field(default_factory=asyncio.Lock, init=False)
     _signed_in: set[UUID] = field(default_factory=set, init=False)
     _loaders: Loaders | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        self.reads = BoundedReads(self.parts.database, MAX_READS)
 
     def begin(self, document: Document) -> Context:
         """This context, for its first operation; a fresh one for each further operation."""
@@ -85,7 +90,7 @@ class Context:
     @property
     def loaders(self) -> Loaders:
         if self._loaders is None:
-            self._loaders = Loaders(self._reads)
+            self._loaders = Loaders(self.reads)
         return self._loaders
 
     def begin_event(self, viewer: Viewer, cursor: str) -> None:
@@ -97,11 +102,7 @@ class Context:
 
     @property
     def read(self) -> Callable[[], AbstractAsyncContextManager[DatabaseSession]]:
-        return self._reads.read
-
-    @cached_property
-    def _reads(self) -> BoundedReads:
-        return BoundedReads(self.parts.database, MAX_READS)
+        return self.reads.read
 
     @asynccontextmanager
     async def write(self) -> AsyncIterator[DatabaseSession]:
