@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncGenerator
 from datetime import timedelta
 from typing import Any
 
@@ -29,7 +28,7 @@ from strawberry.subscriptions.protocols.graphql_transport_ws.handlers import (
     _OperationStreamClosed,
 )
 from strawberry.subscriptions.protocols.graphql_transport_ws.types import ConnectionInitMessage
-from strawberry.types.execution import PreExecutionError
+from strawberry.types.execution import ExecutionResult, PreExecutionError
 from strawberry.types.unset import UnsetType
 
 from taskflow_gql.api.context import Context, Parts
@@ -80,7 +79,9 @@ class TransportWSHandler(BaseGraphQLTransportWSHandler[Context, None]):
         self._closing: asyncio.Task[None] | None = None
 
     async def send_message(self, message: Any) -> None:
-        text = self.view.encode_json(message)
+        await self._send_text(self.view.encode_json(message))
+
+    async def _send_text(self, text: str) -> None:
         size, unsent, person = len(text), self.view.unsent, self._person
         limit = self.view.max_unsent_bytes
         # An answer that nothing waits for is sent, however long it is.
@@ -164,21 +165,37 @@ class TransportWSHandler(BaseGraphQLTransportWSHandler[Context, None]):
         return self.connection_acknowledged and limit is not None and len(self.operations) >= limit
 
     async def _send_result_stream(self, operation: Any, result_source: Any) -> None:
-        await super()._send_result_stream(operation, self._until_we_close(result_source))
+        is_first = True
+        async for result in result_source:
+            await self._close_at_end(result)
+            if is_first and isinstance(result, PreExecutionError):
+                await self._handle_pre_execution_error(operation, result)
+                return
+            is_first = False
+            text = self.view.encode_json({"id": operation.id, "type": "next", "payload": payload_of(result)})
+            # Only the text waits to be sent: the same as objects takes several times the memory.
+            del result
+            if not operation.completed:
+                await self._send_text(text)
 
-    async def _until_we_close(self, results: AsyncGenerator[Any, None]) -> AsyncGenerator[Any, None]:
+    async def _close_at_end(self, result: Any) -> None:
         """Whatever ends a stream of ours closes the socket, with a code on which clients come back: 4403 with a new
         token, 1012 as they are. After `complete`, or an error, they would take it for finished.
         """
-        async for result in results:
-            match end_of_stream(result):
-                case Unauthenticated():
-                    await self.websocket.close(code=4403, reason="Forbidden")
-                    raise _OperationStreamClosed
-                case ServerStops():
-                    await self.websocket.close(code=1012, reason="The server restarts")
-                    raise _OperationStreamClosed
-            yield result
+        match end_of_stream(result):
+            case Unauthenticated():
+                await self.websocket.close(code=4403, reason="Forbidden")
+                raise _OperationStreamClosed
+            case ServerStops():
+                await self.websocket.close(code=1012, reason="The server restarts")
+                raise _OperationStreamClosed
+
+
+def payload_of(result: ExecutionResult) -> dict[str, Any]:
+    payload: dict[str, Any] = {"data": result.data}
+    if result.errors:
+        payload["errors"] = [error.formatted for error in result.errors]
+    return payload
 
 
 def end_of_stream(result: Any) -> BaseException | None:
