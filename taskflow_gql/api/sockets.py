@@ -8,15 +8,17 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
+from starlette import websockets
 from starlette.datastructures import Headers
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
 from starlette.types import Scope
-from starlette.websockets import WebSocket, WebSocketDisconnect
+from starlette.websockets import WebSocket
 from strawberry.asgi import ASGIWebSocketAdapter, GraphQL
 from strawberry.exceptions import ConnectionRejectionError
 from strawberry.http.exceptions import WebSocketDisconnected
@@ -51,11 +53,15 @@ _CONNECTION_INIT_TIMEOUT = timedelta(seconds=10)
 _MAX_TURNS = 4
 
 
+# What Starlette raises when the client is gone, or the socket closed.
+_GONE = (websockets.WebSocketDisconnect, websockets.WebSocketDisconnected)
+
+
 class WebSocketAdapter(ASGIWebSocketAdapter):
     async def send_text(self, text: str) -> None:
         try:
             await self.ws.send_text(text)
-        except WebSocketDisconnect as error:
+        except _GONE as error:
             raise WebSocketDisconnected from error
 
     async def close(self, code: int, reason: str) -> None:
@@ -115,7 +121,11 @@ class TransportWSHandler(BaseGraphQLTransportWSHandler[Context, None]):
                     operation.task.cancel()
             self.operations.clear()
             # In a task of its own: the caller may be one of the cancelled, and a close frame waits for the client too.
-            self._closing = asyncio.create_task(self.websocket.close(code=1013, reason="Answers are not read"))
+            self._closing = asyncio.create_task(self._close_unread())
+
+    async def _close_unread(self) -> None:
+        with suppress(*_GONE):
+            await self.websocket.close(code=1013, reason="Answers are not read")
 
     async def shutdown(self) -> None:
         if self._closing is not None:

@@ -31,7 +31,7 @@ from graphql import (
     ValidationContext,
     ValidationRule,
     get_named_type,
-    is_composite_type,
+    is_interface_type,
     is_leaf_type,
     is_list_type,
     is_non_null_type,
@@ -199,7 +199,8 @@ class FieldsCanMergeRule(ValidationRule):
         return groups
 
     def _definition(self, type_: Any, name: str) -> GraphQLField | None:
-        return self.context.schema.get_field(type_, name) if is_composite_type(type_) else None
+        # As graphql-core, which does not compare the types of `__typename` and its like with others.
+        return type_.fields.get(name) if is_object_type(type_) or is_interface_type(type_) else None
 
     def _checked(self, group: list[_Selected], merged: _Sets) -> Iterator[_Sets]:
         """Compare the fields of a group. What has to be looked at next are the selection sets below them."""

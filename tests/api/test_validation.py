@@ -108,6 +108,21 @@ def test_fields_that_can_be_merged_are_those_of_graphql_core(choose: random.Rand
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        # Neither compares the type of a meta field with that of another field.
+        "{ node { ... on A { id } ... on B { id: __typename } } }",
+        "{ any { ... on A { p: __typename } ... on B { p: x } } }",
+        "{ any { ... on A { p: any { x: __typename } } ... on B { p: any { ... on A { x } } } } }",
+    ],
+)
+def test_meta_fields_are_merged_as_by_graphql_core(text: str) -> None:
+    document = parse(Source(text), 100)
+    assert validate_as_graphql_core(SCHEMA, document, [OverlappingFieldsCanBeMergedRule]) == []
+    assert validate(SCHEMA, document, hides_schema=False, rules=[FieldsCanMergeRule]) == []
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("{ a { x: id x } }", "Fields 'x' conflict because they return conflicting types 'ID!' and 'Int'."),
