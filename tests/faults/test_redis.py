@@ -34,8 +34,9 @@ async def test_a_bus_without_redis_tells_its_own_process_and_the_others_when_red
             await bus.start()
         here.announce()
         assert heard_here.is_set()
-        await asyncio.to_thread(redis.start)
+        # Before the start: the bus may be told while we wait for Redis to be ready.
         heard_there.clear()
+        await asyncio.to_thread(redis.start)
         async with asyncio.timeout(15):
             # By the news that waited, or because it has just subscribed and may have missed some.
             await heard_there.wait()
