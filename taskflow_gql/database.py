@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sqlite3
 import ssl
+import time
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
 from datetime import UTC, datetime
@@ -453,6 +455,21 @@ def _whole_number(name: str, value: str | tuple[str, ...]) -> int:
         raise ConfigurationError(f"DATABASE_URL: {name} must be a whole number") from error
 
 
+def _switch_to_wal(cursor: Any) -> None:
+    """Does nothing where the file is in that mode already. Of processes that switch a new file at the same time SQLite
+    tells all but one that it is locked, and does not wait.
+    """
+    for attempts_left in reversed(range(250)):
+        try:
+            cursor.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or not attempts_left:
+                raise
+            time.sleep(0.02)
+        else:
+            return
+
+
 def _create_sqlite_engine(url: URL) -> AsyncEngine:
     # The driver's own transaction handling is off: it begins none before a SELECT and would begin a deferred one
     # before a write, which two writers turn into SQLITE_BUSY. We say BEGIN ourselves.
@@ -461,11 +478,11 @@ def _create_sqlite_engine(url: URL) -> AsyncEngine:
     @event.listens_for(engine.sync_engine, "connect")
     def set_up(connection: Any, _record: object) -> None:
         cursor = connection.cursor()
-        cursor.execute("PRAGMA journal_mode = WAL")
+        _switch_to_wal(cursor)
         # FULL: an acknowledged write survives a power cut, not only a killed process.
         cursor.execute("PRAGMA synchronous = FULL")
         cursor.execute("PRAGMA foreign_keys = ON")
-        # Other processes on the file are commands such as `seed`; they commit in small batches.
+        # Other processes on the file are commands such as `seed`.
         cursor.execute("PRAGMA busy_timeout = 10000")
         cursor.close()
 
