@@ -170,6 +170,11 @@ PROBES: dict[str, Probe] = {
     "the largest page of people with tasks, each document new": ever_new(
         4, tasks_of_people(100, 40, ALL), signed_in=True
     ),
+    "lists of 50 in each other, inside of inline fragments": posted(
+        "{ users { ... { nodes { createdTasks { ... { nodes {"
+        " creator { createdTasks { ... { nodes { id title version } } } } } } } } } } }",
+        signed_in=True,
+    ),
     "60 titles of 1,600 tasks, each document new": ever_new(
         4, tasks_of_people(40, 40, aliases(59, "title")), signed_in=True
     ),

@@ -31,8 +31,7 @@ from taskflow_gql.services.paging import Order
 from taskflow_gql.services.tasks import ALL_COLUMNS, TaskColumns
 from taskflow_gql.viewers import ViewerLoader
 
-# Statements that one operation has under way at once. Two keep both its fields and the database busy; the others of the
-# pool are for other requests.
+# Read sessions that one operation has open at once. The pool's other connections are for other requests.
 MAX_READS = 3
 _NO_TURNS = nullcontext()
 

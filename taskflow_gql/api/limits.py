@@ -28,6 +28,7 @@ from graphql import (
 )
 
 from taskflow_gql.api.documents import Document, Operation
+from taskflow_gql.api.nodes import MAX_NODES
 from taskflow_gql.config import Settings
 from taskflow_gql.services.paging import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE
 from taskflow_gql.services.text import is_storable
@@ -40,7 +41,8 @@ MAX_NESTING = 100
 # Lists and objects in each other in a variable. Coercion recurses over them.
 MAX_VALUE_NESTING = 100
 # What costs many times as much as another value, in values: a look-up for each object, or a text of 10,000 characters.
-# So no operation within the default limit keeps others waiting for longer than some tenths (tests/test_hostile.py).
+# With these weights an operation within the default limit keeps others waiting for some tenths of a second at most
+# (tests/test_hostile.py).
 _WEIGHTS = {"history": 50, "totalCount": 50, "description": 20}
 # The fields of a connection that are as long as its page.
 _ITEMS = ("edges", "nodes")
@@ -122,9 +124,9 @@ def measure(document: Document, operation: Operation, variables: Mapping[str, An
         nestings[name], depths[name] = _heights(fragments[name], nestings, depths)
     nesting, depth = _heights(asked, nestings, depths)
     counts = _Counts(variables)
-    counts.add(asked, 1, 1)
+    counts.add(asked, 1, 1, 1)
     for name in order:
-        counts.add(fragments[name], counts.objects[name], counts.times[name])
+        counts.add(fragments[name], counts.objects[name], counts.items[name], counts.times[name])
     made = Measure(
         # Of fragments that are not used too: validation does not know that yet.
         nesting=max(nesting, circular_nesting, *nestings.values()),
@@ -178,20 +180,21 @@ class _Counts:
         self.aliases = self.longest_alias = self.cost = self.literals = 0
         self.uses: defaultdict[str, int] = defaultdict(int)
         self.page_sizes: set[str] = set()
-        # By fragment: for how many objects it is asked, and how often it is spread.
+        # By fragment: for how many objects it is asked, how many items a list in it has, and how often it is spread.
         self.objects: defaultdict[str, int] = defaultdict(int)
+        self.items: defaultdict[str, int] = defaultdict(int)
         self.times: defaultdict[str, int] = defaultdict(int)
 
-    def add(self, definition: _Definition, objects: int, times: int) -> None:
-        # By selection set: for how many objects it is asked, and how long the page is whose items are below it.
+    def add(self, definition: _Definition, objects: int, items_of_lists: int, times: int) -> None:
+        # By selection set: for how many objects it is asked, and how many items a list in it has for all of them.
         counts: list[tuple[int, int]] = []
         for around in definition.sets:
-            count, page_size = counts[around.parent] if around.parent >= 0 else (objects, 1)
+            count, items = counts[around.parent] if around.parent >= 0 else (objects, items_of_lists)
             if around.field is not None:
                 is_list = around.field.name.value in _ITEMS
-                count *= page_size if is_list else 1
-                page_size = 1 if is_list else self._page_size(around.field)
-            counts.append((count, page_size))
+                count = (items if is_list else count) * self._id_count(around.field)
+                items = count if is_list else count * self._page_size(around.field)
+            counts.append((count, items))
             for selection in around.node.selections:
                 if isinstance(selection, FieldNode):
                     self.cost += count * _WEIGHTS.get(selection.name.value, 1)
@@ -201,8 +204,8 @@ class _Counts:
                     for argument in selection.arguments or ():
                         self._add_values(argument.value, count)
                 elif isinstance(selection, FragmentSpreadNode):
-                    # The items may be in the fragment.
-                    self.objects[selection.name.value] += count * page_size
+                    self.objects[selection.name.value] += count
+                    self.items[selection.name.value] += items
                     self.times[selection.name.value] += times
 
     def _add_values(self, argument: ValueNode, count: int) -> None:
@@ -217,13 +220,15 @@ class _Counts:
         sizes = [
             self._int(argument.value) for argument in field.arguments or () if argument.name.value in ("first", "last")
         ]
-        if sizes:
-            return max(1, min(max(sizes), MAX_PAGE_SIZE))
-        is_connection = any(
-            isinstance(selection, FieldNode) and selection.name.value in _ITEMS
-            for selection in (field.selection_set.selections if field.selection_set else ())
-        )
-        return DEFAULT_PAGE_SIZE if is_connection else 1
+        return max(1, min(max(sizes), MAX_PAGE_SIZE)) if sizes else DEFAULT_PAGE_SIZE
+
+    def _id_count(self, field: FieldNode) -> int:
+        """How many objects `nodes(ids:)` asks for. A variable may hold as many as it takes."""
+        for argument in field.arguments or ():
+            if argument.name.value == "ids":
+                ids = argument.value
+                return min(len(ids.values), MAX_NODES) if isinstance(ids, ListValueNode) else MAX_NODES
+        return 1
 
     def _int(self, value: object) -> int:
         match value:

@@ -219,7 +219,7 @@ class Schema(strawberry.Schema):
             raise Refused([coded(error, VALIDATION_FAILED) for error in errors])
 
     def _parse(self, query: str) -> Document:
-        lines = query.count("\n") + query.count("\r")
+        lines = query.count("\n") + query.count("\r") - query.count("\r\n")
         if lines > MAX_LINES:
             raise Refused([_too_long(f"{lines} lines", MAX_LINES)])
         try:

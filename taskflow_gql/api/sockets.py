@@ -88,7 +88,9 @@ class TransportWSHandler(BaseGraphQLTransportWSHandler[Context, None]):
         await self._send_text(self.view.encode_json(message))
 
     async def _send_text(self, text: str) -> None:
-        size, unsent, person = len(text), self.view.unsent, self._person
+        # Whether a text is ASCII is known: most answers are not encoded for this.
+        size = len(text) if text.isascii() else len(text.encode())
+        unsent, person = self.view.unsent, self._person
         limit = self.view.max_unsent_bytes
         # An answer that nothing waits for is sent, however long it is.
         if self._unsent and (self._unsent + size > limit or unsent[person] + size > 2 * limit):
@@ -109,7 +111,7 @@ class TransportWSHandler(BaseGraphQLTransportWSHandler[Context, None]):
 
     @property
     def _person(self) -> object:
-        """Whose socket it is: a person's, or without a token an address's."""
+        """The person whose socket it is, or the client's address without a token."""
         client = self.context.connection.client
         return self.context.person or (client.host if client else "")
 
@@ -117,6 +119,9 @@ class TransportWSHandler(BaseGraphQLTransportWSHandler[Context, None]):
         """Drop all that is unsent, and close."""
         if self._closing is None:
             for operation in self.operations.values():
+                # The caller may be one of them. It must not send `complete` before it is cancelled at its next `await`:
+                # Strawberry would look for its id.
+                operation.completed = True
                 if operation.task is not None:
                     operation.task.cancel()
             self.operations.clear()
@@ -139,7 +144,7 @@ class TransportWSHandler(BaseGraphQLTransportWSHandler[Context, None]):
             await self.handle_invalid_message("A message must be an object with a type")
         elif message["type"] in ("subscribe", "complete") and not _is_id(message.get("id")):
             await self.handle_invalid_message("The id of an operation must be a string that is not empty")
-        elif message["type"] == "subscribe" and _is_hash_alone(message.get("payload")):
+        elif message["type"] == "subscribe" and self._asks_by_hash(message):
             await self._refuse(message["id"], PERSISTED_QUERY_NOT_SUPPORTED_MESSAGE, code=PERSISTED_QUERY_NOT_SUPPORTED)
         elif message["type"] == "subscribe" and (problem := _problem_of_payload(message.get("payload"))):
             await self.handle_invalid_message(problem)
@@ -151,6 +156,11 @@ class TransportWSHandler(BaseGraphQLTransportWSHandler[Context, None]):
             await super().handle_message({"type": "connection_init"})
         else:
             await super().handle_message(message)  # type: ignore[arg-type]
+
+    def _asks_by_hash(self, message: dict[str, Any]) -> bool:
+        """Whether an operation that may begin names its document by a hash alone."""
+        may_begin = self.connection_acknowledged and message["id"] not in self.operations
+        return may_begin and _is_hash_alone(message.get("payload"))
 
     async def _refuse(self, operation_id: str, message: str, **extensions: object) -> None:
         error = {"message": message, "extensions": extensions}

@@ -44,7 +44,7 @@ class CompilingExecutor(IncrementalExecutor):
 
     # At which sight of a document it is planned.
     seen_before_planned: ClassVar[int] = 2
-    # Set on an executor whose operation has so large an answer that a plan pays off at first sight. It is used once.
+    # Set on the executor of one operation whose answer is so large that a plan pays off at first sight.
     plans_at_once = False
 
     # Predicates that hold no surprise: they take for awaitable what Python takes for awaitable, or nothing.

@@ -268,6 +268,8 @@ class Run:
                 if alone is not None:
                     # Nothing else to do meanwhile: no need of a task.
                     await self._carry(alone, is_callers=True)
+                # A task may have ended between the parts of a load, when nothing waited to be woken.
+                self._raise_broken()
                 if self._rising:
                     self._raise_errors()
                 # What the parts of one load ask for is loaded together.
@@ -299,7 +301,7 @@ class Run:
             self._start(self._carry(alone), alone)
 
     def _take_alone(self, *, is_callers: bool = False) -> Wait | None:
-        """The same, but if all that is left is one awaitable, it is returned."""
+        """Start what a completion has left. One awaitable alone is returned instead."""
         if self.executor.collected_errors.errors:
             self._drop_lost()
         waits, asked = self._waits, self.asked
@@ -377,6 +379,8 @@ class Run:
             # graphql-core takes two turns of the event loop to raise an error out of a task and cancel the others. What
             # fails meanwhile is reported too.
             await asyncio.sleep(0)
+
+    def _raise_broken(self) -> None:
         if self._broken is not None:
             try:
                 raise self._broken

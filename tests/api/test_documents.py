@@ -8,7 +8,7 @@ import pytest
 from graphql import GraphQLError, build_schema, parse
 from graphql.execution.values import VariableValues, get_variable_values
 
-from taskflow_gql.api.documents import Document, Documents
+from taskflow_gql.api.documents import _MOST_CHARACTERS, Document, Documents
 
 SCHEMA = build_schema("""
     enum Color { RED BLUE }
@@ -99,7 +99,7 @@ def test_ever_new_documents_take_no_room_from_one_that_is_used(times: int) -> No
             kept(documents, f"{{ new{number} }}{padding}")
         if number % 20 == 0:
             assert kept(documents, "{ front }")
-    assert documents._characters <= 500_000
+    assert documents._characters <= _MOST_CHARACTERS
 
 
 def test_a_document_that_becomes_popular_gets_room() -> None:

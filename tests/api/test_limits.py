@@ -161,8 +161,17 @@ def test_the_cost_is_the_number_of_values_that_may_have_to_be_answered() -> None
     assert cost("{ me { id username } }") == 3
     assert cost("{ tasks(first: 10) { pageInfo { endCursor } nodes { id creator { username } } } }") == 4 + 10 * 3
     assert cost("{ tasks(first: 10) { ... { nodes { id } } } }") == 2 + 10
-    # A list in a fragment is taken for one of the whole page.
-    assert cost("{ tasks(first: 10) { ...F } } fragment F on TaskConnection { pageInfo { endCursor } }") == 1 + 10 * 2
+    assert cost("{ tasks(first: 10) { ...F } } fragment F on TaskConnection { pageInfo { endCursor } }") == 3
+    # Neither fragments nor a page size that is left to its default hide a list.
+    for wrapped in (
+        "{ tasks { nodes { id title } } }",
+        "{ tasks { ... { nodes { id title } } } }",
+        "{ tasks { ...F } } fragment F on TaskConnection { nodes { id title } }",
+        "{ tasks { ...F } } fragment F on TaskConnection { ... { nodes { id title } } }",
+    ):
+        assert cost(wrapped) == 2 + 50 * 2, wrapped
+    assert cost('{ nodes(ids: ["a", "b"]) { id } }') == 1 + 2
+    assert cost("query($ids: [ID!]!) { nodes(ids: $ids) { id } }", ids=["a"]) == 1 + 100
     # What takes a look-up for each object, or may be long, counts as many values.
     assert cost("{ tasks(first: 10) { totalCount nodes { description history(first: 3) { nodes { kind } } } } }") == (
         1 + 50 + 1 + 10 * (20 + 50 + 1 + 3)
@@ -325,8 +334,9 @@ async def test_characters_and_lines_of_a_document_are_bounded(web: Api) -> None:
         ("QUERY_TOO_COMPLEX", "The document has 100001 characters; the limit is 100000")
     ]
     assert await errors(web, "{ __typename }" + "\n" * 10_000) == []
-    assert await errors(web, "{ __typename }" + "\r\n" * 5_001) == [
-        ("QUERY_TOO_COMPLEX", "The document has 10002 lines; the limit is 10000")
+    assert await errors(web, "{ __typename }" + "\r\n" * 10_000) == []
+    assert await errors(web, "{ __typename }" + "\r\n" * 10_001) == [
+        ("QUERY_TOO_COMPLEX", "The document has 10001 lines; the limit is 10000")
     ]
 
 

@@ -470,6 +470,16 @@ async def test_who_never_introduces_themselves_is_closed_with_4408(
         assert (await ask(polite, "{ serverInfo { name } }"))["data"]
 
 
+@pytest.mark.parametrize("is_early", [True, False])
+async def test_a_hash_does_not_excuse_what_is_against_the_protocol(api: Api, is_early: bool) -> None:
+    payload = {"extensions": {"persistedQuery": {"version": 1, "sha256Hash": "0" * 64}}}
+    async with api.socket() if is_early else api.signed_in_socket(await api.register("ann")) as socket:
+        if not is_early:
+            await socket.subscribe(SUBSCRIPTION)
+        await socket.send(type="subscribe", id="1", payload=payload)
+        assert await socket.close_code() == 4400
+
+
 async def test_a_document_that_is_named_by_its_hash_alone_is_an_error_of_its_operation(api: Api) -> None:
     ann = await api.register("ann")
     async with api.signed_in_socket(ann) as socket:
@@ -563,6 +573,25 @@ async def test_a_socket_with_too_much_that_is_not_read_is_closed(sqlite_settings
         # The person may open another one.
         async with api.signed_in_socket(ann) as client:
             assert (await ask(client, ME))["data"]["me"]["username"] == "ann"
+
+
+async def test_queries_that_make_too_much_that_is_not_read_are_dropped_without_an_error(
+    sqlite_settings: Settings,
+) -> None:
+    async with serving(sqlite_settings.model_copy(update={"max_unsent_bytes": 1_000_000})) as api:
+        ann = await api.register("ann")
+        for _ in range(40):
+            await api.create_task(ann, description="x" * 10_000)
+        async with unread_socket(api, ann) as client:
+            for number in range(60):
+                await client.send(type="subscribe", id=str(number), payload={"query": LARGE})
+            # Others are served meanwhile, so there is time for answers to pile up.
+            for _ in range(200):
+                await api.data(ME, by=ann)
+            with pytest.raises(ConnectionClosed) as closed:
+                await read_to_the_end(client)
+            assert closed.value.rcvd is not None
+            assert closed.value.rcvd.code == 1013
 
 
 async def test_one_answer_may_be_longer_than_the_bound(sqlite_settings: Settings) -> None:

@@ -144,6 +144,25 @@ async def test_others_have_a_turn_while_much_is_completed_and_it_is_still_one_lo
     assert turns > 80 / execution_run.MOST_SLOTS_OF_PART
 
 
+async def test_what_breaks_between_the_parts_of_a_load_breaks_the_operation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(execution_run, "LONGEST_PART_SECONDS", 0)
+
+    async def cancelled(_user: Any, _info: Any) -> str:
+        raise asyncio.CancelledError
+
+    schema = make_schema()
+    schema.type_map["User"].fields["name"].resolve = cancelled  # type: ignore[attr-defined]
+    users = [{"id": str(number), "name": "x", "boss_id": str(number)} for number in range(80)]
+    database = Database()
+    # Only objects of the first part have anything below them.
+    database.missing = {str(number) for number in range(8, 80)}
+    query = parse("{ users { boss { a: name b: name } } }")
+    answer = execute(schema, query, {"users": users}, database, executor_class=PlansAtOnce)
+    assert not isinstance(answer, ExecutionResult)
+    with pytest.raises(asyncio.CancelledError):
+        await answer
+
+
 async def test_what_is_asked_for_in_the_same_turn_is_one_load() -> None:
     async def user(info: Any) -> Any:
         await asyncio.sleep(0)
