@@ -511,8 +511,10 @@ def doctor() -> None:
     except ConfigurationError as error:
         row("settings", False, str(error))
     raise_descriptor_limit()
-    problem = problem_of_descriptors(settings)
-    row("descriptors", None if problem else True, problem or f"enough for {settings.max_connections} connections")
+    if problem := problem_of_descriptors(settings):
+        warn("descriptors", problem)
+    else:
+        row("descriptors", True, f"enough for {settings.max_connections} connections")
     row("graphiql", None, "on" if settings.shows_graphiql else "off")
     out.print(table)
     raise typer.Exit(0 if is_well else NOT_SO)

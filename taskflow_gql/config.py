@@ -83,8 +83,7 @@ class Settings(BaseSettings):
     max_connections_per_address: int = Field(default=2000, ge=1)
     # A client has so long for the head of a request, and for its body.
     request_timeout_seconds: int = Field(default=30, ge=1, le=3600)
-    # An answer or a stream over HTTP whose client takes nothing for so long is cut off. (Of a WebSocket, unanswered
-    # pings tell.)
+    # A connection whose client takes nothing for so long is cut off: answers, streams over HTTP, WebSockets.
     stream_send_timeout_seconds: int = Field(default=30, ge=1)
     # Of answers that wait because the client of a WebSocket does not read; for all sockets of a person twice as many.
     max_unsent_bytes: int = Field(default=32 * 1024 * 1024, ge=1024)

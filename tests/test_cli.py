@@ -691,7 +691,7 @@ async def test_doctor_sees_a_damaged_secret(empty_folder: Path) -> None:
 async def test_doctor_sees_that_descriptors_do_not_reach(empty_folder: Path) -> None:
     rows = await examine(0, TASKFLOW_MAX_CONNECTIONS="2000000000")
     mark, words = rows["descriptors"]
-    assert mark == "–"
+    assert mark == "warning"
     assert words.startswith("The limit of ")
     assert "TASKFLOW_MAX_CONNECTIONS is 2000000000. Raise the limit" in words
 

@@ -326,6 +326,7 @@ async def test_a_request_that_trickles_in_is_given_up(start: bytes) -> None:
             assert (await client.answer())[0] == 408
         finally:
             trickling.cancel()
+            await asyncio.gather(trickling, return_exceptions=True)
 
 
 async def test_a_slow_body_that_goes_on_arriving_is_read_to_its_end() -> None:
@@ -354,6 +355,7 @@ async def test_a_body_is_not_read_for_ever_after_its_answer() -> None:
             assert await client.rest() == b""
         finally:
             pouring.cancel()
+            await asyncio.gather(pouring, return_exceptions=True)
 
 
 async def test_an_idle_connection_is_closed_and_a_busy_one_is_not(monkeypatch: pytest.MonkeyPatch) -> None:

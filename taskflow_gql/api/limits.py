@@ -28,13 +28,11 @@ from graphql import (
 )
 
 from taskflow_gql.api.documents import Document, Operation
+from taskflow_gql.api.errors import BAD_USER_INPUT, TOO_COMPLEX
 from taskflow_gql.api.nodes import MAX_NODES
 from taskflow_gql.config import Settings
 from taskflow_gql.services.paging import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE
 from taskflow_gql.services.text import is_storable
-
-TOO_COMPLEX = "QUERY_TOO_COMPLEX"
-BAD_INPUT = "BAD_USER_INPUT"
 
 # Selection sets in each other; inline fragments and spreads count. graphql-core recurses over them.
 MAX_NESTING = 100
@@ -379,7 +377,7 @@ def _shown(count: int) -> str:
 
 
 def _bad(message: str) -> GraphQLError:
-    return GraphQLError(message, extensions={"code": BAD_INPUT})
+    return GraphQLError(message, extensions={"code": BAD_USER_INPUT})
 
 
 class _TextFinder(Visitor):

@@ -32,7 +32,7 @@ from strawberry.types.graphql import OperationType
 from taskflow_gql.api.columns import Columns
 from taskflow_gql.api.context import Context
 from taskflow_gql.api.documents import Document, Documents, DocumentSource, Operation
-from taskflow_gql.api.errors import TOO_COMPLEX, VALIDATION_FAILED, coded, render_error
+from taskflow_gql.api.errors import BAD_USER_INPUT, TOO_COMPLEX, VALIDATION_FAILED, coded, render_error
 from taskflow_gql.api.inputs import build_quickly
 from taskflow_gql.api.limits import problems_of_request
 from taskflow_gql.api.validation import RULES, TooComplex, parse, validate
@@ -48,7 +48,7 @@ _LONG_DOCUMENT = 2_000
 # graphql-core takes 6 µs for a value, a plan 0.3, and making a plan some milliseconds.
 _LARGE_COST = 3_000
 # Errors of fields in one answer.
-MAX_ERRORS = 100
+MAX_FIELD_ERRORS = 100
 
 
 class Refused(Exception):
@@ -199,7 +199,7 @@ class Schema(strawberry.Schema):
         problems, cost = problems_of_request(document, operation, variables or {}, self._settings)
         if operation_name is None and len(document.operations) > 1:
             message = "Several operations: say in operationName which to run"
-            problems.append(GraphQLError(message, extensions={"code": "BAD_USER_INPUT"}))
+            problems.append(GraphQLError(message, extensions={"code": BAD_USER_INPUT}))
         if problems:
             raise Refused(problems)
         if is_new:
@@ -260,10 +260,10 @@ class Schema(strawberry.Schema):
 
 
 def _rendered(errors: list[GraphQLError] | None) -> list[GraphQLError] | None:
-    if not errors or len(errors) <= MAX_ERRORS:
+    if not errors or len(errors) <= MAX_FIELD_ERRORS:
         return errors and [render_error(error) for error in errors]
-    message = f"There are {len(errors) - MAX_ERRORS} more errors like these"
-    return [*map(render_error, errors[:MAX_ERRORS]), GraphQLError(message, extensions={"code": TOO_COMPLEX})]
+    message = f"There are {len(errors) - MAX_FIELD_ERRORS} more errors like these"
+    return [*map(render_error, errors[:MAX_FIELD_ERRORS]), GraphQLError(message, extensions={"code": TOO_COMPLEX})]
 
 
 async def _let_others_go_first(query: str) -> None:

@@ -47,7 +47,7 @@ from graphql.validation.validate import ValidationAbortedError, query_document_k
 from graphql.validation.validation_context import NodeWithSelectionSet, VariableUsage, VariableUsageVisitor
 
 # More problems of one document help nobody, and each costs time.
-MAX_ERRORS = 20
+MAX_VALIDATION_ERRORS = 20
 # Fields that the rule on overlapping fields may look at. A document of 4,000 tokens has at most 2,000 fields; those of
 # a fragment are looked at in each place where it is spread.
 _MAX_FIELDS = 60_000
@@ -76,12 +76,15 @@ def parse(source: Source, max_tokens: int) -> DocumentNode:
 
 
 def validate(schema: GraphQLSchema, document: DocumentNode, *, hides_schema: bool, rules: Rules) -> list[GraphQLError]:
-    """graphql-core's `validate` for a schema that is known to be valid. Stops after MAX_ERRORS. Raises TooComplex."""
+    """graphql-core's `validate` for a schema that is known to be valid. Stops after MAX_VALIDATION_ERRORS.
+
+    Raises TooComplex.
+    """
     errors: list[GraphQLError] = []
 
     def on_error(error: GraphQLError) -> None:
         errors.append(error)
-        if len(errors) >= MAX_ERRORS:
+        if len(errors) >= MAX_VALIDATION_ERRORS:
             raise _EnoughErrors
 
     types = TypeInfo(schema)
@@ -92,7 +95,7 @@ def validate(schema: GraphQLSchema, document: DocumentNode, *, hides_schema: boo
     try:
         visit(document, outermost, query_document_keys_to_validate)
     except _EnoughErrors:
-        errors.append(GraphQLError(f"Validation stopped after {MAX_ERRORS} errors"))
+        errors.append(GraphQLError(f"Validation stopped after {MAX_VALIDATION_ERRORS} errors"))
     except (ValidationAbortedError, RecursionError) as error:
         raise TooComplex from error
     finally:

@@ -79,7 +79,7 @@ class Document:
             return self.operation == operation and self.fragments == fragments
         if not fragments:
             return not self.fragments
-        # `Run.details` takes it that the fragments are the same nodes if the operation is.
+        # `Run.details` assumes that the fragments are the same nodes if the operation is.
         return self.fragments.keys() == fragments.keys() and all(
             node is fragments[name] for name, node in self.fragments.items()
         )
@@ -141,7 +141,7 @@ class PlanCache:
             oldest = next(iter(self._documents))
             document = self._documents.pop(oldest)
             if seen <= self._sightings.of(oldest):
-                # It stays, but the next newcomer measures itself against another.
+                # It stays. The next newcomer is compared with another one.
                 self._documents[oldest] = document
                 return False
             self._size -= document.size + document.fields
