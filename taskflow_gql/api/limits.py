@@ -41,7 +41,9 @@ MAX_VALUE_NESTING = 100
 # What costs many times as much as another value, in values: a look-up for each object, or a text of 10,000 characters.
 # With these weights an operation within the default limit keeps others waiting for some tenths of a second at most
 # (tests/test_hostile.py).
-_WEIGHTS = {"history": 50, "totalCount": 50, "description": 20}
+_WEIGHTS = {"history": 50, "totalCount": 50, "description": 50, "__schema": 30_000, "__type": 1_000}
+# A text counts as one value more for so many characters: it may be decoded or searched for at each place.
+_CHARACTERS_OF_VALUE = 250
 # The fields of a connection that are as long as its page.
 _ITEMS = ("edges", "nodes")
 # An alias is repeated for each object of the answer and in the path of each error.
@@ -211,6 +213,8 @@ class _Counts:
         self.literals -= count
         for value in _values_in(argument):
             self.literals += count
+            if isinstance(value, StringValueNode):
+                self.literals += count * (len(value.value) // _CHARACTERS_OF_VALUE)
             if isinstance(value, VariableNode):
                 self.uses[value.name.value] += count
 
@@ -304,9 +308,12 @@ class _Values:
     def add(self, value: Any) -> int:
         """How many values it has, itself included."""
         if not isinstance(value, dict | list):
-            self.count += 1
-            self.are_storable = self.are_storable and (not isinstance(value, str) or is_storable(value))
-            return 1
+            size = 1
+            if isinstance(value, str):
+                size += len(value) // _CHARACTERS_OF_VALUE
+                self.are_storable = self.are_storable and is_storable(value)
+            self.count += size
+            return size
         before = self.count
         level, depth = [value], 0
         while level and self.are_few and not self.is_too_deep:
@@ -316,6 +323,7 @@ class _Values:
             inner: list[Any] = []
             for each in level:
                 if isinstance(each, str):
+                    self.count += len(each) // _CHARACTERS_OF_VALUE
                     self.are_storable = self.are_storable and is_storable(each)
                 elif isinstance(each, dict):
                     self.are_storable = self.are_storable and all(map(is_storable, each))

@@ -7,11 +7,13 @@ test holds them together. A comparison with a null value is false, and so its ne
 from __future__ import annotations
 
 import operator
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, TypeAlias
+from functools import lru_cache, wraps
+from typing import Any, TypeAlias, TypeVar
 from uuid import UUID
 
 from sqlalchemy import ColumnElement, and_, bindparam, false, func, literal, not_, or_, select, true
@@ -141,6 +143,39 @@ def _slot(value: Any, values: dict[str, Any]) -> Slot:
     return Slot(name)
 
 
+Result = TypeVar("Result")
+
+# A statement of a larger filter holds megabytes of SQLAlchemy's objects. Clients can make any number of them.
+_MAX_CACHED_PARTS = 30
+
+
+def cached_for_small_filters(maxsize: int) -> Callable[[Callable[..., Result]], Callable[..., Result]]:
+    """`lru_cache` for a function whose first argument is a filter; the results of large filters are not kept."""
+
+    def decorate(function: Callable[..., Result]) -> Callable[..., Result]:
+        cached = lru_cache(maxsize)(function)
+
+        @wraps(function)
+        def look_up(filter_: Filter, *rest: Any) -> Result:
+            return cached(filter_, *rest) if _is_small(filter_) else function(filter_, *rest)
+
+        return look_up
+
+    return decorate
+
+
+def _is_small(filter_: Filter) -> bool:
+    parts = [filter_]
+    for part in parts:
+        if isinstance(part, AllOf | AnyOf):
+            parts.extend(part.parts)
+        elif isinstance(part, Not):
+            parts.append(part.part)
+        if len(parts) > _MAX_CACHED_PARTS:
+            return False
+    return True
+
+
 def condition(filter_: Filter) -> ColumnElement[bool]:
     """The filter as a condition on `tasks`; true or false for every row, never null."""
     match filter_:
@@ -233,14 +268,26 @@ def matches(filter_: Filter, task: TaskRow) -> bool:
         case Not(part):
             return not matches(part, task)
         case Search(tuple(words)):
-            found = search_words(task.title, task.description).split()
-            return all(any(word.startswith(start) for word in found) for start in words)
+            found = _sorted_words(task.title, task.description)
+            return all(_starts_one_of(start, found) for start in words)
         case Overdue(datetime() as now):
             is_due = task.due_date is not None and task.due_date < now
             return is_due and task.status is not TaskStatus.COMPLETED
         case Compare(field, op, value):
             return _compare_value(getattr(task, field), op, value)
     raise TypeError(f"{filter_} has no value")
+
+
+# The events of a moment are matched with the filters of many subscribers, which may search a hundred times each.
+@lru_cache(maxsize=16)
+def _sorted_words(title: str, description: str | None) -> list[str]:
+    return sorted(search_words(title, description).split())
+
+
+def _starts_one_of(start: str, words: list[str]) -> bool:
+    # The first word that is not before it begins with it, if any does.
+    place = bisect_left(words, start)
+    return place < len(words) and words[place].startswith(start)
 
 
 def _compare_value(found: Any, op: Operator, value: Any) -> bool:

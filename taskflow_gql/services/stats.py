@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import datetime
-from functools import lru_cache
 from typing import NamedTuple
 
 from sqlalchemy import func, select
@@ -11,7 +10,7 @@ from sqlalchemy import func, select
 from taskflow_gql.database import DatabaseSession
 from taskflow_gql.models import Task, TaskCategory, TaskPriority, TaskStatus
 from taskflow_gql.services.access import Viewer, visible
-from taskflow_gql.services.filters import Filter, Overdue, Slot, condition, without_values
+from taskflow_gql.services.filters import Filter, Overdue, Slot, cached_for_small_filters, condition, without_values
 from taskflow_gql.statements import Statement
 
 
@@ -27,7 +26,7 @@ async def task_stats(session: DatabaseSession, viewer: Viewer, filter_: Filter, 
     """One statement, which reads each task once."""
     filter_, values = without_values(filter_)
     parameters = {**values, "viewer_id": viewer.id, "now": now}
-    ((total, *counts),) = await session.run(_stats_statement(viewer.is_admin, filter_), parameters)
+    ((total, *counts),) = await session.run(_stats_statement(filter_, viewer.is_admin), parameters)
     rest = iter(counts)
     return TaskStats(
         total=total,
@@ -38,8 +37,8 @@ async def task_stats(session: DatabaseSession, viewer: Viewer, filter_: Filter, 
     )
 
 
-@lru_cache(maxsize=128)
-def _stats_statement(is_admin: bool, filter_: Filter) -> Statement:
+@cached_for_small_filters(maxsize=128)
+def _stats_statement(filter_: Filter, is_admin: bool) -> Statement:
     """Wants `viewer_id`, `now` and the filter's values."""
     conditions = [
         *(Task.status == status for status in TaskStatus),

@@ -37,7 +37,14 @@ from taskflow_gql.services.access import (
     visible_scopes,
 )
 from taskflow_gql.services.changes import record_task_event
-from taskflow_gql.services.filters import EVERYTHING, Filter, condition, search_scopes, without_values
+from taskflow_gql.services.filters import (
+    EVERYTHING,
+    Filter,
+    cached_for_small_filters,
+    condition,
+    search_scopes,
+    without_values,
+)
 from taskflow_gql.services.ids import make_id, parse_id
 from taskflow_gql.services.paging import (
     Order,
@@ -164,7 +171,7 @@ async def list_tasks(session: DatabaseSession, viewer: Viewer, query: TaskQuery)
     shape, parameters = shape_of(query.order, query.request)
     filter_, values = without_values(query.filter)
     statement = _page_statement(
-        session.dialect_name, viewer.is_admin, filter_, query.order, shape, query.columns, query.with_total
+        filter_, session.dialect_name, viewer.is_admin, query.order, shape, query.columns, query.with_total
     )
     rows = await session.run(statement, {**parameters, **values, "viewer_id": viewer.id})
     total = None
@@ -176,11 +183,11 @@ async def list_tasks(session: DatabaseSession, viewer: Viewer, query: TaskQuery)
 
 # Building a statement costs more than running it. There are as many as there are shapes of filters and sets of columns;
 # each holds some hundred kilobytes of SQLAlchemy's objects.
-@lru_cache(maxsize=128)
+@cached_for_small_filters(maxsize=128)
 def _page_statement(
+    filter_: Filter,
     dialect_name: str,
     is_admin: bool,
-    filter_: Filter,
     order: Order[TaskRow],
     shape: PageShape,
     columns: TaskColumns,
@@ -213,7 +220,7 @@ async def list_tasks_of_users(
     shape, parameters = shape_of(query.order, query.request)
     filter_, values = without_values(query.filter)
     statement = _pages_statement(
-        session.dialect_name, viewer.is_admin, relation, filter_, query.order, shape, query.columns
+        filter_, session.dialect_name, viewer.is_admin, relation, query.order, shape, query.columns
     )
     parameters |= {**values, "viewer_id": viewer.id, "user_ids": user_ids}
     rows_by_user: dict[UUID, list[TaskRow]] = {user_id: [] for user_id in user_ids}
@@ -225,12 +232,12 @@ async def list_tasks_of_users(
     }
 
 
-@lru_cache(maxsize=128)
+@cached_for_small_filters(maxsize=128)
 def _pages_statement(
+    filter_: Filter,
     dialect_name: str,
     is_admin: bool,
     relation: Relation,
-    filter_: Filter,
     order: Order[TaskRow],
     shape: PageShape,
     columns: TaskColumns,
@@ -256,12 +263,12 @@ def _pages_statement(
 
 async def count_tasks(session: DatabaseSession, viewer: Viewer, filter_: Filter) -> int:
     filter_, values = without_values(filter_)
-    ((count,),) = await session.run(_count_statement(viewer.is_admin, filter_), {**values, "viewer_id": viewer.id})
+    ((count,),) = await session.run(_count_statement(filter_, viewer.is_admin), {**values, "viewer_id": viewer.id})
     return int(count)
 
 
-@lru_cache(maxsize=128)
-def _count_statement(is_admin: bool, filter_: Filter) -> Statement:
+@cached_for_small_filters(maxsize=128)
+def _count_statement(filter_: Filter, is_admin: bool) -> Statement:
     """Wants `viewer_id` and the filter's values."""
     return Statement(_count(is_admin, filter_))
 
@@ -275,12 +282,12 @@ async def count_tasks_of_users(
 ) -> dict[UUID, int]:
     filter_, values = without_values(filter_)
     parameters = {**values, "viewer_id": viewer.id, "user_ids": user_ids}
-    counted = await session.run(_counts_statement(viewer.is_admin, relation, filter_), parameters)
+    counted = await session.run(_counts_statement(filter_, viewer.is_admin, relation), parameters)
     return {**dict.fromkeys(user_ids, 0), **dict(counted)}
 
 
-@lru_cache(maxsize=128)
-def _counts_statement(is_admin: bool, relation: Relation, filter_: Filter) -> Statement:
+@cached_for_small_filters(maxsize=128)
+def _counts_statement(filter_: Filter, is_admin: bool, relation: Relation) -> Statement:
     """Wants `viewer_id`, `user_ids` and the filter's values."""
     column = _COLUMN_OF_RELATION[relation]
     found = and_(among(column, "user_ids"), visible(is_admin=is_admin), condition(filter_))

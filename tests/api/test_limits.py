@@ -174,7 +174,7 @@ def test_the_cost_is_the_number_of_values_that_may_have_to_be_answered() -> None
     assert cost("query($ids: [ID!]!) { nodes(ids: $ids) { id } }", ids=["a"]) == 1 + 100
     # What takes a look-up for each object, or may be long, counts as many values.
     assert cost("{ tasks(first: 10) { totalCount nodes { description history(first: 3) { nodes { kind } } } } }") == (
-        1 + 50 + 1 + 10 * (20 + 50 + 1 + 3)
+        1 + 50 + 1 + 10 * (50 + 50 + 1 + 3)
     )
     assert cost("{ tasks { edges { cursor } } }") == 2 + 50
     assert cost("query($n: Int) { tasks(last: $n) { edges { cursor } } }", n=7) == 2 + 7
@@ -312,6 +312,19 @@ async def test_values_of_variables_that_nothing_uses_are_counted_too(web: Api) -
     assert await errors(web, "{ __typename }", unused=[1] * 10_000) == too_much(
         "10001 values in arguments; the limit is 10000"
     )
+
+
+async def test_a_long_text_counts_as_many_values(web: Api, ann: Person) -> None:
+    search = "query($s: String) {" + aliases(60, "taskStats(filter: {search: $s}) { total }") + "}"
+    assert await errors(web, search, ann, s="x" * 200) == []
+    # Each of 60 uses has the 201 values of the text, and so has each of the literals below.
+    assert await errors(web, search, s="x" * 50_000) == too_much("12060 values in arguments; the limit is 10000")
+    fragment = 'fragment F on User { createdTasks(filter: {search: "%s"}) { __typename } }' % ("x" * 50_000)
+    assert await errors(web, "{" + aliases(60, "me { ...F }") + "}" + fragment) == too_much(
+        "12060 values in arguments; the limit is 10000"
+    )
+    pages = "query($a: String) {" + aliases(3, "tasks(after: $a) { totalCount }") + "}"
+    assert await errors(web, pages, a="x" * 900_000) == too_much("10800 values in arguments; the limit is 10000")
 
 
 async def test_an_order_of_thousands_of_keys_is_refused(web: Api, ann: Person) -> None:
@@ -503,6 +516,14 @@ async def test_introspection_works_in_development(web: Api) -> None:
     schema = (await web.data(get_introspection_query(input_value_deprecation=True)))["__schema"]
     assert {"Task", "User", "TaskChange"} <= {type_["name"] for type_ in schema["types"]}
     assert await web.data('{ __type(name: "Node") { kind } }') == {"__type": {"kind": "INTERFACE"}}
+
+
+async def test_introspection_is_answered_three_times_in_one_operation_at_most(web: Api) -> None:
+    standard = get_introspection_query(input_value_deprecation=True)
+    fragments = standard[standard.index("fragment") :]
+    three, four = ("{" + aliases(n, "__schema { types { ...FullType } }") + "}" + fragments for n in (3, 4))
+    assert await errors(web, three) == []
+    assert [code for code, _ in await errors(web, four)] == ["QUERY_TOO_COMPLEX"]
 
 
 async def test_introspection_that_goes_round_in_circles_is_refused(web: Api) -> None:
