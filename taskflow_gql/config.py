@@ -86,7 +86,7 @@ class Settings(BaseSettings):
     # A connection whose client takes nothing for so long is cut off: answers, streams over HTTP, WebSockets.
     stream_send_timeout_seconds: int = Field(default=30, ge=1)
     # Of answers that wait because the client of a WebSocket does not read; for all sockets of a person twice as many.
-    max_unsent_bytes: int = Field(default=32 * 1024 * 1024, ge=1024)
+    max_unsent_bytes: int = Field(default=64 * 1024 * 1024, ge=1024)
     max_websocket_message_bytes: int = Field(default=64 * 1024, ge=1024)
     max_query_depth: int = Field(default=15, ge=1, le=100)
     max_query_cost: int = Field(default=100_000, ge=1)

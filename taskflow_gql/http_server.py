@@ -20,6 +20,7 @@ import httptools
 import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from uvicorn.server import ServerState
 from websockets.http11 import MAX_LINE_LENGTH, MAX_NUM_HEADERS
@@ -369,7 +370,9 @@ class HttpProtocol(HttpToolsProtocol):
             if self._should_upgrade():
                 self.handle_websocket_upgrade()
             else:
-                self._unsupported_upgrade_warning()
+                # The parser takes what follows for another protocol, the body included. It must not become a request.
+                self.stage = _REFUSED
+                self.cycle.keep_alive = False
         except httptools.HttpParserError as error:
             # The parser wraps what its callbacks raise.
             refused = error.__context__
@@ -549,8 +552,19 @@ class SocketProtocol(WebSocketsSansIOProtocol):
 
     async def _send_and_wait(self, message: Any) -> None:
         """uvicorn waits before a message is written. Who sends has to know when the client has taken it."""
+        if self.close_sent:
+            raise ClientDisconnected
         await super().send(message)
         await self.writable.wait()
+
+    def keepalive_timeout(self) -> None:
+        if self.transport.get_write_buffer_size():
+            # The ping lies behind an answer that is being taken. `look_at` cuts off a client that takes nothing.
+            self.pong_timer = None
+            self.pending_ping_payload = None
+            self.schedule_ping()
+        else:
+            super().keepalive_timeout()
 
     async def _send_refusal(self, message: Any) -> None:
         await super().send(message)
