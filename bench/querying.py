@@ -27,11 +27,11 @@ from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from taskflow_gql.app import create_app
+from taskflow_gql.cli.seeding import Seeding, seed_database
 from taskflow_gql.config import Settings
-from taskflow_gql.database import Database, create_engine
-from taskflow_gql.migrate import migrate
-from taskflow_gql.seed import Seeding, seed_database
-from tests.servers import PostgresServer
+from taskflow_gql.database.migrations import migrate
+from taskflow_gql.database.sessions import Database, create_engine
+from tests.support.servers import PostgresServer
 
 SECRET = "only for this bench, and long enough for HS256"
 ROUNDS = 15

@@ -43,13 +43,13 @@ from rich.table import Table
 
 from bench.stream import Processes
 from taskflow_gql import clock
+from taskflow_gql.cli.seeding import Seeding, seed_database
 from taskflow_gql.config import Settings
-from taskflow_gql.database import create_engine
-from taskflow_gql.migrate import migrate
-from taskflow_gql.security import TokenSigner
-from taskflow_gql.seed import Seeding, seed_database
+from taskflow_gql.database.migrations import migrate
+from taskflow_gql.database.sessions import create_engine
+from taskflow_gql.security.tokens import TokenSigner
 from taskflow_gql.services.ids import make_id
-from tests.servers import Account, PostgresServer, RedisServer, Server, ServerFailed, living_tree
+from tests.support.servers import Account, PostgresServer, RedisServer, Server, ServerFailed, living_tree
 
 ROOT = Path(__file__).parent.parent
 PEERS = ROOT / "bench" / "peers"

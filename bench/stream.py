@@ -48,14 +48,14 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from taskflow_gql import clock
 from taskflow_gql.config import Settings
-from taskflow_gql.database import create_engine
-from taskflow_gql.migrate import migrate
+from taskflow_gql.database.migrations import migrate
+from taskflow_gql.database.sessions import create_engine
 from taskflow_gql.models import Session, Task, TaskCategory, TaskPriority, TaskStatus, User, UserRole
-from taskflow_gql.security import TokenSigner
+from taskflow_gql.security.tokens import TokenSigner
 from taskflow_gql.services.ids import make_id
-from taskflow_gql.services.words import name_words, text_keys
-from tests.faults.cluster import TaskflowServer
-from tests.servers import PostgresServer, RedisServer, Server, living_tree
+from taskflow_gql.services.search_words import name_words, text_keys
+from tests.support.cluster import TaskflowServer
+from tests.support.servers import PostgresServer, RedisServer, Server, living_tree
 
 SECRET = "only for this bench, and long enough for HS256"
 WRITERS = 50

@@ -7,7 +7,7 @@ import gc
 # Imports make a great many objects and nearly no garbage. Looking for some took a fifth of the start.
 gc.disable()
 
-from taskflow_gql.cli import app  # noqa: E402
+from taskflow_gql.cli.main import app  # noqa: E402
 
 gc.freeze()
 gc.enable()

@@ -27,22 +27,22 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from strawberry.schema.schema import StrawberryGraphQLCoreExecutionContext
 
 from taskflow_gql import __version__, clock
-from taskflow_gql.api.batching import BatchingExecutor
 from taskflow_gql.api.context import Parts
 from taskflow_gql.api.nodes import SERVER_NAME
 from taskflow_gql.api.schema import make_schema
-from taskflow_gql.api.view import CONTENT_SECURITY_POLICY, GraphQLView
-from taskflow_gql.bus import Bus, make_bus
 from taskflow_gql.collector import Collector
 from taskflow_gql.config import Settings, load_settings
-from taskflow_gql.database import Database, create_engine
-from taskflow_gql.fanout import Fanout
-from taskflow_gql.log import configure_logging
-from taskflow_gql.relay import Relay
-from taskflow_gql.retention import Retention
-from taskflow_gql.security import PasswordHasher, TokenSigner
+from taskflow_gql.database.sessions import Database, create_engine
+from taskflow_gql.execution.strawberry import BatchingExecutor
+from taskflow_gql.security.tokens import PasswordHasher, TokenSigner
 from taskflow_gql.short_keys import cached_for_short_keys
-from taskflow_gql.watch import SessionWatch
+from taskflow_gql.stream.bus import Bus, make_bus
+from taskflow_gql.stream.fanout import Fanout
+from taskflow_gql.stream.relay import Relay
+from taskflow_gql.stream.retention import Retention
+from taskflow_gql.stream.revocations import SessionWatch
+from taskflow_gql.telemetry.logs import configure_logging
+from taskflow_gql.transport.http import CONTENT_SECURITY_POLICY, GraphQLView
 
 log = logging.getLogger(__name__)
 

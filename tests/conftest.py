@@ -17,15 +17,15 @@ import uvicorn
 from sqlalchemy import make_url, text
 from strawberry.schema.schema import StrawberryGraphQLCoreExecutionContext
 
-from taskflow_gql.api.batching import BatchingExecutor
 from taskflow_gql.app import create_app
 from taskflow_gql.config import Settings
-from taskflow_gql.database import Database, create_engine
-from taskflow_gql.http_server import uvicorn_config
-from taskflow_gql.migrate import migrate
-from tests.client import Api
-from tests.processes import give_children_default_signals
-from tests.servers import postgres_for_tests, redis_for_tests
+from taskflow_gql.database.migrations import migrate
+from taskflow_gql.database.sessions import Database, create_engine
+from taskflow_gql.execution.strawberry import BatchingExecutor
+from taskflow_gql.transport.connections import uvicorn_config
+from tests.support.client import Api
+from tests.support.processes import give_children_default_signals
+from tests.support.servers import postgres_for_tests, redis_for_tests
 
 SECRET = "only for tests, and long enough for HS256"
 

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 import typer.main
 
-from taskflow_gql.cli import app
+from taskflow_gql.cli.main import app
 from taskflow_gql.config import Settings, load_settings, unknown_variables
 from taskflow_gql.errors import ConfigurationError
-from tests.processes import blocking_child
-from tests.servers import DATABASE_URL_VARIABLE, REDIS_URL_VARIABLE
+from tests.support.processes import blocking_child
+from tests.support.servers import DATABASE_URL_VARIABLE, REDIS_URL_VARIABLE
 
 LONG = "a secret of at least thirty-two bytes"
 POSTGRESQL = "postgresql://user:pass@db.example:5432/taskflow"

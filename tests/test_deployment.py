@@ -17,7 +17,7 @@ import yaml
 from pydantic import AliasChoices
 from pydantic.fields import FieldInfo
 
-from taskflow_gql.cli import app
+from taskflow_gql.cli.main import app
 from taskflow_gql.config import Settings
 
 ROOT = Path(__file__).parent.parent

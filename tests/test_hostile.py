@@ -21,8 +21,8 @@ import pytest
 from websockets.sync.client import connect
 from websockets.typing import Subprotocol
 
-from tests.faults.cluster import TaskflowServer
-from tests.second_client import second_client
+from tests.support.cluster import TaskflowServer
+from tests.support.second_client import second_client
 
 # How long a second client may wait. On an idle machine it is a tenth of a second.
 BOUND_SECONDS = 0.7

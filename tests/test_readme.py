@@ -15,8 +15,8 @@ import httpx
 import pytest
 from graphql import build_schema, parse, validate
 
-from tests.processes import blocking_child
-from tests.servers import wait_until
+from tests.support.processes import blocking_child
+from tests.support.servers import wait_until
 
 README = Path(__file__).parent.parent / "README.md"
 

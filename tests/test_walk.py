@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.client import CREATE_TASK, REGISTER, Api
+from tests.support.client import CREATE_TASK, REGISTER, Api
 
 
 async def test_the_walk(api: Api) -> None:

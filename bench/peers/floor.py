@@ -22,7 +22,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from taskflow_gql.errors import Unauthenticated
-from taskflow_gql.security import TokenSigner
+from taskflow_gql.security.tokens import TokenSigner
 
 Connection: TypeAlias = "asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
 Variables = dict[str, Any]

@@ -36,7 +36,7 @@ from strawberry.extensions import (
 from taskflow_gql import clock, models
 from taskflow_gql.errors import Unauthenticated
 from taskflow_gql.models import TaskPriority, TaskStatus, UserRole
-from taskflow_gql.security import TokenSigner
+from taskflow_gql.security.tokens import TokenSigner
 
 _POOL_SIZE = int(os.environ["POOL_SIZE"])
 _engine = create_async_engine(

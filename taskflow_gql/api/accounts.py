@@ -9,7 +9,7 @@ import strawberry
 from taskflow_gql.api.context import Context, Info
 from taskflow_gql.api.errors import AnswersRefusals, UserError
 from taskflow_gql.api.users import User
-from taskflow_gql.database import DatabaseSession
+from taskflow_gql.database.sessions import DatabaseSession
 from taskflow_gql.errors import InvalidCredentials
 from taskflow_gql.models import UserRow
 from taskflow_gql.services import accounts

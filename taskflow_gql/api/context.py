@@ -15,21 +15,21 @@ import strawberry
 from starlette.requests import HTTPConnection
 
 from taskflow_gql import clock
+from taskflow_gql.api.authentication import ViewerLoader
 from taskflow_gql.api.columns import Columns
-from taskflow_gql.api.documents import Document
 from taskflow_gql.api.loaders import Loaders
 from taskflow_gql.config import Settings
-from taskflow_gql.database import BoundedReads, Database, DatabaseSession
+from taskflow_gql.database.sessions import BoundedReads, Database, DatabaseSession
 from taskflow_gql.errors import Unauthenticated
-from taskflow_gql.events import StreamPlace
-from taskflow_gql.fanout import Fanout
 from taskflow_gql.models import TaskRow, UserRow
-from taskflow_gql.relay import Relay
-from taskflow_gql.security import PasswordHasher, TokenSigner
+from taskflow_gql.operations.documents import Document
+from taskflow_gql.security.tokens import PasswordHasher, TokenSigner
 from taskflow_gql.services.access import Viewer
+from taskflow_gql.services.events import StreamPlace
 from taskflow_gql.services.paging import Order
 from taskflow_gql.services.tasks import ALL_COLUMNS, TaskColumns
-from taskflow_gql.viewers import ViewerLoader
+from taskflow_gql.stream.fanout import Fanout
+from taskflow_gql.stream.relay import Relay
 
 # Read sessions that one operation has open at once. The pool's other connections are for other requests.
 MAX_READS = 3

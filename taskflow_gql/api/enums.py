@@ -7,9 +7,9 @@ from typing import Any
 
 import strawberry
 
-from taskflow_gql.events import TaskField
 from taskflow_gql.models import TaskCategory, TaskPriority, TaskStatus, UserRole
-from taskflow_gql.services.task_order import TaskOrderField
+from taskflow_gql.services.events import TaskField
+from taskflow_gql.services.task_orders import TaskOrderField
 
 
 def describe_enum(enum: type[Enum], description: str, **values: str) -> None:

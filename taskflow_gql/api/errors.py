@@ -18,7 +18,7 @@ from strawberry.types.field import StrawberryField
 
 from taskflow_gql.api.context import Info
 from taskflow_gql.api.enums import describe_enum
-from taskflow_gql.database import is_unreachable
+from taskflow_gql.database.sessions import is_unreachable
 from taskflow_gql.errors import (
     RETRY_AFTER_SECONDS,
     Refusal,

@@ -9,14 +9,14 @@ from uuid import UUID
 
 from strawberry.dataloader import DataLoader
 
-from taskflow_gql.database import BoundedReads
-from taskflow_gql.events import StreamPlace, TaskChanged
+from taskflow_gql.database.sessions import BoundedReads
 from taskflow_gql.models import UserRow
-from taskflow_gql.relay import Relay
-from taskflow_gql.services import changes, tasks, users
+from taskflow_gql.services import positions, tasks, users
 from taskflow_gql.services.access import Viewer
-from taskflow_gql.services.filters import Filter
+from taskflow_gql.services.events import StreamPlace, TaskChanged
+from taskflow_gql.services.task_filters import Filter
 from taskflow_gql.services.tasks import Relation
+from taskflow_gql.stream.relay import Relay
 
 if TYPE_CHECKING:
     from taskflow_gql.api.context import Context
@@ -51,7 +51,7 @@ class Loaders:
 
         async def load(task_ids: Sequence[UUID]) -> list[list[TaskChanged]]:
             async with reads.read() as session:
-                events = await changes.history_of_tasks(session, viewer, task_ids, position, limit=limit)
+                events = await positions.history_of_tasks(session, viewer, task_ids, position, limit=limit)
             return [events[task_id] for task_id in task_ids]
 
         return self._history.setdefault((position, limit), DataLoader(load))
@@ -72,7 +72,7 @@ class Loaders:
 
     async def _read_stream_place(self) -> StreamPlace:
         async with self._reads.read() as session:
-            state = await changes.read_stream_state(session)
+            state = await positions.read_stream_state(session)
         return StreamPlace(state.stream_id, state.last_position)
 
 

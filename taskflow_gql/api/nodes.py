@@ -10,7 +10,7 @@ import strawberry
 from taskflow_gql import __version__
 from taskflow_gql.api.context import Info
 from taskflow_gql.api.node import Node
-from taskflow_gql.database import DatabaseSession
+from taskflow_gql.database.sessions import DatabaseSession
 from taskflow_gql.errors import BadUserInput
 from taskflow_gql.models import TaskRow, UserRow
 from taskflow_gql.services import tasks, users

@@ -9,14 +9,14 @@ from strawberry.schema.config import StrawberryConfig
 from strawberry.schema.schema import StrawberryGraphQLCoreExecutionContext
 
 from taskflow_gql.api.accounts import AccountMutations
-from taskflow_gql.api.batching import BatchingExecutor
 from taskflow_gql.api.changes import ChangeQueries, Subscription
 from taskflow_gql.api.nodes import NodeQueries
-from taskflow_gql.api.operations import Schema
 from taskflow_gql.api.scalars import DATE_TIME
 from taskflow_gql.api.tasks import Task, TaskMutations, TaskQueries
 from taskflow_gql.api.users import User, UserMutations, UserQueries
 from taskflow_gql.config import Settings
+from taskflow_gql.execution.strawberry import BatchingExecutor
+from taskflow_gql.operations.schema import Schema
 
 
 @strawberry.type(description="What you can read.")

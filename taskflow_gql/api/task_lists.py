@@ -10,11 +10,11 @@ import strawberry
 
 from taskflow_gql.api.context import Context
 from taskflow_gql.api.enums import OrderDirection
-from taskflow_gql.api.filters import TaskFilter, filter_of
+from taskflow_gql.api.task_filters import TaskFilter, filter_of
 from taskflow_gql.models import TaskRow
 from taskflow_gql.services.access import Viewer
 from taskflow_gql.services.paging import Page, PageRequest, list_begun
-from taskflow_gql.services.task_order import NEWEST_FIRST, TaskOrderField, order_by
+from taskflow_gql.services.task_orders import NEWEST_FIRST, TaskOrderField, order_by
 from taskflow_gql.services.tasks import TaskQuery
 
 

@@ -8,21 +8,21 @@ from typing import Annotated
 import strawberry
 
 from taskflow_gql import clock
-from taskflow_gql.api.batching import Batched
-from taskflow_gql.api.change_lists import TASK_CHANGE_CONNECTION, ChangeList, history_of_task
+from taskflow_gql.api.changes_paging import TASK_CHANGE_CONNECTION, ChangeList, history_of_task
+from taskflow_gql.api.connections import After, Before, First, Last, PageInfo, page_info
 from taskflow_gql.api.context import Info
 from taskflow_gql.api.errors import AnswersRefusals, UserError
-from taskflow_gql.api.filters import TaskFilterArgument, filter_of
 from taskflow_gql.api.loaders import users_by_id
 from taskflow_gql.api.node import Node
-from taskflow_gql.api.pagination import After, Before, First, Last, PageInfo, page_info
+from taskflow_gql.api.task_filters import TaskFilterArgument, filter_of
 from taskflow_gql.api.task_lists import TaskList, TaskOrderArgument, task_query
 from taskflow_gql.api.users import User
-from taskflow_gql.events import encode_cursor
 from taskflow_gql.execution import IsInstance
+from taskflow_gql.execution.strawberry import Batched
 from taskflow_gql.models import TaskCategory, TaskPriority, TaskRow, TaskStatus, UserRow
-from taskflow_gql.services import access, stats, tasks
-from taskflow_gql.services.task_order import NEWEST_FIRST
+from taskflow_gql.services import access, task_stats, tasks
+from taskflow_gql.services.events import encode_cursor
+from taskflow_gql.services.task_orders import NEWEST_FIRST
 
 
 @strawberry.type(description="Something to be done, seen by its creator, its assignee and every ADMIN.")
@@ -152,7 +152,7 @@ class TaskCategoryCount:
 
 @strawberry.type(description="Counts over tasks.")
 class TaskStats:
-    counts: strawberry.Private[stats.TaskStats]
+    counts: strawberry.Private[task_stats.TaskStats]
 
     @strawberry.field(description="How many there are.")
     def total(self) -> int:
@@ -227,7 +227,7 @@ class TaskQueries:
         viewer = await info.context.require_viewer()
         now = info.context.begun_at
         async with info.context.read() as session:
-            return TaskStats(counts=await stats.task_stats(session, viewer, filter_of(filter, viewer, now), now))
+            return TaskStats(counts=await task_stats.task_stats(session, viewer, filter_of(filter, viewer, now), now))
 
 
 @strawberry.input(description="A new task. You are its creator; it starts PENDING.")

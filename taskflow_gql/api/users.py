@@ -10,15 +10,15 @@ from uuid import UUID
 
 import strawberry
 
-from taskflow_gql.api.batching import Batched
+from taskflow_gql.api.connections import After, Before, First, Last, PageInfo, page_info
 from taskflow_gql.api.context import Context, Info
 from taskflow_gql.api.errors import AnswersRefusals, UserError
-from taskflow_gql.api.filters import TaskFilter, TaskFilterArgument
 from taskflow_gql.api.loaders import users_by_id
 from taskflow_gql.api.node import Node
-from taskflow_gql.api.pagination import After, Before, First, Last, PageInfo, page_info
+from taskflow_gql.api.task_filters import TaskFilter, TaskFilterArgument
 from taskflow_gql.api.task_lists import TaskList, TaskOrder, TaskOrderArgument, task_query
 from taskflow_gql.execution import IsInstance
+from taskflow_gql.execution.strawberry import Batched
 from taskflow_gql.models import UserRole, UserRow
 from taskflow_gql.services import tasks, users
 from taskflow_gql.services.paging import Page, PageRequest

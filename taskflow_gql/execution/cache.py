@@ -21,8 +21,8 @@ from graphql import (
 )
 
 from .arguments import ArgumentReaders
-from .plan import Plan
 from .sightings import Sightings
+from .tree import Plan
 
 # Bounds. A planned field takes about 5 KB, the syntax tree of 16 (terse) to 100 characters about 4: the whole cache
 # stays below 130 MB, whatever clients send.

@@ -24,7 +24,7 @@ from .sources import PLAIN, AsItIs, IsInstance, is_stored, names_in_tuple
 from .wait import Wait
 
 if TYPE_CHECKING:
-    from .plan import Field, Fill, Quick, Selection
+    from .tree import Field, Fill, Quick, Selection
 
 # When a value of a built-in scalar may not be taken as it is, but has to go through the type's own serialisation.
 _UNUSUAL = {

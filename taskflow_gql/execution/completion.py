@@ -30,8 +30,8 @@ from .sources import MOST_CLASSES, PLAIN, IsInstance, Kind, kind_of
 from .wait import Wait
 
 if TYPE_CHECKING:
-    from .plan import Complete, Field, Level, Selection
     from .run import Info, Position, Run
+    from .tree import Complete, Field, Level, Selection
 
 # What leaves serialise to that needs no second look: neither null nor awaitable.
 SERIALISED = frozenset({str, int, float, bool, list, dict, datetime, date, time, Decimal, UUID})

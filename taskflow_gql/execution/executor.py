@@ -27,8 +27,8 @@ from graphql.pyutils import AwaitableOrValue, Path, Undefined, is_awaitable
 
 from .batch import BATCH, Batch
 from .cache import MOST_PLANS_OF_DOCUMENT, Document, document_for_once, plans_of
-from .plan import Fill, Plan
 from .run import Run
+from .tree import Fill, Plan
 
 Response = ExecutionResult | ExperimentalIncrementalExecutionResults
 

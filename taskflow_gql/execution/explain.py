@@ -17,7 +17,7 @@ from graphql import (
 from .cache import Document
 from .codegen import quick_source_of, source_of
 from .executor import CompilingExecutor
-from .plan import Field, Selection
+from .tree import Field, Selection
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,7 @@ from .wait import Wait, in_context
 
 if TYPE_CHECKING:
     from .executor import CompilingExecutor
-    from .plan import Field, Fill, Level, Selection
+    from .tree import Field, Fill, Level, Selection
 
 Info: TypeAlias = GraphQLResolveInfo[Any]
 

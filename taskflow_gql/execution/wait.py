@@ -6,8 +6,8 @@ from contextvars import Context
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .plan import Level
     from .run import Position
+    from .tree import Level
 
 
 class Wait:

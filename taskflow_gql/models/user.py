@@ -10,7 +10,7 @@ from uuid import UUID
 from sqlalchemy import Enum, String
 from sqlalchemy.orm import Mapped, mapped_column
 
-from taskflow_gql.database import Model, UtcDateTime, sorted_text
+from taskflow_gql.database.sessions import Model, UtcDateTime, sorted_text
 
 
 class UserRole(StrEnum):
@@ -28,7 +28,7 @@ class User(Model):
     username: Mapped[str] = mapped_column(String(50))
     username_key: Mapped[str] = mapped_column(sorted_text(50), unique=True)
     full_name: Mapped[str] = mapped_column(String(255))
-    # The words of the full name in their order, each with a blank before it; see services/words.py.
+    # The words of the full name in their order, each with a blank before it; see services/search_words.py.
     name_words: Mapped[str] = mapped_column(String(1024))
     password_hash: Mapped[str] = mapped_column(String(255))
     role: Mapped[UserRole] = mapped_column(

@@ -17,7 +17,8 @@ from sqlalchemy import ColumnElement, delete, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
 from taskflow_gql import clock
-from taskflow_gql.database import DatabaseSession, among, among_few
+from taskflow_gql.database.sessions import DatabaseSession, among, among_few
+from taskflow_gql.database.statements import Statement
 from taskflow_gql.errors import (
     BadUserInput,
     EmailTaken,
@@ -28,12 +29,11 @@ from taskflow_gql.errors import (
     refuse_if_any,
 )
 from taskflow_gql.models import USER_COLUMNS, Session, User, UserRole, UserRow
-from taskflow_gql.security import AccessToken, could_not_validate, is_expired
+from taskflow_gql.security.tokens import AccessToken, could_not_validate, is_expired
 from taskflow_gql.services.access import Viewer
+from taskflow_gql.services.checks import check_email, check_full_name, check_password, check_username, is_storable
 from taskflow_gql.services.ids import make_id
-from taskflow_gql.services.text import check_email, check_full_name, check_password, check_username, is_storable
-from taskflow_gql.services.words import name_words
-from taskflow_gql.statements import Statement
+from taskflow_gql.services.search_words import name_words
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,10 +17,10 @@ import orjson
 from sqlalchemy import ColumnElement, Subquery, and_, bindparam, literal, literal_column, or_, select, tuple_, union_all
 from sqlalchemy.orm import InstrumentedAttribute
 
-from taskflow_gql.database import FIRST_MOMENT, LAST_MOMENT, top_of_each
+from taskflow_gql.database.sessions import FIRST_MOMENT, LAST_MOMENT, top_of_each
 from taskflow_gql.errors import BadUserInput
-from taskflow_gql.events import StreamPlace
-from taskflow_gql.services.text import is_storable
+from taskflow_gql.services.checks import is_storable
+from taskflow_gql.services.events import StreamPlace
 
 DEFAULT_PAGE_SIZE = 50
 MAX_PAGE_SIZE = 100

@@ -15,7 +15,9 @@ from uuid import UUID
 from sqlalchemy import Select, Update, and_, bindparam, delete, func, insert, select, update
 
 from taskflow_gql import clock
-from taskflow_gql.database import DatabaseSession, among, among_few, look_up
+from taskflow_gql.database.rows import row_class_of
+from taskflow_gql.database.sessions import DatabaseSession, among, among_few, look_up
+from taskflow_gql.database.statements import Build, Statement
 from taskflow_gql.errors import (
     AssigneeNotFound,
     BadUserInput,
@@ -25,9 +27,7 @@ from taskflow_gql.errors import (
     VersionConflict,
     refuse_if_any,
 )
-from taskflow_gql.events import StreamPlace
 from taskflow_gql.models import TASK_COLUMNS, Task, TaskCategory, TaskPriority, TaskRow, TaskStatus, User, UserRow
-from taskflow_gql.models.rows import row_class_of
 from taskflow_gql.services.access import (
     Viewer,
     may_change_status,
@@ -36,15 +36,8 @@ from taskflow_gql.services.access import (
     visible,
     visible_scopes,
 )
-from taskflow_gql.services.changes import record_task_event
-from taskflow_gql.services.filters import (
-    EVERYTHING,
-    Filter,
-    cached_for_small_filters,
-    condition,
-    search_scopes,
-    without_values,
-)
+from taskflow_gql.services.checks import check_description, check_due_date, check_title
+from taskflow_gql.services.events import StreamPlace
 from taskflow_gql.services.ids import make_id, parse_id
 from taskflow_gql.services.paging import (
     Order,
@@ -57,10 +50,17 @@ from taskflow_gql.services.paging import (
     shape_of,
     sort_columns,
 )
-from taskflow_gql.services.task_order import NEWEST_FIRST
-from taskflow_gql.services.text import check_description, check_due_date, check_title
-from taskflow_gql.services.words import text_keys
-from taskflow_gql.statements import Build, Statement
+from taskflow_gql.services.positions import record_task_event
+from taskflow_gql.services.search_words import text_keys
+from taskflow_gql.services.task_filters import (
+    EVERYTHING,
+    Filter,
+    cached_for_small_filters,
+    condition,
+    search_scopes,
+    without_values,
+)
+from taskflow_gql.services.task_orders import NEWEST_FIRST
 
 
 class TaskChanges(TypedDict, total=False):

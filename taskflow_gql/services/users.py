@@ -10,10 +10,11 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, Text, and_, bindparam, delete, func, or_, select, true, update
 
 from taskflow_gql import clock
-from taskflow_gql.database import DatabaseSession, among_few, position_of
+from taskflow_gql.database.rows import row_class_of
+from taskflow_gql.database.sessions import DatabaseSession, among_few, position_of
+from taskflow_gql.database.statements import Build, Statement
 from taskflow_gql.errors import Forbidden, NotFound
 from taskflow_gql.models import USER_COLUMNS, Session, User, UserRole, UserRow
-from taskflow_gql.models.rows import row_class_of
 from taskflow_gql.services.access import Viewer, require_admin, users_visible
 from taskflow_gql.services.ids import parse_id
 from taskflow_gql.services.paging import (
@@ -27,8 +28,7 @@ from taskflow_gql.services.paging import (
     shape_of,
     sort_columns,
 )
-from taskflow_gql.services.words import name_words, words_of
-from taskflow_gql.statements import Build, Statement
+from taskflow_gql.services.search_words import name_words, words_of
 
 BY_USERNAME: Order[UserRow] = Order(
     # Usernames are letters, digits and `_.-`, so casefold() of the name is the key that the row was stored with.

@@ -14,11 +14,11 @@ from uuid import uuid4
 import jwt
 import pytest
 
-from taskflow_gql.database import Database
+from taskflow_gql.database.sessions import Database
 from taskflow_gql.errors import Unauthenticated
-from taskflow_gql.security import PasswordHasher, TokenSigner
-from tests.client import REGISTER, Api
+from taskflow_gql.security.tokens import PasswordHasher, TokenSigner
 from tests.conftest import SECRET, make_admin
+from tests.support.client import REGISTER, Api
 
 LOGIN = """
 mutation($input: LoginInput!) {

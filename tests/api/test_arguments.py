@@ -16,8 +16,8 @@ from strawberry.types.base import StrawberryObjectDefinition
 from strawberry.types.field import StrawberryField
 from strawberry.types.fields.resolver import StrawberryResolver
 
-from taskflow_gql.api.batching import BatchingExecutor
-from taskflow_gql.api.inputs import build_quickly
+from taskflow_gql.execution.strawberry import BatchingExecutor
+from taskflow_gql.operations.inputs import build_quickly
 
 T = TypeVar("T")
 

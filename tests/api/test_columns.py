@@ -10,11 +10,11 @@ from graphql import GraphQLObjectType, get_named_type, is_leaf_type, parse
 
 from taskflow_gql.api.columns import _NEEDS_OF_TASK, _NEEDS_OF_USER, Columns
 from taskflow_gql.api.schema import make_schema
+from taskflow_gql.database.rows import row_class_of
 from taskflow_gql.models import TaskRow, UserRow
-from taskflow_gql.models.rows import row_class_of
 from taskflow_gql.services.tasks import TaskColumns
-from tests.client import Api
 from tests.conftest import make_settings
+from tests.support.client import Api
 
 
 @pytest.mark.parametrize("number", range(20))

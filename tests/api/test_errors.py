@@ -13,11 +13,11 @@ from sqlalchemy import text
 from taskflow_gql import errors
 from taskflow_gql.api.errors import ErrorCode
 from taskflow_gql.config import Settings
-from taskflow_gql.database import Database, create_engine
-from taskflow_gql.migrate import migrate
-from tests.client import Api
+from taskflow_gql.database.migrations import migrate
+from taskflow_gql.database.sessions import Database, create_engine
 from tests.conftest import make_settings, serving
-from tests.servers import PostgresServer
+from tests.support.client import Api
+from tests.support.servers import PostgresServer
 
 TESTS = Path(__file__).parent.parent
 

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
-from taskflow_gql.database import Database
+from taskflow_gql.database.sessions import Database
 from taskflow_gql.models import StreamState
-from tests.client import Api, Person
-from tests.factories import noting_statements
+from tests.support.client import Api, Person
+from tests.support.factories import noting_statements
 
 CONNECTION = """
   edges { cursor node { id title } } pageInfo { startCursor endCursor hasNextPage hasPreviousPage }

@@ -6,9 +6,9 @@ from typing import Any
 from uuid import uuid4
 
 from taskflow_gql import __version__
-from taskflow_gql.database import Database
-from tests.client import Api, Person
+from taskflow_gql.database.sessions import Database
 from tests.conftest import make_admin
+from tests.support.client import Api, Person
 
 NODE = "query($id: ID!) { node(id: $id) { id __typename ... on Task { title } ... on User { username } } }"
 NODES = "query($ids: [ID!]!) { nodes(ids: $ids) { id __typename ... on Task { title } ... on User { username } } }"

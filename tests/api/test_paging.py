@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from taskflow_gql.database import Database, DatabaseSession
-from tests.client import Api, Person
+from taskflow_gql.database.sessions import Database, DatabaseSession
 from tests.conftest import make_admin
-from tests.factories import make_task, make_user, make_viewer, noting_statements
+from tests.support.client import Api, Person
+from tests.support.factories import make_task, make_user, make_viewer, noting_statements
 
 PAGE = """
 query($first: Int, $after: String, $last: Int, $before: String) {

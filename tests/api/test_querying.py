@@ -14,11 +14,11 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from taskflow_gql.database import Database
+from taskflow_gql.database.sessions import Database
 from taskflow_gql.models import TaskCategory, TaskPriority, TaskRow, TaskStatus
-from tests.client import Api, Person
 from tests.conftest import make_admin
-from tests.services.test_filters import insert_tasks, make_task
+from tests.services.test_task_filters import insert_tasks, make_task
+from tests.support.client import Api, Person
 
 ARGUMENTS = "first: $first, after: $after, last: $last, before: $before, filter: $filter, orderBy: $orderBy"
 VARIABLES = "$first: Int, $after: String, $last: Int, $before: String, $filter: TaskFilter, $orderBy: [TaskOrder!]"

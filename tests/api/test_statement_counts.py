@@ -23,11 +23,11 @@ from starlette.applications import Starlette
 from taskflow_gql.api.schema import make_schema
 from taskflow_gql.app import create_app
 from taskflow_gql.config import Settings
-from taskflow_gql.database import Database
+from taskflow_gql.database.sessions import Database
 from taskflow_gql.models import UserRole
-from tests.client import Api, Person
 from tests.conftest import Executor, make_admin, make_settings
-from tests.factories import make_task, make_user, make_viewer
+from tests.support.client import Api, Person
+from tests.support.factories import make_task, make_user, make_viewer
 
 SCHEMA = make_schema(make_settings())._schema
 

@@ -23,18 +23,18 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.typing import Subprotocol
 
 from taskflow_gql import clock
-from taskflow_gql.api.streaming import ServerSentEvents
 from taskflow_gql.config import Settings
-from taskflow_gql.database import Database
-from taskflow_gql.events import encode_cursor
+from taskflow_gql.database.sessions import Database
 from taskflow_gql.models import Task
-from taskflow_gql.services.changes import expire_events, read_stream_state
+from taskflow_gql.services.events import encode_cursor
+from taskflow_gql.services.positions import expire_events, read_stream_state
+from taskflow_gql.transport.streaming import ServerSentEvents
 from tests.api.test_accounts import CHANGE_PASSWORD, forge, login
-from tests.client import PATIENCE_SECONDS, UPDATE_TASK, Api, Person, Socket
+from tests.cli.test_serve import environment_of, serve
 from tests.conftest import make_admin, serving
-from tests.factories import make_task, make_viewer
-from tests.servers import RedisServer
-from tests.test_serve import environment_of, serve
+from tests.support.client import PATIENCE_SECONDS, UPDATE_TASK, Api, Person, Socket
+from tests.support.factories import make_task, make_viewer
+from tests.support.servers import RedisServer
 
 # A revocation is effective on every process within so long of its commit.
 REVOKED_SECONDS = 2.0

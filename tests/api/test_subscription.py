@@ -10,11 +10,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from taskflow_gql.database import Database
-from taskflow_gql.fanout import Subscriber
-from tests.client import PATIENCE_SECONDS, Api, Person, Socket
+from taskflow_gql.database.sessions import Database
+from taskflow_gql.stream.fanout import Subscriber
 from tests.conftest import make_admin, make_settings, serving
-from tests.servers import RedisServer
+from tests.support.client import PATIENCE_SECONDS, Api, Person, Socket
+from tests.support.servers import RedisServer
 
 CHANGED = """
 subscription {

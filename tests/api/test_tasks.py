@@ -10,12 +10,12 @@ from uuid import UUID, uuid4
 import pytest
 from sqlalchemy import func, select
 
-from taskflow_gql.database import Database
+from taskflow_gql.database.sessions import Database
 from taskflow_gql.models import TaskEvent
-from taskflow_gql.services.changes import events_after
 from taskflow_gql.services.ids import make_id
-from tests.client import Api, Person
+from taskflow_gql.services.positions import events_after
 from tests.conftest import make_admin
+from tests.support.client import Api, Person
 
 TASK = """
 fragment Whole on Task {

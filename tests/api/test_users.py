@@ -9,10 +9,10 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import func, select
 
-from taskflow_gql.database import Database
+from taskflow_gql.database.sessions import Database
 from taskflow_gql.models import User, UserRole
-from tests.client import Api, Person
 from tests.conftest import make_admin
+from tests.support.client import Api, Person
 
 USER = "id username fullName email role isActive createdAt updatedAt"
 MUTATIONS = {

@@ -21,8 +21,8 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.wait import WebDriverWait
 
-from tests.processes import blocking_child, killed_at_the_end
-from tests.servers import wait_until
+from tests.support.processes import blocking_child, killed_at_the_end
+from tests.support.servers import wait_until
 
 WAIT_SECONDS = 20
 WIDTH, HEIGHT = 1280, 800

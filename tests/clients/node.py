@@ -15,7 +15,7 @@ from typing import Any
 
 from tests.faults.checker import FILTERS, Listener, Seen, Told
 from tests.faults.clients import decoded, seen
-from tests.processes import child
+from tests.support.processes import child
 
 HERE = Path(__file__).parent
 PACKAGES = HERE.parent.parent / "docs/recipes/node_modules"

@@ -8,7 +8,7 @@ import subprocess
 import pytest
 
 from tests.clients.node import HERE, node
-from tests.faults.cluster import TaskflowServer
+from tests.support.cluster import TaskflowServer
 
 pytestmark = pytest.mark.clients
 

@@ -10,7 +10,7 @@ import pytest
 from taskflow_gql.config import Settings
 from tests.clients.node import HERE, node
 from tests.conftest import serving
-from tests.processes import child
+from tests.support.processes import child
 
 pytestmark = pytest.mark.clients
 

@@ -15,11 +15,11 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from taskflow_gql.errors import Refusal
 from taskflow_gql.services import tasks
-from tests.factories import make_viewer
 from tests.faults.checker import Acknowledged, Seen
 from tests.faults.clients import Log
-from tests.faults.cluster import Cluster
-from tests.servers import PostgresServer, RedisServer, Server
+from tests.support.cluster import Cluster
+from tests.support.factories import make_viewer
+from tests.support.servers import PostgresServer, RedisServer, Server
 
 
 class RolledBack(Exception):

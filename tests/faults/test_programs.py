@@ -13,20 +13,20 @@ from hypothesis import strategies as st
 from sqlalchemy import select
 
 from taskflow_gql import clock
-from taskflow_gql.api.change_lists import Change, change_for
+from taskflow_gql.api.changes_paging import Change, change_for
 from taskflow_gql.api.enums import TaskChangeKind
-from taskflow_gql.api.filters import TaskFilter, TaskPriorityFilter, TaskStatusFilter, UserFilter, filter_of
-from taskflow_gql.bus import MemoryBus
-from taskflow_gql.database import Database
+from taskflow_gql.api.task_filters import TaskFilter, TaskPriorityFilter, TaskStatusFilter, UserFilter, filter_of
+from taskflow_gql.database.sessions import Database
 from taskflow_gql.errors import Refusal
-from taskflow_gql.fanout import Fanout
 from taskflow_gql.models import TASK_COLUMNS, TaskPriority, TaskRow, TaskStatus, UserRole
-from taskflow_gql.relay import Relay
 from taskflow_gql.services import tasks
 from taskflow_gql.services.access import Viewer, visible
-from taskflow_gql.services.changes import events_after, read_stream_state
-from taskflow_gql.services.filters import condition
-from tests.factories import make_task, make_user, make_viewer
+from taskflow_gql.services.positions import events_after, read_stream_state
+from taskflow_gql.services.task_filters import condition
+from taskflow_gql.stream.bus import MemoryBus
+from taskflow_gql.stream.fanout import Fanout
+from taskflow_gql.stream.relay import Relay
+from tests.support.factories import make_task, make_user, make_viewer
 
 PEOPLE = 4
 # How long a change may be on its way. Not longer: hypothesis tries many programs when one has failed.

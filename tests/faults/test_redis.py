@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from taskflow_gql.bus import RedisBus
-from tests.servers import RedisServer
+from taskflow_gql.stream.bus import RedisBus
+from tests.support.servers import RedisServer
 
 
 @pytest.mark.parametrize("milliseconds", [0, 0.5, 1, 1.5, 2, 3, 4, 8, 50])

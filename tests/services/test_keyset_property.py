@@ -12,16 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import delete, insert, update
 
-from taskflow_gql.database import Database, DatabaseSession
+from taskflow_gql.database.sessions import Database, DatabaseSession
 from taskflow_gql.models import Task, TaskCategory, TaskPriority, TaskRow, TaskStatus, User, UserRow
 from taskflow_gql.services.access import Viewer, may_see
-from taskflow_gql.services.filters import matches
 from taskflow_gql.services.paging import Page, PageRequest, Row
-from taskflow_gql.services.task_order import NEWEST_FIRST, order_by
+from taskflow_gql.services.search_words import text_keys
+from taskflow_gql.services.task_filters import matches
+from taskflow_gql.services.task_orders import NEWEST_FIRST, order_by
 from taskflow_gql.services.tasks import Relation, TaskQuery, list_tasks, list_tasks_of_users
 from taskflow_gql.services.users import list_users
-from taskflow_gql.services.words import text_keys
-from tests.services.test_filters import (
+from tests.services.test_task_filters import (
     ANN,
     BOSS,
     COMPARISONS,
@@ -36,7 +36,7 @@ from tests.services.test_filters import (
     read_filter,
     some_of,
 )
-from tests.services.test_task_order import KEYS, Key, in_order
+from tests.services.test_task_orders import KEYS, Key, in_order
 
 # What the colleagues change of tasks that count as untouched is neither filtered nor sorted by.
 FILTERS = some_of(

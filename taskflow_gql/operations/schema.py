@@ -1,0 +1,287 @@
+"""From an operation's text to its answer, for every transport.
+
+Takes the place of Strawberry's own way, which has hooks for all that could be done with every request: here nothing
+is done with a request that can be done with its document (docs/decisions/0007-short-ways.md).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import aclosing, nullcontext
+from inspect import isawaitable
+from typing import Any
+
+import strawberry
+from graphql import ExecutionResult as CoreResult
+from graphql import (
+    GraphQLError,
+    NoSchemaIntrospectionCustomRule,
+    default_field_resolver,
+    default_type_resolver,
+    subscribe,
+)
+from strawberry.exceptions import MissingQueryError
+from strawberry.execution import optimized_is_awaitable
+from strawberry.schema.exceptions import CannotGetOperationTypeError, InvalidOperationTypeError
+from strawberry.types import ExecutionResult
+from strawberry.types.base import StrawberryObjectDefinition
+from strawberry.types.execution import PreExecutionError
+from strawberry.types.graphql import OperationType
+
+from taskflow_gql.api.columns import Columns
+from taskflow_gql.api.context import Context
+from taskflow_gql.api.errors import BAD_USER_INPUT, TOO_COMPLEX, VALIDATION_FAILED, coded, render_error
+from taskflow_gql.config import Settings
+from taskflow_gql.execution import CompilingExecutor
+from taskflow_gql.operations.cost import problems_of_request
+from taskflow_gql.operations.documents import Document, Documents, DocumentSource, Operation
+from taskflow_gql.operations.inputs import build_quickly
+from taskflow_gql.operations.validation import RULES, TooComplex, parse, validate
+
+_ALL_TYPES = frozenset(OperationType)
+
+# A document that is written one token a line, with comments.
+MAX_LINES = 10_000
+# Characters. A shorter document is parsed and validated in some milliseconds.
+_LONG_DOCUMENT = 2_000
+# graphql-core takes 6 µs for a value, a plan 0.3, and making a plan some milliseconds.
+_LARGE_COST = 3_000
+# Errors of fields in one answer.
+MAX_FIELD_ERRORS = 100
+
+
+class Refused(Exception):
+    """The operation is not run. `errors` are rendered."""
+
+    def __init__(self, errors: list[GraphQLError]) -> None:
+        super().__init__(errors)
+        self.errors = errors
+
+
+class Schema(strawberry.Schema):
+    """Strawberry's, with an `execute` and a `stream` of its own. Extensions and middleware have no place in them."""
+
+    def __init__(self, *arguments: Any, settings: Settings, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        for type_ in self.schema_converter.type_map.values():
+            if isinstance(type_.definition, StrawberryObjectDefinition) and type_.definition.is_input:
+                build_quickly(type_.definition, self.config)
+        self._settings = settings
+        self._documents = Documents()
+        self._hides_schema = not settings.allows_introspection
+        self._rules = [*RULES]
+        if self._hides_schema:
+            self._rules.append(NoSchemaIntrospectionCustomRule)
+
+    async def execute(
+        self,
+        query: str | None,
+        variable_values: dict[str, Any] | None = None,
+        context_value: Any | None = None,
+        root_value: Any | None = None,
+        operation_name: str | None = None,
+        allowed_operation_types: Iterable[OperationType] | None = None,
+        operation_extensions: dict[str, Any] | None = None,
+    ) -> ExecutionResult:
+        """Raises MissingQueryError, CannotGetOperationTypeError and InvalidOperationTypeError; other errors, rendered,
+        are in the result, which is a PreExecutionError when nothing was run.
+        """
+        try:
+            document, operation, cost = await self._prepare(
+                query, variable_values, operation_name, allowed_operation_types or _ALL_TYPES
+            )
+        except Refused as refused:
+            return PreExecutionError(data=None, errors=refused.errors)
+        context = context_value.begin(document) if isinstance(context_value, Context) else context_value
+        return await self._execute(document, operation, cost, variable_values, context)
+
+    async def stream(
+        self,
+        query: str | None,
+        variable_values: dict[str, Any] | None = None,
+        context_value: Any | None = None,
+        root_value: Any | None = None,
+        operation_name: str | None = None,
+        operation_extensions: dict[str, Any] | None = None,
+        allowed_operation_types: Iterable[OperationType] | None = None,
+    ) -> AsyncGenerator[ExecutionResult]:
+        """The results of a subscription, or the one result of another operation."""
+        return self._results(query, variable_values, context_value, operation_name, allowed_operation_types)
+
+    async def _results(
+        self,
+        query: str | None,
+        variables: dict[str, Any] | None,
+        context: Any,
+        operation_name: str | None,
+        allowed_types: Iterable[OperationType] | None,
+    ) -> AsyncGenerator[ExecutionResult]:
+        try:
+            document, operation, cost = await self._prepare(
+                query, variables, operation_name, allowed_types or _ALL_TYPES
+            )
+        except Refused as refused:
+            yield PreExecutionError(data=None, errors=refused.errors)
+            return
+        except (MissingQueryError, CannotGetOperationTypeError, InvalidOperationTypeError) as error:
+            yield PreExecutionError(data=None, errors=[render_error(_as_graphql_error(error))])
+            return
+        # Nothing that was found out for one operation serves another: Strawberry hands the connection's context to each
+        # of a WebSocket.
+        if isinstance(context, Context):
+            context = context.for_operation(document)
+        if operation.type is not OperationType.SUBSCRIPTION:
+            async with context.turns if isinstance(context, Context) else nullcontext():
+                yield await self._execute(document, operation, cost, variables, context)
+            return
+        try:
+            events = subscribe(
+                self._schema,
+                document.node,
+                context_value=context,
+                variable_values=variables,
+                operation_name=operation_name,
+                executor_class=self.execution_context_class,
+                hide_suggestions=self._hides_schema,
+            )
+            if isawaitable(events):
+                events = await events
+            if isinstance(events, CoreResult):
+                yield PreExecutionError(data=None, errors=_rendered(events.errors))
+                return
+            async with aclosing(events):  # type: ignore[type-var]
+                async for result in events:
+                    yield ExecutionResult(result.data, _rendered(result.errors))
+        # What the stream itself ends with.
+        except Exception as error:
+            yield ExecutionResult(None, [render_error(_as_graphql_error(error))])
+
+    async def _prepare(
+        self,
+        query: str | None,
+        variables: dict[str, Any] | None,
+        operation_name: str | None,
+        allowed_types: Iterable[OperationType],
+    ) -> tuple[Document, Operation, int]:
+        """Raises Refused for all that is wrong with the operation, and for what goes wrong with it here: every
+        transport answers an error of ours in the same way.
+        """
+        if not query:
+            raise MissingQueryError
+        try:
+            return await self._checked(query, variables, operation_name, allowed_types)
+        except (Refused, CannotGetOperationTypeError, InvalidOperationTypeError):
+            raise
+        except Exception as error:
+            raise Refused([render_error(_as_graphql_error(error))]) from error
+
+    async def _checked(
+        self,
+        query: str,
+        variables: dict[str, Any] | None,
+        operation_name: str | None,
+        allowed_types: Iterable[OperationType],
+    ) -> tuple[Document, Operation, int]:
+        # Before its hash is made.
+        if len(query) > self._settings.max_query_characters:
+            raise Refused([_too_long(f"{len(query)} characters", self._settings.max_query_characters)])
+        document = self._documents.get(query)
+        is_new = document is None
+        if document is None:
+            document = self._parse(query)
+            await _let_others_go_first(query)
+        operation = document.operation(operation_name)
+        if operation is None:
+            raise CannotGetOperationTypeError(operation_name)
+        if operation.type not in allowed_types:
+            raise InvalidOperationTypeError(operation.type)
+        problems, cost = problems_of_request(document, operation, variables or {}, self._settings)
+        if operation_name is None and len(document.operations) > 1:
+            message = "Several operations: say in operationName which to run"
+            problems.append(GraphQLError(message, extensions={"code": BAD_USER_INPUT}))
+        if problems:
+            raise Refused(problems)
+        if is_new:
+            self._validate(document)
+            await _let_others_go_first(query)
+            document.columns = Columns(self._schema, document.node)
+            self._documents.keep(query, document)
+        return document, operation, cost
+
+    def _validate(self, document: Document) -> None:
+        try:
+            errors = validate(self._schema, document.node, hides_schema=self._hides_schema, rules=self._rules)
+        except TooComplex as error:
+            message = "The document repeats fields, or nests fragments, too much to be validated"
+            raise Refused([GraphQLError(message, extensions={"code": TOO_COMPLEX})]) from error
+        if errors:
+            raise Refused([coded(error, VALIDATION_FAILED) for error in errors])
+
+    def _parse(self, query: str) -> Document:
+        lines = query.count("\n") + query.count("\r") - query.count("\r\n")
+        if lines > MAX_LINES:
+            raise Refused([_too_long(f"{lines} lines", MAX_LINES)])
+        try:
+            return Document(query, parse(DocumentSource(query), self._settings.max_query_tokens))
+        except GraphQLError as error:
+            raise Refused([render_error(error)]) from error
+
+    async def _execute(
+        self, document: Document, operation: Operation, cost: int, variables: dict[str, Any] | None, context: Any
+    ) -> ExecutionResult:
+        """graphql-core's `execute`, which finds the operation, the fragments and the types of variables each time."""
+        try:
+            values = operation.variable_values(self._schema, variables or {}, hides_schema=self._hides_schema)
+            if isinstance(values, list):
+                return ExecutionResult(None, _rendered(values))
+            executor = self.execution_context_class(
+                self._schema,
+                document.fragments,
+                document.fragment_details,
+                None,
+                context,
+                operation.node,
+                values,
+                default_field_resolver,
+                default_type_resolver,
+                default_field_resolver,
+                is_awaitable=optimized_is_awaitable,  # type: ignore[arg-type]
+                hide_suggestions=self._hides_schema,
+            )
+            if cost > _LARGE_COST and isinstance(executor, CompilingExecutor):
+                executor.plans_at_once = True
+            result: Any = executor.execute_operation()
+            if not isinstance(result, CoreResult):
+                result = await result
+        except Exception as error:
+            return PreExecutionError(data=None, errors=[render_error(_as_graphql_error(error))])
+        return ExecutionResult(result.data, _rendered(result.errors))
+
+
+def _rendered(errors: list[GraphQLError] | None) -> list[GraphQLError] | None:
+    if not errors or len(errors) <= MAX_FIELD_ERRORS:
+        return errors and [render_error(error) for error in errors]
+    message = f"There are {len(errors) - MAX_FIELD_ERRORS} more errors like these"
+    return [*map(render_error, errors[:MAX_FIELD_ERRORS]), GraphQLError(message, extensions={"code": TOO_COMPLEX})]
+
+
+async def _let_others_go_first(query: str) -> None:
+    """After each step of a new document that may take tens of milliseconds."""
+    if len(query) > _LONG_DOCUMENT:
+        await asyncio.sleep(0)
+
+
+def _too_long(what: str, limit: int) -> GraphQLError:
+    return GraphQLError(f"The document has {what}; the limit is {limit}", extensions={"code": TOO_COMPLEX})
+
+
+def _as_graphql_error(error: Exception) -> GraphQLError:
+    match error:
+        case GraphQLError():
+            return error
+        case CannotGetOperationTypeError():
+            return GraphQLError(error.as_http_error_reason(), original_error=error)
+        case InvalidOperationTypeError():
+            return GraphQLError(f"A {error.operation_type.value} is not taken here", original_error=error)
+    return GraphQLError(str(error), original_error=error)

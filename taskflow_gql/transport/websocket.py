@@ -1,0 +1,298 @@
+"""GraphQL over WebSockets.
+
+Protocol: https://github.com/enisdenjo/graphql-ws/blob/master/PROTOCOL.md
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from contextlib import suppress
+from datetime import timedelta
+from typing import Any
+
+from sqlalchemy.exc import SQLAlchemyError
+from starlette import websockets
+from starlette.datastructures import Headers
+from starlette.requests import HTTPConnection
+from starlette.responses import Response
+from starlette.types import Scope
+from starlette.websockets import WebSocket
+from strawberry.asgi import ASGIWebSocketAdapter, GraphQL
+from strawberry.exceptions import ConnectionRejectionError
+from strawberry.http.exceptions import WebSocketDisconnected
+from strawberry.http.websocket_origin import is_same_origin, normalize_origin
+from strawberry.schema import BaseSchema
+from strawberry.subscriptions import GRAPHQL_TRANSPORT_WS_PROTOCOL
+from strawberry.subscriptions.protocols.graphql_transport_ws.handlers import (
+    BaseGraphQLTransportWSHandler,
+    _OperationStreamClosed,
+)
+from strawberry.subscriptions.protocols.graphql_transport_ws.types import ConnectionInitMessage
+from strawberry.types.execution import ExecutionResult, PreExecutionError
+from strawberry.types.unset import UnsetType
+
+from taskflow_gql.api.context import Context, Parts
+from taskflow_gql.api.errors import (
+    PERSISTED_QUERY_NOT_SUPPORTED,
+    PERSISTED_QUERY_NOT_SUPPORTED_MESSAGE,
+    RATE_LIMITED,
+    is_persisted_query,
+)
+from taskflow_gql.errors import RETRY_AFTER_SECONDS, ServerStops, Unauthenticated
+from taskflow_gql.transport.encoding import decode_json, encode_json
+
+log = logging.getLogger(__name__)
+
+_CONNECTION_INIT_TIMEOUT = timedelta(seconds=10)
+
+
+# Queries and mutations of one socket that are run or sent at once. The next waits until one of the answers is sent: a
+# client that does not read has no more of them run.
+_MAX_TURNS = 4
+
+
+# What Starlette raises when the client is gone, or the socket closed.
+_GONE = (websockets.WebSocketDisconnect, websockets.WebSocketDisconnected)
+
+
+class WebSocketAdapter(ASGIWebSocketAdapter):
+    async def send_text(self, text: str) -> None:
+        try:
+            await self.ws.send_text(text)
+        except _GONE as error:
+            raise WebSocketDisconnected from error
+
+    async def close(self, code: int, reason: str) -> None:
+        # Strawberry's reasons quote what the client sent, and a close frame has room for 123 bytes of UTF-8.
+        await super().close(code, reason.encode(errors="replace")[:123].decode(errors="ignore"))
+
+
+class TransportWSHandler(BaseGraphQLTransportWSHandler[Context, None]):
+    """Strawberry's, holding out against messages that are JSON but not of the protocol, and against clients that do not
+    read what they are sent.
+    """
+
+    view: SocketView
+    websocket: WebSocketAdapter
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._sending = asyncio.Lock()
+        self._unsent = 0
+        # Set when the socket is given up.
+        self._closing: asyncio.Task[None] | None = None
+
+    async def send_message(self, message: Any) -> None:
+        await self._send_text(self.view.encode_json(message))
+
+    async def _send_text(self, text: str) -> None:
+        # Whether a text is ASCII is known: most answers are not encoded for this.
+        size = len(text) if text.isascii() else len(text.encode())
+        unsent, person = self.view.unsent, self._person
+        limit = self.view.max_unsent_bytes
+        # An answer that nothing waits for is sent, however long it is.
+        if self._unsent and (self._unsent + size > limit or unsent[person] + size > 2 * limit):
+            self._give_up()
+            return
+        self._unsent += size
+        unsent[person] += size
+        try:
+            # One after the other: each waits until the connection has taken the one before.
+            async with self._sending:
+                if self._closing is None:
+                    await self.websocket.send_text(text)
+        finally:
+            self._unsent -= size
+            unsent[person] -= size
+            if not unsent[person]:
+                del unsent[person]
+
+    @property
+    def _person(self) -> object:
+        """The person whose socket it is, or the client's address without a token."""
+        client = self.context.connection.client
+        return self.context.person or (client.host if client else "")
+
+    def _give_up(self) -> None:
+        """Drop all that is unsent, and close."""
+        if self._closing is None:
+            for operation in self.operations.values():
+                # The caller may be one of them. It must not send `complete` before it is cancelled at its next `await`:
+                # Strawberry would look for its id.
+                operation.completed = True
+                if operation.task is not None:
+                    operation.task.cancel()
+            self.operations.clear()
+            # In a task of its own: the caller may be one of the cancelled, and a close frame waits for the client too.
+            self._closing = asyncio.create_task(self._close_unread())
+
+    async def _close_unread(self) -> None:
+        with suppress(*_GONE):
+            await self.websocket.close(code=1013, reason="Answers are not read")
+
+    async def shutdown(self) -> None:
+        if self._closing is not None:
+            self._closing.cancel()
+        await super().shutdown()
+
+    async def handle_message(self, message: Any) -> None:
+        if self._closing is not None:
+            return
+        if not isinstance(message, dict) or not isinstance(message.get("type"), str):
+            await self.handle_invalid_message("A message must be an object with a type")
+        elif message["type"] in ("subscribe", "complete") and not _is_id(message.get("id")):
+            await self.handle_invalid_message("The id of an operation must be a string that is not empty")
+        elif message["type"] == "subscribe" and self._asks_by_hash(message):
+            await self._refuse(message["id"], PERSISTED_QUERY_NOT_SUPPORTED_MESSAGE, code=PERSISTED_QUERY_NOT_SUPPORTED)
+        elif message["type"] == "subscribe" and (problem := _problem_of_payload(message.get("payload"))):
+            await self.handle_invalid_message(problem)
+        elif message["type"] == "subscribe" and self._is_full and message["id"] not in self.operations:
+            words = f"This connection has {self.max_subscriptions_per_connection} operations open: complete some first"
+            await self._refuse(message["id"], words, code=RATE_LIMITED, retryAfter=RETRY_AFTER_SECONDS)
+        elif message["type"] == "connection_init" and message.get("payload") is None:
+            # The protocol takes null for none.
+            await super().handle_message({"type": "connection_init"})
+        else:
+            await super().handle_message(message)  # type: ignore[arg-type]
+
+    def _asks_by_hash(self, message: dict[str, Any]) -> bool:
+        """Whether an operation that may begin names its document by a hash alone."""
+        may_begin = self.connection_acknowledged and message["id"] not in self.operations
+        return may_begin and _is_hash_alone(message.get("payload"))
+
+    async def _refuse(self, operation_id: str, message: str, **extensions: object) -> None:
+        error = {"message": message, "extensions": extensions}
+        await self.send_message({"type": "error", "id": operation_id, "payload": [error]})
+
+    async def handle_connection_init(self, message: ConnectionInitMessage) -> None:
+        try:
+            await super().handle_connection_init(message)
+        except (SQLAlchemyError, OSError, TimeoutError) as error:
+            log.warning("Cannot check who connects now: %s", type(error).__name__)
+            # Try again later, says the code, and clients do.
+            await self.websocket.close(code=1013, reason="The database is away")
+
+    async def handle_task_exception(self, error: Exception) -> None:
+        # A client that is gone while an answer is sent is no error of ours.
+        if not isinstance(error, WebSocketDisconnected):
+            await super().handle_task_exception(error)
+
+    @property
+    def _is_full(self) -> bool:
+        limit = self.max_subscriptions_per_connection
+        return self.connection_acknowledged and limit is not None and len(self.operations) >= limit
+
+    async def _send_result_stream(self, operation: Any, result_source: Any) -> None:
+        is_first = True
+        async for result in result_source:
+            await self._close_at_end(result)
+            if is_first and isinstance(result, PreExecutionError):
+                await self._handle_pre_execution_error(operation, result)
+                return
+            is_first = False
+            text = self.view.encode_json({"id": operation.id, "type": "next", "payload": payload_of(result)})
+            # Only the text waits to be sent: the same as objects takes several times the memory.
+            del result
+            if not operation.completed:
+                await self._send_text(text)
+
+    async def _close_at_end(self, result: Any) -> None:
+        """Whatever ends a stream of ours closes the socket, with a code on which clients come back: 4403 with a new
+        token, 1012 as they are. After `complete`, or an error, they would take it for finished.
+        """
+        match end_of_stream(result):
+            case Unauthenticated():
+                await self.websocket.close(code=4403, reason="Forbidden")
+                raise _OperationStreamClosed
+            case ServerStops():
+                await self.websocket.close(code=1012, reason="The server restarts")
+                raise _OperationStreamClosed
+
+
+def payload_of(result: ExecutionResult) -> dict[str, Any]:
+    payload: dict[str, Any] = {"data": result.data}
+    if result.errors:
+        payload["errors"] = [error.formatted for error in result.errors]
+    return payload
+
+
+def end_of_stream(result: Any) -> BaseException | None:
+    """What the stream itself ended with; errors of single fields have a path."""
+    if isinstance(result, PreExecutionError) or not result.errors or result.errors[0].path is not None:
+        return None
+    error: BaseException | None = result.errors[0].original_error
+    return error
+
+
+def _is_id(value: object) -> bool:
+    return isinstance(value, str) and value != ""
+
+
+def _is_hash_alone(payload: object) -> bool:
+    return isinstance(payload, dict) and not payload.get("query") and is_persisted_query(payload.get("extensions"))
+
+
+def _problem_of_payload(payload: object) -> str | None:
+    if not isinstance(payload, dict) or not isinstance(payload.get("query"), str):
+        return "The payload of subscribe must be an object with a query"
+    if not isinstance(payload.get("variables"), dict | None):
+        return "variables must be an object"
+    if not isinstance(payload.get("operationName"), str | None):
+        return "operationName must be a string"
+    return None
+
+
+def is_allowed_origin(scope: Scope, allowed: list[str]) -> bool:
+    """Whether a page of this origin may open a WebSocket. Browsers do not apply CORS there; programs send no Origin."""
+    headers = Headers(scope=scope)
+    origin = headers.get("origin")
+    if origin is None or "*" in allowed:
+        return True
+    if headers.get("sec-fetch-site") == "same-origin" or is_same_origin(origin, headers.get("host")):
+        return True
+    if normalize_origin(origin) in {normalize_origin(one) for one in allowed}:
+        return True
+    log.warning("Refused a WebSocket from a page of %.200r: TASKFLOW_CORS_ORIGINS does not name it", origin)
+    return False
+
+
+class SocketView(GraphQL[Context, None]):
+    """Strawberry's view, of which only the WebSockets are used."""
+
+    graphql_transport_ws_handler_class = TransportWSHandler
+    websocket_adapter_class = WebSocketAdapter
+
+    def __init__(self, schema: BaseSchema, parts: Parts) -> None:
+        super().__init__(
+            schema,
+            # Named explicitly: the legacy `graphql-ws` protocol is on by default.
+            subscription_protocols=[GRAPHQL_TRANSPORT_WS_PROTOCOL],
+            connection_init_wait_timeout=_CONNECTION_INIT_TIMEOUT,
+            max_subscriptions_per_connection=parts.settings.max_subscriptions_per_connection,
+            # `is_allowed_origin` has been asked before.
+            allowed_origins=["*"],
+        )
+        self._parts = parts
+        self.max_unsent_bytes = parts.settings.max_unsent_bytes
+        # Bytes of answers by person.
+        self.unsent: Counter[object] = Counter()
+
+    async def get_context(self, request: HTTPConnection, response: Response | WebSocket) -> Context:
+        return Context(parts=self._parts, connection=request, turns=asyncio.Semaphore(_MAX_TURNS))
+
+    async def on_ws_connect(self, context: Context) -> UnsetType | dict[str, object] | None:
+        """No token is anonymous; a bad one closes with 4403, on which clients fetch a new one and come back."""
+        try:
+            viewer = await context.for_operation().viewer()
+        except Unauthenticated as error:
+            raise ConnectionRejectionError from error
+        context.person = viewer.id if viewer else None
+        return UnsetType()
+
+    def encode_json(self, data: object) -> str:
+        return encode_json(data).decode()
+
+    def decode_json(self, data: str | bytes) -> object:
+        return decode_json(data)

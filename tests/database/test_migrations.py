@@ -1,0 +1,346 @@
+"""Migrations make the tables of the models, on both databases, up and down, alone and at once."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Sequence
+from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
+from io import StringIO
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import asyncpg
+import pytest
+from alembic.util import CommandError
+from rich.console import Console
+from sqlalchemy import Connection, func, insert, inspect, make_url, select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from taskflow_gql import clock
+from taskflow_gql.cli.seeding import Seeding, seed_database
+from taskflow_gql.config import Settings
+from taskflow_gql.database.migrations import current_revision, head_revision, migrate
+from taskflow_gql.database.sessions import create_engine
+from taskflow_gql.models import Model, Session, StreamState, Task, User
+from tests.conftest import make_settings
+from tests.support.processes import blocking_child, child
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+async def new_postgres(postgres_url: str) -> AsyncIterator[str]:
+    """URL of a database without tables."""
+    name = f"taskflow_test_{uuid4().hex[:12]}"
+    maintenance = await asyncpg.connect(postgres_url)
+    await maintenance.execute(f'CREATE DATABASE "{name}"')
+    yield make_url(postgres_url).set(database=name).render_as_string(hide_password=False)
+    await maintenance.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+    await maintenance.close()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def empty(request: pytest.FixtureRequest, tmp_path: Path) -> Settings:
+    """Settings of a server on a database without tables."""
+    if request.param == "sqlite":
+        return make_settings(data_dir=tmp_path, database_url=f"sqlite:///{tmp_path}/new.sqlite3")
+    return make_settings(data_dir=tmp_path, database_url=request.getfixturevalue("new_postgres"))
+
+
+@pytest.fixture
+async def engine(empty: Settings) -> AsyncIterator[AsyncEngine]:
+    engine = create_engine(empty)
+    yield engine
+    await engine.dispose()
+
+
+def by_name(constraints: Sequence[Any]) -> list[Any]:
+    return sorted(constraints, key=lambda constraint: str(constraint["name"]))
+
+
+def tables_of(connection: Connection) -> dict[str, Any]:
+    """What the database itself says of the tables that the models know."""
+    inspector = inspect(connection)
+    return {
+        name: {
+            # By name: a column that a later migration adds stands at the end of its table.
+            "columns": {column["name"]: repr(column) for column in inspector.get_columns(name)},
+            "primary key": inspector.get_pk_constraint(name),
+            "foreign keys": by_name(inspector.get_foreign_keys(name)),
+            "unique": by_name(inspector.get_unique_constraints(name)),
+            "checks": by_name(inspector.get_check_constraints(name)),
+        }
+        for name in Model.metadata.tables
+    }
+
+
+async def names_of_tables(engine: AsyncEngine) -> list[str]:
+    async with engine.connect() as connection:
+        return await connection.run_sync(lambda sync: inspect(sync).get_table_names())
+
+
+async def test_migrations_make_the_tables_columns_and_constraints_of_the_models(engine: AsyncEngine) -> None:
+    await migrate(engine)
+    async with engine.connect() as connection:
+        migrated = await connection.run_sync(tables_of)
+    await migrate(engine, "base")
+    async with engine.begin() as connection:
+        await connection.run_sync(Model.metadata.create_all)
+        assert await connection.run_sync(tables_of) == migrated
+
+
+async def test_every_constraint_has_a_name_of_its_own(engine: AsyncEngine) -> None:
+    await migrate(engine)
+    async with engine.connect() as connection:
+        tables = await connection.run_sync(tables_of)
+    kinds = ("foreign keys", "unique", "checks")
+    names = [constraint["name"] for table in tables.values() for kind in kinds for constraint in table[kind]]
+    # The primary key that is a row number in SQLite has none there.
+    names += [table["primary key"]["name"] for name, table in tables.items() if name != "task_events"]
+    assert [name for name in names if not re.match("(pk|fk|uq|ck)_", str(name))] == []
+    assert sorted(names) == sorted(set(names))
+    assert {"pk_users", "uq_users_email_key", "ck_tasks_status", "fk_tasks_creator_id_users"} <= set(names)
+
+
+async def test_the_revision_is_nothing_before_and_the_newest_after(engine: AsyncEngine) -> None:
+    assert await current_revision(engine) is None
+    await migrate(engine)
+    assert await current_revision(engine) == head_revision()
+    await migrate(engine)
+    assert await current_revision(engine) == head_revision()
+
+
+async def test_the_stream_begins_at_0_with_an_id_of_its_own(engine: AsyncEngine) -> None:
+    statement = select(StreamState.id, StreamState.stream_id, StreamState.last_position)
+    ids = []
+    for _ in range(2):
+        await migrate(engine)
+        async with engine.connect() as connection:
+            rows = (await connection.execute(statement)).all()
+        ids.append(rows[0].stream_id)
+        assert rows == [(1, ids[-1], 0)]
+        assert re.fullmatch("[0-9a-f]{16}", ids[-1])
+        await migrate(engine, "base")
+    assert ids[0] != ids[1]
+
+
+async def fill(engine: AsyncEngine) -> None:
+    await seed_database(engine, Seeding(users=5, tasks=50, random_seed=1), Console(file=StringIO()))
+    async with engine.execution_options(writes=True).begin() as connection:
+        user_id = (await connection.execute(select(User.id))).scalars().first()
+        values = {"id": uuid4(), "user_id": user_id, "created_at": clock.now(), "expires_at": clock.now()}
+        await connection.execute(insert(Session).values(values))
+
+
+async def count(engine: AsyncEngine) -> dict[str, int]:
+    async with engine.connect() as connection:
+        return {
+            model.__tablename__: (await connection.execute(select(func.count()).select_from(model))).scalar_one()
+            for model in (User, Task, Session)
+        }
+
+
+async def test_down_to_nothing_leaves_nothing_and_up_again_works(engine: AsyncEngine) -> None:
+    await migrate(engine)
+    await fill(engine)
+    await migrate(engine, "base")
+    assert await names_of_tables(engine) == ["alembic_version"]
+    assert await current_revision(engine) is None
+    await migrate(engine)
+    await fill(engine)
+    assert await count(engine) == {"users": 5, "tasks": 50, "sessions": 1}
+
+
+async def test_an_unknown_revision_is_refused_and_changes_nothing(engine: AsyncEngine) -> None:
+    await migrate(engine)
+    with pytest.raises(CommandError, match="Can't locate revision identified by 'nonsense'"):
+        await migrate(engine, "nonsense")
+    assert await current_revision(engine) == head_revision()
+
+
+async def test_a_migrated_database_still_keeps_its_foreign_keys(engine: AsyncEngine) -> None:
+    """On SQLite they are a switch of the connection, which goes back into the pool."""
+    await migrate(engine)
+    if engine.dialect.name == "sqlite":
+        async with engine.connect() as connection:
+            assert (await connection.exec_driver_sql("PRAGMA foreign_keys")).scalar_one() == 1
+    await fill(engine)
+
+
+async def test_a_process_that_has_migrated_does_not_keep_others_from_it(engine: AsyncEngine, empty: Settings) -> None:
+    await migrate(engine)
+    other = create_engine(empty)
+    async with asyncio.timeout(5):
+        await migrate(other)
+    await other.dispose()
+
+
+MIGRATE_WHEN_TOLD = """
+import asyncio, sys
+from taskflow_gql.config import Settings
+from taskflow_gql.database.sessions import create_engine
+from taskflow_gql.database.migrations import migrate
+
+async def main():
+    engine = create_engine(Settings(_env_file=None, database_url=sys.argv[1]))
+    print("ready", flush=True)
+    sys.stdin.readline()
+    await migrate(engine)
+    await engine.dispose()
+
+asyncio.run(main())
+"""
+
+
+def migrate_at_once(settings: Settings, count: int) -> list[int]:
+    """The exit codes of that many processes, all of which begin when all are ready."""
+    command = [sys.executable, "-c", MIGRATE_WHEN_TOLD, str(settings.database_url)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with ExitStack() as stack:
+        processes = [stack.enter_context(blocking_child(command, cwd=ROOT, **pipes)) for _ in range(count)]
+        for process in processes:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"ready\n"
+        for process in processes:
+            assert process.stdin is not None
+            process.stdin.write(b"go\n")
+            process.stdin.flush()
+        for process in processes:
+            process.communicate()
+    return [process.returncode for process in processes]
+
+
+async def test_of_processes_that_migrate_at_once_one_does_it_and_the_others_wait(
+    engine: AsyncEngine, empty: Settings
+) -> None:
+    assert await asyncio.to_thread(migrate_at_once, empty, 3) == [0, 0, 0]
+    assert await current_revision(engine) == head_revision()
+    async with engine.connect() as connection:
+        assert (await connection.execute(select(func.count()).select_from(StreamState))).scalar_one() == 1
+
+
+async def test_due_dates_at_the_ends_of_time_move_inside(engine: AsyncEngine) -> None:
+    """The first release stored them; on PostgreSQL as infinities."""
+    await migrate(engine, "0001")
+    await fill(engine)
+    first, last = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
+    dates = [first, last, first + timedelta(microseconds=1), last - timedelta(microseconds=1), None]
+    async with engine.execution_options(writes=True).begin() as connection:
+        ids = (await connection.execute(select(Task.id).order_by(Task.id))).scalars().all()[: len(dates)]
+        for task_id, date in zip(ids, dates, strict=True):
+            await connection.execute(update(Task).where(Task.id == task_id).values(due_date=date))
+        others = (await connection.execute(select(Task.id, Task.due_date).where(Task.id.not_in(ids)))).all()
+    await migrate(engine)
+    async with engine.connect() as connection:
+        found = dict((await connection.execute(select(Task.id, Task.due_date))).all())
+        assert [found[task_id] for task_id in ids] == [dates[2], dates[3], *dates[2:]]
+        assert [found[task_id] for task_id, _ in others] == [due_date for _, due_date in others]
+    await migrate(engine, "0001")
+    await migrate(engine)
+
+
+async def test_postgresql_keeps_no_infinite_due_date(new_postgres: str) -> None:
+    engine = create_engine(make_settings(database_url=new_postgres))
+    await migrate(engine)
+    await fill(engine)
+    async with engine.connect() as connection:
+        for moment in (datetime.min, datetime.max):
+            with pytest.raises(IntegrityError, match="ck_tasks_due_date_finite"):
+                await connection.execute(update(Task).values(due_date=moment.replace(tzinfo=UTC)))
+            await connection.rollback()
+    await engine.dispose()
+
+
+# The `alembic` command
+
+
+async def alembic(settings: Settings, *arguments: str) -> str:
+    """What `alembic` says, run from the root of the repository."""
+    assert settings.database_url is not None
+    environment = os.environ | {"TASKFLOW_DATABASE_URL": settings.database_url}
+    command = (sys.executable, "-m", "alembic", *arguments)
+    async with child(*command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+        said = (await process.communicate())[0].decode()
+    assert process.returncode == 0, said
+    return said.strip()
+
+
+@pytest.fixture
+def copied_migrations(tmp_path: Path) -> Path:
+    """The repository's migrations, where a test may add to them."""
+    shutil.copy(ROOT / "alembic.ini", tmp_path)
+    shutil.copytree(ROOT / "migrations", tmp_path / "migrations", ignore=shutil.ignore_patterns("__pycache__"))
+    return tmp_path
+
+
+def add_migration(folder: Path, steps: str) -> None:
+    """A migration after the newest."""
+    (folder / "migrations/versions/next.py").write_text(
+        "import sqlalchemy as sa\nfrom alembic import op\n"
+        f"revision, down_revision = 'next', {head_revision()!r}\n"
+        f"def upgrade():\n{steps}"
+    )
+
+
+async def test_the_alembic_command_migrates_and_finds_nothing_more_to_do(
+    engine: AsyncEngine, empty: Settings, copied_migrations: Path
+) -> None:
+    await alembic(empty, "upgrade", "head")
+    assert await current_revision(engine) == head_revision()
+    assert await alembic(empty, "current") == f"{head_revision()} (head)"
+    assert await alembic(empty, "check") == "No new upgrade operations detected."
+
+    ini = str(copied_migrations / "alembic.ini")
+    await alembic(empty, "-c", ini, "revision", "--autogenerate", "-m", "nothing", "--rev-id", "9999")
+    made = (copied_migrations / "migrations/versions/9999_nothing.py").read_text()
+    assert re.findall(r"def (\w+)\(.*\).*:\n(?:    #.*\n)*    pass\n", made) == ["upgrade", "downgrade"]
+
+
+async def test_the_alembic_command_goes_down(engine: AsyncEngine, empty: Settings) -> None:
+    await migrate(engine)
+    await alembic(empty, "downgrade", "base")
+    assert await names_of_tables(engine) == ["alembic_version"]
+
+
+async def test_altering_a_table_keeps_the_rows_that_refer_to_it(
+    engine: AsyncEngine, empty: Settings, copied_migrations: Path
+) -> None:
+    await migrate(engine)
+    await fill(engine)
+    before = await count(engine)
+    add_migration(
+        copied_migrations,
+        "    with op.batch_alter_table('users') as users:\n"
+        "        users.alter_column('full_name', type_=sa.String(300))\n",
+    )
+    await engine.dispose()
+    await alembic(empty, "-c", str(copied_migrations / "alembic.ini"), "upgrade", "head")
+    assert await current_revision(engine) == "next"
+    assert await count(engine) == before == {"users": 5, "tasks": 50, "sessions": 1}
+
+
+async def test_a_migration_that_fails_changes_nothing(
+    engine: AsyncEngine, empty: Settings, copied_migrations: Path
+) -> None:
+    await migrate(engine)
+    before = await names_of_tables(engine)
+    add_migration(
+        copied_migrations,
+        "    op.create_table('notes', sa.Column('id', sa.Integer(), primary_key=True))\n"
+        "    op.execute('UPDATE stream_state SET last_position = 7')\n"
+        "    op.execute('nonsense')\n",
+    )
+    with pytest.raises(AssertionError, match="syntax error"):
+        await alembic(empty, "-c", str(copied_migrations / "alembic.ini"), "upgrade", "head")
+    assert await current_revision(engine) == head_revision()
+    assert await names_of_tables(engine) == before
+    async with engine.connect() as connection:
+        assert (await connection.execute(select(StreamState.last_position))).scalar_one() == 0

@@ -1,0 +1,134 @@
+"""What people type: its form, without a database. The messages stand in tests/api as well, as clients get them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from taskflow_gql.errors import BadUserInput, Refusal
+from taskflow_gql.services import checks
+
+CHECKS: dict[str, Callable[[str, list[Refusal]], str | None]] = {
+    "email": checks.check_email,
+    "username": checks.check_username,
+    "fullName": checks.check_full_name,
+    "password": checks.check_password,
+    "title": checks.check_title,
+    "description": checks.check_description,
+}
+
+
+def check(field: str, given: str) -> tuple[str | None, list[str]]:
+    """What would be stored, and what is wrong."""
+    problems: list[Refusal] = []
+    stored = CHECKS[field](given, problems)
+    assert all(isinstance(problem, BadUserInput) and problem.field == [field] for problem in problems)
+    return stored, [problem.message for problem in problems]
+
+
+@pytest.mark.parametrize(
+    ("field", "given", "stored"),
+    [
+        ("email", " Ann@Example.com ", "Ann@Example.com"),
+        ("email", "a+b.c@sub.example.co.uk", "a+b.c@sub.example.co.uk"),
+        ("email", "ünïcode@exämple.com", "ünïcode@exämple.com"),
+        ("email", "a@example.test", "a@example.test"),
+        ("username", " ann ", "ann"),
+        ("username", "A.n_n-1", "A.n_n-1"),
+        ("username", "x" * 50, "x" * 50),
+        ("fullName", " Ann ", "Ann"),
+        ("fullName", "é" * 255, "é" * 255),
+        ("password", "12345678", "12345678"),
+        ("password", " with blanks around ", " with blanks around "),
+        ("password", "p" * 128, "p" * 128),
+        ("title", "\u00a0abc\u2003", "abc"),
+        ("title", "😀" * 3, "😀" * 3),
+        ("title", "x" * 255, "x" * 255),
+        ("description", "", ""),
+        ("description", " \n", " \n"),
+        ("description", "x" * 10_000, "x" * 10_000),
+    ],
+)
+def test_what_is_in_form_is_stored_stripped_where_blanks_mean_nothing(field: str, given: str, stored: str) -> None:
+    assert check(field, given) == (stored, [])
+
+
+@pytest.mark.parametrize(
+    ("field", "given", "message"),
+    [
+        ("username", "ab", "Username must be at least 3 characters long"),
+        ("username", "  ab  ", "Username must be at least 3 characters long"),
+        ("username", "x" * 51, "Username must be at most 50 characters long"),
+        ("username", "ann b", "Username may only have letters, digits, _, . and -"),
+        ("username", "änn", "Username may only have letters, digits, _, . and -"),
+        ("username", "ann@example.com", "Username may only have letters, digits, _, . and -"),
+        ("username", "ann\nb", "Username may only have letters, digits, _, . and -"),
+        ("username", "ann\u0661", "Username may only have letters, digits, _, . and -"),
+        ("fullName", "", "Full name must not be empty"),
+        ("fullName", " \u3000 ", "Full name must not be empty"),
+        ("fullName", "x" * 256, "Full name must be at most 255 characters long"),
+        ("password", "1234567", "Password must be at least 8 characters long"),
+        ("password", "", "Password must be at least 8 characters long"),
+        ("password", "p" * 129, "Password must be at most 128 characters long"),
+        ("title", "ab", "Title must be at least 3 characters long"),
+        ("title", "a  ", "Title must be at least 3 characters long"),
+        ("title", "x" * 256, "Title must be at most 255 characters long"),
+        ("description", "x" * 10_001, "Description must be at most 10000 characters long"),
+    ],
+)
+def test_what_is_not_in_form_is_refused_with_words(field: str, given: str, message: str) -> None:
+    assert check(field, given)[1] == [message]
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "",
+        "ann",
+        "@example.com",
+        "ann@",
+        "ann@example",
+        "a b@example.com",
+        "ann@exam ple.com",
+        "ann@@example.com",
+        "ann@example..com",
+        ".ann@example.com",
+        "ann.@example.com",
+        "ann@-example.com",
+        "ann@[127.0.0.1]",
+        "Ann <ann@example.com>",
+        "ann@example.com\nBcc: bob@example.com",
+        "ann\x00@example.com",
+        "ann\ud800@example.com",
+        f"ann@{'a' * 64}.com",
+        f"ann@{'a.' * 130}com",
+    ],
+)
+def test_what_is_no_email_address_is_refused(given: str) -> None:
+    _, problems = check("email", given)
+    assert len(problems) == 1
+    assert problems[0].startswith("Email address is not valid: ")
+
+
+@given(st.sampled_from(sorted(CHECKS)), st.text(st.characters()))
+def test_no_text_makes_a_check_fail_with_anything_but_a_problem(field: str, given_text: str) -> None:
+    check(field, given_text)
+
+
+@given(st.text(alphabet="ann\u00e9 .@\x00"))
+def test_a_check_takes_what_it_stored_before(given_text: str) -> None:
+    for field in CHECKS:
+        stored, problems = check(field, given_text)
+        if not problems:
+            assert stored is not None
+            assert check(field, stored) == (stored, [])
+
+
+def test_nul_and_half_a_surrogate_pair_cannot_be_stored() -> None:
+    for fine in ("", "abc", "é", "😀", "\u202e", "\x01", "\uffff"):
+        assert checks.is_storable(fine)
+    for bad in ("\x00", "a\x00b", "\ud800", "\udfff", "a\udc00"):
+        assert not checks.is_storable(bad)

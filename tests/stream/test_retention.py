@@ -1,0 +1,129 @@
+"""Old events are deleted from the start of the stream, a batch at a time, and cursors before them expire."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from datetime import timedelta
+
+import pytest
+from sqlalchemy import func, select, update
+
+from taskflow_gql import clock
+from taskflow_gql.database.sessions import Database
+from taskflow_gql.errors import CursorExpired
+from taskflow_gql.models import TaskEvent
+from taskflow_gql.services.positions import events_after, expire_events, place_events, read_stream_state, require_kept
+from taskflow_gql.stream.retention import Retention
+from tests.support.factories import make_task, make_user, make_viewer
+
+KEEP_DAYS = 30
+
+
+async def record_events(database: Database, days_ago: Sequence[float | None]) -> None:
+    """An event for each number, in this order of positions; None is one of now that has no position yet."""
+    async with database.write() as session:
+        viewer = make_viewer((await make_user(session)).id)
+        for age in days_ago:
+            if age is None:
+                await place_events(session, limit=10_000)
+            await make_task(session, viewer)
+            if age is not None:
+                last = select(func.max(TaskEvent.id)).scalar_subquery()
+                occurred_at = clock.now() - timedelta(days=age)
+                await session.execute(update(TaskEvent).where(TaskEvent.id == last).values(occurred_at=occurred_at))
+        if None not in days_ago:
+            await place_events(session, limit=10_000)
+
+
+async def positions(database: Database) -> list[int | None]:
+    async with database.read() as session:
+        return list(await session.scalars(select(TaskEvent.position).order_by(TaskEvent.id)))
+
+
+async def expired_position(database: Database) -> int:
+    async with database.read() as session:
+        return (await read_stream_state(session)).expired_position
+
+
+async def test_what_is_older_is_deleted_and_the_rest_stays(database: Database) -> None:
+    await record_events(database, [40, 31, 30.001, 29.999, 1, 0])
+    assert await Retention(database, KEEP_DAYS).expire() == 3
+    assert await positions(database) == [4, 5, 6]
+    assert await expired_position(database) == 3
+    assert await Retention(database, KEEP_DAYS).expire() == 0
+    assert await positions(database) == [4, 5, 6]
+
+
+async def test_an_old_event_behind_a_young_one_waits_for_it(database: Database) -> None:
+    """Clocks of two servers differ, and transactions last; what is kept must have no holes."""
+    await record_events(database, [40, 1, 40, 1])
+    assert await Retention(database, KEEP_DAYS).expire() == 1
+    assert await positions(database) == [2, 3, 4]
+
+
+async def test_an_event_without_a_position_is_never_deleted(database: Database) -> None:
+    await record_events(database, [40, None])
+    async with database.write() as session:
+        await session.execute(update(TaskEvent).values(occurred_at=clock.now() - timedelta(days=40)))
+    assert await Retention(database, KEEP_DAYS).expire() == 1
+    assert await positions(database) == [None]
+
+
+async def test_nothing_is_deleted_from_an_empty_record(database: Database) -> None:
+    assert await Retention(database, KEEP_DAYS).expire() == 0
+    assert await expired_position(database) == 0
+
+
+async def test_a_batch_is_as_large_as_asked_and_goes_on_where_the_last_ended(database: Database) -> None:
+    await record_events(database, [40] * 5)
+    for deleted, left in ((2, [3, 4, 5]), (2, [5]), (1, []), (0, [])):
+        async with database.write() as session:
+            assert await expire_events(session, clock.now(), limit=2) == deleted
+        assert await positions(database) == left
+
+
+async def test_many_are_deleted_in_several_batches(database: Database) -> None:
+    await record_events(database, [40.0] * 1001 + [1.0])
+    assert await Retention(database, KEEP_DAYS).expire() == 1001
+    assert await positions(database) == [1002]
+
+
+async def test_positions_go_on_after_everything_is_deleted(database: Database) -> None:
+    await record_events(database, [40, 40])
+    assert await Retention(database, KEEP_DAYS).expire() == 2
+    async with database.write() as session:
+        viewer = make_viewer((await make_user(session, "bob")).id)
+        await make_task(session, viewer)
+        assert await place_events(session, limit=10) == (1, False)
+    assert await positions(database) == [3]
+
+
+async def test_a_cursor_is_good_as_long_as_everything_after_it_is_kept(database: Database) -> None:
+    await record_events(database, [40, 40, 1])
+    await Retention(database, KEEP_DAYS).expire()
+    async with database.read() as session:
+        for position in (2, 3):
+            assert (await require_kept(session, position)).expired_position == 2
+        assert [event.position for event in await events_after(session, 2, limit=10)] == [3]
+        for position in (0, 1):
+            with pytest.raises(CursorExpired, match="no longer kept: read again from a query"):
+                await require_kept(session, position)
+
+
+async def test_two_servers_at_once_delete_each_event_once(database: Database) -> None:
+    await record_events(database, [40] * 20)
+    deleted = await asyncio.gather(*(Retention(database, KEEP_DAYS).expire() for _ in range(2)))
+    assert sum(deleted) == 20
+    assert await positions(database) == []
+    assert await expired_position(database) == 20
+
+
+async def test_a_running_retention_begins_at_once_and_ends_when_closed(database: Database) -> None:
+    await record_events(database, [40, 1])
+    retention = Retention(database, KEEP_DAYS)
+    retention.start()
+    async with asyncio.timeout(10):
+        while await positions(database) != [2]:
+            pass
+    await retention.close()

@@ -1,0 +1,59 @@
+"""People and tasks made directly in a database: for tests below the API, and for many rows at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Engine, event
+
+from taskflow_gql.database.sessions import Database, DatabaseSession
+from taskflow_gql.models import TaskCategory, TaskPriority, TaskRow, UserRole, UserRow
+from taskflow_gql.services import tasks
+from taskflow_gql.services.access import Viewer
+from taskflow_gql.services.accounts import Registration, create_user
+from taskflow_gql.services.ids import make_id
+
+
+def make_viewer(user_id: UUID | str, role: UserRole = UserRole.MEMBER) -> Viewer:
+    """As the API makes it of a good token."""
+    return Viewer(id=UUID(str(user_id)), role=role, session_id=make_id(), expires_at=datetime(2100, 1, 1, tzinfo=UTC))
+
+
+async def make_user(session: DatabaseSession, username: str = "ann", *, role: UserRole = UserRole.MEMBER) -> UserRow:
+    """Without a password that anybody could know."""
+    registration = Registration(f"{username}@example.com", username, username.title(), "")
+    return await create_user(session, registration, "no hash", role=role)
+
+
+async def make_task(session: DatabaseSession, viewer: Viewer, title: str = "A task", **fields: Any) -> TaskRow:
+    given: dict[str, Any] = {
+        "description": None,
+        "priority": TaskPriority.MEDIUM,
+        "category": TaskCategory.OTHER,
+        "due_date": None,
+        "assignee_id": None,
+    }
+    return await tasks.create_task(session, viewer, title=title, **(given | fields))
+
+
+@contextmanager
+def noting_statements(note: Callable[[str], None]) -> Iterator[None]:
+    """Calls with the text of every statement that is sent to any database meanwhile, whichever way it goes there."""
+
+    def note_directly(sql: str, _parameters: object) -> None:
+        note(sql)
+
+    def note_cursor(_connection: object, _cursor: object, sql: str, *_: object) -> None:
+        note(sql)
+
+    event.listen(Engine, "before_cursor_execute", note_cursor)
+    Database.on_statement = staticmethod(note_directly)
+    try:
+        yield
+    finally:
+        Database.on_statement = None
+        event.remove(Engine, "before_cursor_execute", note_cursor)

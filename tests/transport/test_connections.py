@@ -1,0 +1,543 @@
+"""The HTTP server under clients that send too much, too slowly, or read nothing: real sockets, bytes by hand."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import resource
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from taskflow_gql.transport import connections
+from taskflow_gql.transport.connections import MAX_HEAD_BYTES, MAX_HEADERS, problem_of_descriptors, uvicorn_config
+from tests.conftest import listening, make_settings, serving
+from tests.support.client import PATIENCE_SECONDS, Api
+
+pytestmark = pytest.mark.usefixtures("no_errors_are_logged")
+
+GET = b"GET /health HTTP/1.1\r\nHost: x\r\n"
+POST = b"POST /graphql HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+BODY = b'{"query": "{ serverInfo { name } }"}'
+CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
+UPGRADE = (
+    b"GET /graphql HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
+)
+# How long another client may wait while one misbehaves, on a machine that is busy.
+MAX_WAIT_SECONDS = 5
+
+
+@pytest.fixture(scope="module")
+async def web(migrated_sqlite: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Api]:
+    path = tmp_path_factory.mktemp("server") / "taskflow.sqlite3"
+    shutil.copy(migrated_sqlite, path)
+    async with serving(make_settings(data_dir=path.parent, database_url=f"sqlite:///{path}")) as api:
+        yield api
+
+
+@dataclass
+class Client:
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+    async def send(self, data: bytes) -> None:
+        self.writer.write(data)
+        # The server may have closed already; what it said before can still be read.
+        with suppress(ConnectionError):
+            await self.writer.drain()
+
+    async def answer(self) -> tuple[int, dict[str, str], bytes]:
+        """Status, headers and body of the next answer, which has a length."""
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            head = (await self.reader.readuntil(b"\r\n\r\n")).decode()
+            first, *lines = head.strip().split("\r\n")
+            headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
+            body = await self.reader.readexactly(int(headers.get("content-length", "0")))
+        return int(first.split()[1]), headers, body
+
+    async def status(self) -> int:
+        return (await self.answer())[0]
+
+    async def rest(self) -> bytes:
+        """All that comes until the server closes."""
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            try:
+                return await self.reader.read()
+            except ConnectionResetError:
+                return b""
+
+
+@asynccontextmanager
+async def client_of(url: str) -> AsyncIterator[Client]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]))
+    try:
+        yield Client(reader, writer)
+    finally:
+        writer.close()
+        with suppress(OSError):
+            await writer.wait_closed()
+
+
+async def said_to(url: str, data: bytes) -> tuple[int, dict[str, str], bytes]:
+    """The answer to these bytes, after which the server has closed."""
+    async with client_of(url) as client:
+        await client.send(data)
+        answer = await client.answer()
+        assert await client.rest() == b""
+        return answer
+
+
+# ---------------------------------------------------------------- how much
+
+
+TOO_LONG = f"The head of a request may have at most {MAX_HEAD_BYTES} bytes\n".encode()
+TOO_MANY = f"A request may have at most {MAX_HEADERS} headers\n".encode()
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"GET /" + b"x" * 40_000, TOO_LONG),
+        (b"GET /graphql?query=" + b"%0A" * 20_000 + b" HTTP/1.1\r\n\r\n", TOO_LONG),
+        (GET + b"Accept: " + b"," * 1_000_000 + b"\r\n\r\n", TOO_LONG),
+        (GET + b"Accept: " + b"," * 40_000, TOO_LONG),
+        (GET + b"".join(b"A%d: b\r\n" % n for n in range(5000)) + b"\r\n", TOO_LONG),
+        (GET + b"A" * 40_000, TOO_LONG),
+        (GET + b"".join(b"A%d: b\r\n" % n for n in range(MAX_HEADERS)) + b"\r\n", TOO_MANY),
+        (b"\r\n" * 20_000, TOO_LONG),
+        (CHUNKED + b"1;" + b"x" * 40_000, TOO_LONG),
+        (CHUNKED + (b"1;" + b"x" * 1000 + b"\r\n{\r\n") * 100, TOO_LONG),
+        (CHUNKED + b"1\r\n{\r\n0\r\nTrailer: " + b"x" * 40_000, TOO_LONG),
+        (CHUNKED + b"1\r\n{\r\n0\r\n" + b"A: b\r\n" * 10_000, TOO_LONG),
+    ],
+    ids=[
+        "url",
+        "query",
+        "accept",
+        "endless",
+        "headers",
+        "name",
+        "count",
+        "lines",
+        "chunk",
+        "chunks",
+        "trailer",
+        "trailers",
+    ],
+)
+async def test_a_request_whose_head_is_too_large_is_refused_with_431(web: Api, data: bytes, message: bytes) -> None:
+    status, headers, body = await said_to(web.url, data)
+    assert (status, body, headers["connection"]) == (431, message, "close")
+    assert headers["content-type"] == "text/plain; charset=utf-8"
+    # The server is as it was.
+    assert (await web.http.get("/health")).status_code == 200
+
+
+async def test_a_head_that_never_ends_makes_nobody_wait(web: Api) -> None:
+    async with client_of(web.url) as endless:
+        await endless.send(GET + b"A: ")
+        for _ in range(50):
+            await endless.send(b"x" * 1_000_000)
+            if endless.writer.is_closing():
+                break
+            async with asyncio.timeout(MAX_WAIT_SECONDS):
+                assert (await web.http.get("/health")).status_code == 200
+
+
+async def test_a_head_within_the_limits_is_read_in_any_pieces(web: Api) -> None:
+    many = b"".join(b"A%d: b\r\n" % n for n in range(MAX_HEADERS - 1))
+    for head in (
+        GET + b"A: " + b"x" * (MAX_HEAD_BYTES - len(GET) - 7) + b"\r\n\r\n",
+        GET.replace(b"\r\nHost", b"\r\n" + many + b"Host") + b"\r\n",
+    ):
+        for size in (len(head), 1000, 77):
+            async with client_of(web.url) as client:
+                for start in range(0, len(head), size):
+                    await client.send(head[start : start + size])
+                assert await client.status() == 200
+                # And the next request has the whole room again.
+                await client.send(head)
+                assert await client.status() == 200
+
+
+async def test_bodies_are_no_heads_however_they_are_cut(web: Api) -> None:
+    body = BODY[:-1] + b" " * 500_000 + b"}"
+    by_bytes = b"".join(b"1\r\n%c\r\n" % byte for byte in BODY + b" " * 20_000)
+    by_kibibytes = b"".join(b"400\r\n%s\r\n" % (b" " * 1024) for _ in range(500))
+    async with client_of(web.url) as client:
+        for request in (
+            POST + b"Content-Length: %d\r\n\r\n%s" % (len(body), body),
+            CHUNKED + by_bytes + b"0\r\n\r\n",
+            CHUNKED + by_kibibytes + b"%x\r\n%s\r\n0\r\nTrailer: x\r\n\r\n" % (len(BODY), BODY),
+            # As sent by a client that waits for nothing.
+            (POST + b"Content-Length: %d\r\n\r\n%s" % (len(BODY), BODY)) * 2,
+        ):
+            await client.send(request)
+            assert await client.status() == 200
+        assert await client.status() == 200
+
+
+async def test_trailers_are_no_headers_of_the_request(web: Api) -> None:
+    me = b'{"query": "{ me { id } }"}'
+    async with client_of(web.url) as client:
+        await client.send(CHUNKED + b"%x\r\n%s\r\n0\r\nAuthorization: Bearer x\r\n\r\n" % (len(me), me))
+        _, _, body = await client.answer()
+    # Nobody: as a header the token would be refused.
+    assert body == b'{"data":{"me":null}}'
+
+
+@pytest.mark.parametrize(
+    "data", [b"\x16\x03\x01\x02\x00\x01\x00\x01", b"GET / HTTP/9.9\r\n\r\n", GET + b"A\x00: b\r\n\r\n"]
+)
+async def test_what_is_no_http_is_answered_with_400(web: Api, data: bytes) -> None:
+    status, headers, body = await said_to(web.url, data)
+    assert (status, body) == (400, b"Invalid HTTP request received.\n")
+    assert headers["x-content-type-options"] == "nosniff"
+
+
+async def test_an_answer_is_completed_before_the_refusal_of_the_next_request_closes() -> None:
+    go_on = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] == "/slow":
+            await go_on.wait()
+        await answer_with(b"done", send)
+
+    async with bare_server(app) as url, client_of(url) as client, client_of(url) as other:
+        await client.send(b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n" + GET + b"A: " + b"x" * 80_000)
+        # When this is answered, the server has read the above too.
+        await other.send(GET + b"\r\n")
+        assert await other.status() == 200
+        go_on.set()
+        status, headers, body = await client.answer()
+        assert (status, body, headers["connection"]) == (200, b"done", "close")
+        assert await client.rest() == b""
+
+
+async def test_of_too_many_requests_at_once_the_first_are_answered() -> None:
+    async with bare_server(read_all) as url, client_of(url) as client:
+        await client.send((GET + b"\r\n") * 10_000)
+        answers = await client.rest()
+    # The one in work, those that wait, and nothing after `connection: close`.
+    assert answers.count(b"HTTP/1.1 200 OK") == 33
+    assert answers.count(b"connection: close") == 1
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        (b"Cookie: " + b"x" * 9000 + b"\r\n", 431),
+        (b"Content-Length: 5\r\n", 400),
+        (b"Transfer-Encoding: chunked\r\n", 400),
+    ],
+)
+async def test_a_handshake_that_the_websocket_library_does_not_read_is_answered(
+    web: Api, headers: bytes, status: int
+) -> None:
+    assert (await said_to(web.url, UPGRADE + headers + b"\r\n"))[0] == status
+
+
+# ---------------------------------------------------------------- how long
+
+
+async def answer_with(body: bytes, send: Send) -> None:
+    headers = [(b"content-length", b"%d" % len(body))]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+@asynccontextmanager
+async def bare_server(app: ASGIApp, **given: Any) -> AsyncIterator[str]:
+    """The URL of the real HTTP server before an application of the test's own."""
+
+    async def with_lifespan(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "lifespan":
+            await app(scope, receive, send)
+            return
+        for _ in range(2):
+            message = await receive()
+            await send({"type": f"{message['type']}.complete"})
+
+    async with listening(uvicorn_config(with_lifespan, make_settings(**given))) as url:
+        yield url
+
+
+async def read_all(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answers when the body is there, with its length; a GET at once."""
+    length = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return
+        length += len(message["body"])
+        if not message["more_body"]:
+            break
+    await answer_with(b"%d" % length, send)
+
+
+async def seconds_pass(url: str) -> None:
+    """Longer than two of the server's time-outs of a second: that is when it gives up clients that say nothing."""
+    for _ in range(2):
+        async with client_of(url) as silent:
+            assert await silent.rest() == b""
+
+
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (b"", None),
+        (b"\r\n", None),
+        (b"POST /graphql HT", 408),
+        (POST, 408),
+        (POST + b"Content-Length: 100\r\n\r\n{", 408),
+        (CHUNKED + b"5\r\n{", 408),
+        (CHUNKED + b"1\r\n{\r\n0\r\nTrailer: ", 408),
+        (UPGRADE, 408),
+    ],
+    ids=["silent", "empty line", "half line", "half head", "half body", "half chunk", "half trailer", "half handshake"],
+)
+async def test_a_request_that_does_not_arrive_is_given_up(data: bytes, status: int | None) -> None:
+    async with bare_server(read_all, request_timeout_seconds=1) as url, client_of(url) as client:
+        await client.send(data)
+        if status is not None:
+            assert (await client.answer())[0] == status
+        assert await client.rest() == b""
+
+
+@pytest.mark.parametrize("start", [GET + b"A: ", POST + b"Content-Length: 100000\r\n\r\n"], ids=["head", "body"])
+async def test_a_request_that_trickles_in_is_given_up(start: bytes) -> None:
+    async with bare_server(read_all, request_timeout_seconds=1) as url, client_of(url) as client:
+
+        async def trickle() -> None:
+            await client.send(start)
+            while not client.reader.at_eof():
+                await client.send(b"x")
+                await asyncio.sleep(0.05)
+
+        trickling = asyncio.create_task(trickle())
+        try:
+            assert (await client.answer())[0] == 408
+        finally:
+            trickling.cancel()
+            await asyncio.gather(trickling, return_exceptions=True)
+
+
+async def test_a_slow_body_that_goes_on_arriving_is_read_to_its_end() -> None:
+    async with bare_server(read_all, request_timeout_seconds=1) as url, client_of(url) as slow:
+        await slow.send(POST + b"Content-Length: 60001\r\n\r\n" + b"x" * 60_000)
+        await seconds_pass(url)
+        await slow.send(b"x")
+        assert (await slow.answer())[2] == b"60001"
+
+
+async def test_a_body_is_not_read_for_ever_after_its_answer() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await answer_with(b"early", send)
+
+    async with bare_server(app, request_timeout_seconds=1) as url, client_of(url) as client:
+
+        async def pour() -> None:
+            await client.send(POST + b"Content-Length: 1000000000000\r\n\r\n")
+            while not client.writer.is_closing():
+                await client.send(b"x" * 10_000)
+                await asyncio.sleep(0.01)
+
+        pouring = asyncio.create_task(pour())
+        try:
+            assert (await client.answer())[2] == b"early"
+            assert await client.rest() == b""
+        finally:
+            pouring.cancel()
+            await asyncio.gather(pouring, return_exceptions=True)
+
+
+async def test_an_idle_connection_is_closed_and_a_busy_one_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "_KEEP_ALIVE_SECONDS", 1)
+    go_on = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] == "/slow":
+            await go_on.wait()
+        await answer_with(b"done", send)
+
+    async with (
+        bare_server(app, request_timeout_seconds=1) as url,
+        client_of(url) as busy,
+        client_of(url) as idle,
+    ):
+        await busy.send(b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n")
+        for _ in range(2):
+            await idle.send(GET + b"\r\n")
+            assert (await idle.answer())[2] == b"done"
+        assert await idle.rest() == b""
+        await seconds_pass(url)
+        go_on.set()
+        assert (await busy.answer())[2] == b"done"
+
+
+@pytest.mark.parametrize("pieces", [1, 400], ids=["one piece", "a stream"])
+async def test_an_answer_that_nobody_takes_is_given_up(pieces: int) -> None:
+    size = 40_000_000
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % size)]})
+        for number in range(pieces):
+            body = b"x" * (size // pieces)
+            await send({"type": "http.response.body", "body": body, "more_body": number < pieces - 1})
+
+    given = {"request_timeout_seconds": 1, "stream_send_timeout_seconds": 1}
+    async with bare_server(app, **given) as url, client_of(url) as good, client_of(url) as bad:
+        for client in (good, bad):
+            await client.send(GET + b"\r\n")
+        assert len((await good.answer())[2]) == size
+        await seconds_pass(url)
+        assert len(await bad.rest()) < size
+
+
+async def test_a_websocket_that_reads_nothing_is_given_up() -> None:
+    ended = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            await answer_with(b"", send)
+            return
+        await send({"type": "websocket.accept"})
+        await send({"type": "websocket.send", "text": "x" * 40_000_000})
+        ended.set()
+
+    given = {"request_timeout_seconds": 1, "stream_send_timeout_seconds": 1, "max_connections_per_address": 2}
+    async with bare_server(app, **given) as url, client_of(url) as bad:
+        await bad.send(UPGRADE + b"\r\n")
+        # The application waits until its message is taken, or the client is gone.
+        await asyncio.wait_for(ended.wait(), PATIENCE_SECONDS)
+        assert len(await bad.rest()) < 40_000_000
+
+
+# ---------------------------------------------------------------- how many
+
+
+async def wait_for_input(scope: Scope, receive: Receive, send: Send) -> None:
+    """Accepts WebSockets and keeps them; answers all else at once."""
+    if scope["type"] == "http":
+        await answer_with(b"done", send)
+        return
+    await send({"type": "websocket.accept"})
+    while (await receive())["type"] != "websocket.disconnect":
+        pass
+
+
+@asynccontextmanager
+async def clients_of(url: str, number: int, data: bytes) -> AsyncIterator[list[Client]]:
+    """So many that have sent this, one after the other."""
+    async with AsyncExitStack() as stack:
+        clients = []
+        for _ in range(number):
+            client = await stack.enter_async_context(client_of(url))
+            await client.send(data)
+            clients.append(client)
+        yield clients
+
+
+@pytest.mark.parametrize("data", [b"", GET, POST + b"Content-Length: 10\r\n\r\n{"], ids=["silent", "heads", "bodies"])
+@pytest.mark.parametrize(
+    "given",
+    [{"max_connections_per_address": 20}, {"max_connections": 20, "trusted_proxies": "127.0.0.0/8"}],
+    ids=["address", "process"],
+)
+async def test_at_the_limit_connections_that_wait_for_their_client_make_room(
+    data: bytes, given: dict[str, Any]
+) -> None:
+    async with bare_server(read_all, **given) as url, clients_of(url, 60, data) as clients:
+        async with client_of(url) as late:
+            await late.send(GET + b"\r\n")
+            assert await late.status() == 200
+        # The oldest, whose turn it has been for longest.
+        assert [await client.rest() for client in clients[:40]] == [b""] * 40
+        if data:
+            await clients[-1].send(b"\r\n" if data == GET else b"x" * 9)
+            assert await clients[-1].status() == 200
+
+
+@pytest.mark.parametrize(
+    ("given", "status"),
+    [({"max_connections_per_address": 3}, 429), ({"max_connections": 3, "trusted_proxies": "127.0.0.1"}, 503)],
+)
+async def test_websockets_stay_and_a_connection_too_many_is_refused(given: dict[str, Any], status: int) -> None:
+    async with bare_server(wait_for_input, **given) as url, clients_of(url, 3, UPGRADE + b"\r\n") as sockets:
+        for socket in sockets:
+            assert await socket.status() == 101
+        for _ in range(3):
+            async with client_of(url) as late:
+                assert await late.status() == status
+                assert await late.rest() == b""
+        sockets[0].writer.close()
+        assert await sockets[0].rest() == b""
+        async with client_of(url) as late:
+            await late.send(GET + b"\r\n")
+            assert await late.status() == 200
+
+
+async def test_one_address_cannot_have_all_connections(caplog: pytest.LogCaptureFixture) -> None:
+    async with bare_server(wait_for_input, max_connections=10) as url, clients_of(url, 5, UPGRADE + b"\r\n") as sockets:
+        for socket in sockets:
+            assert await socket.status() == 101
+        async with client_of(url) as late:
+            assert await late.status() == 429
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert warning.startswith("127.0.0.1 has 5 connections open, and may not have more.")
+    assert "TASKFLOW_TRUSTED_PROXIES" in warning
+
+
+# ---------------------------------------------------------------- who
+
+
+@pytest.mark.parametrize(
+    ("trusted", "headers", "client"),
+    [
+        ("", b"X-Forwarded-For: 203.0.113.7\r\nX-Forwarded-Proto: https\r\n", ("http", "127.0.0.1")),
+        ("10.0.0.0/8", b"X-Forwarded-For: 203.0.113.7\r\n", ("http", "127.0.0.1")),
+        ("127.0.0.1", b"X-Forwarded-For: 203.0.113.7\r\nX-Forwarded-Proto: https\r\n", ("https", "203.0.113.7")),
+        ("127.0.0.0/8", b"X-Forwarded-For: 2001:db8::1\r\n", ("http", "2001:db8::1")),
+        ("127.0.0.1", b"", ("http", "127.0.0.1")),
+        # What a client says of itself stands before what the proxy adds.
+        ("127.0.0.1", b"X-Forwarded-For: 198.51.100.1, 203.0.113.7\r\n", ("http", "203.0.113.7")),
+        ("127.0.0.1", b"X-Forwarded-For: 198.51.100.1\r\nX-Forwarded-For: 203.0.113.7\r\n", ("http", "203.0.113.7")),
+        # A load balancer before the proxy.
+        ("127.0.0.1, 10.0.0.0/8", b"X-Forwarded-For: 1.2.3.4, 203.0.113.7, 10.1.2.3\r\n", ("http", "203.0.113.7")),
+    ],
+)
+async def test_only_a_trusted_proxy_says_who_the_client_is(
+    monkeypatch: pytest.MonkeyPatch, trusted: str, headers: bytes, client: tuple[str, str]
+) -> None:
+    # uvicorn's own variable, which is no setting of this server.
+    monkeypatch.setenv("FORWARDED_ALLOW_IPS", "*")
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await answer_with(f"{scope['scheme']} {scope['client'][0]}".encode(), send)
+
+    async with bare_server(app, trusted_proxies=trusted) as url, client_of(url) as asking:
+        await asking.send(GET + headers + b"\r\n")
+        assert (await asking.answer())[2].decode() == " ".join(client)
+
+
+# ---------------------------------------------------------------- descriptors
+
+
+def test_a_limit_of_descriptors_that_is_too_low_is_told_with_what_to_do() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))
+    try:
+        problem = problem_of_descriptors(make_settings())
+        assert problem is not None
+        assert problem.startswith("The limit of 1024 open files leaves room for 827 connections, and")
+        assert "LimitNOFILE=65536" in problem
+        assert problem_of_descriptors(make_settings(max_connections=827)) is None
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
