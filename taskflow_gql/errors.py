@@ -23,6 +23,11 @@ class TaskflowError(Exception):
         self.message = message
         self.field = [field] if isinstance(field, str) else list(field) if field is not None else None
 
+    @property
+    def extensions(self) -> dict[str, object]:
+        """What the error says in its `extensions` beside the code."""
+        return {}
+
 
 class Unauthenticated(TaskflowError):
     """Nobody, or nobody we can name. Always a top-level error, in mutations too."""
@@ -52,6 +57,10 @@ class TooManySubscriptions(TaskflowError):
 
     def __init__(self, limit: int) -> None:
         super().__init__(f"You have {limit} subscriptions open, which is the limit: close some first")
+
+    @property
+    def extensions(self) -> dict[str, object]:
+        return {"retryAfter": RETRY_AFTER_SECONDS}
 
 
 class Refusal(TaskflowError):

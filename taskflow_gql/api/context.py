@@ -8,7 +8,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcon
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 from uuid import UUID
 
 import strawberry
@@ -61,7 +61,6 @@ class Context:
     # The payload of connection_init; Strawberry puts it here before `on_ws_connect`.
     connection_params: dict[str, Any] | None = None
     document: Document | None = None
-    # Held from before an operation is run until its answer is sent, where many operations share a connection.
     turns: AbstractAsyncContextManager[object] = _NO_TURNS
     # Whose connection it is, on a WebSocket, once that is known.
     person: UUID | None = field(default=None, init=False)
@@ -75,14 +74,14 @@ class Context:
     def __post_init__(self) -> None:
         self.reads = BoundedReads(self.parts.database, MAX_READS)
 
-    def begin(self, document: Document) -> Context:
+    def begin(self, document: Document) -> Self:
         """This context, for its first operation; a fresh one for each further operation."""
         if self.document is not None:
             return self.for_operation(document)
         self.document = document
         return self
 
-    def for_operation(self, document: Document | None = None) -> Context:
+    def for_operation(self, document: Document | None = None) -> Self:
         """A fresh context: nothing that one operation has loaded, or whom it found behind the token, serves another."""
         return replace(self, document=document)
 
@@ -190,7 +189,11 @@ class Context:
 
     @property
     def _columns(self) -> Columns | None:
-        return self.document.columns if self.document else None
+        return self.document.needs if self.document else None
+
+    async def identify(self) -> UUID | None:
+        viewer = await self.viewer()
+        return viewer.id if viewer else None
 
     async def require_viewer(self) -> Viewer:
         viewer = await self.viewer()

@@ -10,13 +10,16 @@ from strawberry.schema.schema import StrawberryGraphQLCoreExecutionContext
 
 from taskflow_gql.api.accounts import AccountMutations
 from taskflow_gql.api.changes import ChangeQueries, Subscription
-from taskflow_gql.api.nodes import NodeQueries
+from taskflow_gql.api.columns import Columns
+from taskflow_gql.api.nodes import MAX_NODES, NodeQueries
 from taskflow_gql.api.scalars import DATE_TIME
 from taskflow_gql.api.tasks import Task, TaskMutations, TaskQueries
 from taskflow_gql.api.users import User, UserMutations, UserQueries
 from taskflow_gql.config import Settings
 from taskflow_gql.execution.strawberry import BatchingExecutor
+from taskflow_gql.operations.cost import Prices
 from taskflow_gql.operations.schema import Schema
+from taskflow_gql.services.paging import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE
 
 
 @strawberry.type(description="What you can read.")
@@ -35,6 +38,17 @@ class Mutation(AccountMutations, TaskMutations, UserMutations):
     pass
 
 
+# What costs many times as much as another value: a look-up for each object, or a text of 10,000 characters. With these
+# weights an operation within the default limit keeps others waiting for some tenths of a second at most
+# (tests/test_hostile.py).
+PRICES = Prices(
+    {"history": 50, "totalCount": 50, "description": 50},
+    default_page_size=DEFAULT_PAGE_SIZE,
+    max_page_size=MAX_PAGE_SIZE,
+    max_ids=MAX_NODES,
+)
+
+
 def make_schema(settings: Settings, executor: type[StrawberryGraphQLCoreExecutionContext] = BatchingExecutor) -> Schema:
     return Schema(
         query=Query,
@@ -44,4 +58,6 @@ def make_schema(settings: Settings, executor: type[StrawberryGraphQLCoreExecutio
         execution_context_class=executor,
         config=StrawberryConfig(scalar_map={datetime: DATE_TIME}),
         settings=settings,
+        prices=PRICES,
+        analyse=Columns,
     )

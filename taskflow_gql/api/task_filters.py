@@ -12,10 +12,10 @@ from typing import Annotated, Any
 
 import strawberry
 
+from taskflow_gql.database.texts import is_storable
 from taskflow_gql.errors import BadUserInput
 from taskflow_gql.models import TaskCategory, TaskPriority, TaskStatus
 from taskflow_gql.services.access import Viewer
-from taskflow_gql.services.checks import is_storable
 from taskflow_gql.services.ids import parse_id
 from taskflow_gql.services.task_filters import (
     EVERYTHING,

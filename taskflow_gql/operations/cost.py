@@ -27,27 +27,39 @@ from graphql import (
     visit,
 )
 
-from taskflow_gql.api.errors import BAD_USER_INPUT, TOO_COMPLEX
-from taskflow_gql.api.nodes import MAX_NODES
 from taskflow_gql.config import Settings
+from taskflow_gql.database.texts import is_storable
 from taskflow_gql.operations.documents import Document, Operation
-from taskflow_gql.services.checks import is_storable
-from taskflow_gql.services.paging import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE
+from taskflow_gql.operations.errors import BAD_USER_INPUT, TOO_COMPLEX
 
 # Selection sets in each other; inline fragments and spreads count. graphql-core recurses over them.
 MAX_NESTING = 100
 # Lists and objects in each other in a variable. Coercion recurses over them.
 MAX_VALUE_NESTING = 100
-# What costs many times as much as another value, in values: a look-up for each object, or a text of 10,000 characters.
-# With these weights an operation within the default limit keeps others waiting for some tenths of a second at most
-# (tests/test_hostile.py).
-_WEIGHTS = {"history": 50, "totalCount": 50, "description": 50, "__schema": 30_000, "__type": 1_000}
+# The costs of GraphQL's own fields, in values.
+_INTROSPECTION = {"__schema": 30_000, "__type": 1_000}
 # A text counts as one value more for so many characters: it may be decoded or searched for at each place.
 _CHARACTERS_OF_VALUE = 250
 # The fields of a connection that are as long as its page.
 _ITEMS = ("edges", "nodes")
 # An alias is repeated for each object of the answer and in the path of each error.
 MAX_ALIAS_LENGTH = 100
+
+
+class Prices:
+    """The costs of a schema's fields and lists, in values.
+
+    `weights` has the fields, by name, that cost more than one value. A list without a page size counts as
+    `default_page_size`, with one as that number up to `max_page_size`. A list of ids counts as `max_ids` at most.
+    """
+
+    def __init__(
+        self, weights: Mapping[str, int] = {}, *, default_page_size: int, max_page_size: int, max_ids: int
+    ) -> None:
+        self.weights = {**_INTROSPECTION, **weights}
+        self.default_page_size = default_page_size
+        self.max_page_size = max_page_size
+        self.max_ids = max_ids
 
 
 class Measure(NamedTuple):
@@ -110,7 +122,9 @@ class _Definition:
         self.depth = max(around.depth for around in self.sets)
 
 
-def measure(document: Document, operation: Operation, variables: Mapping[str, Any]) -> tuple[Measure, set[str]]:
+def measure(
+    document: Document, operation: Operation, variables: Mapping[str, Any], prices: Prices
+) -> tuple[Measure, set[str]]:
     """The measure, and the names of the variables that it depends on: those that are page sizes."""
     fragments = {name: _Definition(fragment.selection_set) for name, fragment in document.fragments.items()}
     asked = _Definition(operation.node.selection_set)
@@ -123,7 +137,7 @@ def measure(document: Document, operation: Operation, variables: Mapping[str, An
     for name in reversed(order):
         nestings[name], depths[name] = _heights(fragments[name], nestings, depths)
     nesting, depth = _heights(asked, nestings, depths)
-    counts = _Counts(variables)
+    counts = _Counts(variables, prices)
     counts.add(asked, 1, 1, 1)
     for name in order:
         counts.add(fragments[name], counts.objects[name], counts.items[name], counts.times[name])
@@ -175,8 +189,9 @@ def _heights(definition: _Definition, nestings: Mapping[str, int], depths: Mappi
 class _Counts:
     """Adds up what definitions ask for, from the outside to the inside."""
 
-    def __init__(self, variables: Mapping[str, Any]) -> None:
+    def __init__(self, variables: Mapping[str, Any], prices: Prices) -> None:
         self._variables = variables
+        self._prices = prices
         self.aliases = self.longest_alias = self.cost = self.literals = 0
         self.uses: defaultdict[str, int] = defaultdict(int)
         self.page_sizes: set[str] = set()
@@ -197,7 +212,7 @@ class _Counts:
             counts.append((count, items))
             for selection in around.node.selections:
                 if isinstance(selection, FieldNode):
-                    self.cost += count * _WEIGHTS.get(selection.name.value, 1)
+                    self.cost += count * self._prices.weights.get(selection.name.value, 1)
                     if selection.alias:
                         self.aliases += times
                         self.longest_alias = max(self.longest_alias, len(selection.alias.value))
@@ -222,26 +237,27 @@ class _Counts:
         sizes = [
             self._int(argument.value) for argument in field.arguments or () if argument.name.value in ("first", "last")
         ]
-        return max(1, min(max(sizes), MAX_PAGE_SIZE)) if sizes else DEFAULT_PAGE_SIZE
+        return max(1, min(max(sizes), self._prices.max_page_size)) if sizes else self._prices.default_page_size
 
     def _id_count(self, field: FieldNode) -> int:
-        """How many objects `nodes(ids:)` asks for. A variable may hold as many as it takes."""
+        """How many objects a field asks for by their ids. A variable counts as the longest list."""
         for argument in field.arguments or ():
             if argument.name.value == "ids":
                 ids = argument.value
-                return min(len(ids.values), MAX_NODES) if isinstance(ids, ListValueNode) else MAX_NODES
+                most = self._prices.max_ids
+                return min(len(ids.values), most) if isinstance(ids, ListValueNode) else most
         return 1
 
     def _int(self, value: object) -> int:
         match value:
             case IntValueNode():
                 # int() of a literal with millions of digits is slow; such a page size is refused later anyway.
-                return int(value.value) if len(value.value) < 10 else MAX_PAGE_SIZE
+                return int(value.value) if len(value.value) < 10 else self._prices.max_page_size
             case VariableNode():
                 self.page_sizes.add(value.name.value)
                 given = self._variables.get(value.name.value)
-                return given if type(given) is int else MAX_PAGE_SIZE
-        return DEFAULT_PAGE_SIZE
+                return given if type(given) is int else self._prices.max_page_size
+        return self._prices.default_page_size
 
 
 def _values_in(node: ValueNode) -> Iterator[ValueNode]:
@@ -268,12 +284,12 @@ _MAX_VERDICTS = 16
 
 
 def problems_of_request(
-    document: Document, operation: Operation, variables: Mapping[str, Any], settings: Settings
+    document: Document, operation: Operation, variables: Mapping[str, Any], settings: Settings, prices: Prices
 ) -> tuple[list[GraphQLError], int]:
     """Why the document must not even be validated: it asks for too much, or holds text that no database could hold.
     And the cost of the operation.
     """
-    verdict = _verdict(document, operation, variables, settings)
+    verdict = _verdict(document, operation, variables, settings, prices)
     # A copy: the verdict is kept.
     problems = [*verdict.problems]
     values = _Values(settings.max_query_values)
@@ -334,18 +350,20 @@ class _Values:
         return self.count - before
 
 
-def _verdict(document: Document, operation: Operation, variables: Mapping[str, Any], settings: Settings) -> Verdict:
+def _verdict(
+    document: Document, operation: Operation, variables: Mapping[str, Any], settings: Settings, prices: Prices
+) -> Verdict:
     """Found once for each combination of page sizes: nothing else of the variables counts."""
     if operation.page_sizes is not None:
-        sizes = tuple(_as_size(variables.get(name)) for name in operation.page_sizes)
+        sizes = tuple(_as_size(variables.get(name), prices) for name in operation.page_sizes)
         known: Verdict | None = operation.verdicts.get(sizes)
         if known is not None:
             return known
-    measured, page_sizes = measure(document, operation, variables)
+    measured, page_sizes = measure(document, operation, variables, prices)
     verdict = Verdict(measured, _problems_of_document(document, operation, measured, settings))
     operation.page_sizes = tuple(sorted(page_sizes))
     if len(operation.verdicts) < _MAX_VERDICTS:
-        sizes = tuple(_as_size(variables.get(name)) for name in operation.page_sizes)
+        sizes = tuple(_as_size(variables.get(name), prices) for name in operation.page_sizes)
         operation.verdicts[sizes] = verdict
     return verdict
 
@@ -369,9 +387,9 @@ def _problems_of_document(
     return problems
 
 
-def _as_size(value: object) -> int | None:
+def _as_size(value: object, prices: Prices) -> int | None:
     # What counts alike is alike.
-    return max(1, min(value, MAX_PAGE_SIZE)) if type(value) is int else None
+    return max(1, min(value, prices.max_page_size)) if type(value) is int else None
 
 
 def _too_much(operation: Operation, what: str, limit: int) -> GraphQLError:

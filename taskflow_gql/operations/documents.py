@@ -32,7 +32,6 @@ from graphql.execution.values import (
 from graphql.language import location
 from strawberry.types.graphql import OperationType
 
-from taskflow_gql.api.columns import Columns
 from taskflow_gql.execution.sightings import Sightings
 
 # A front end has some hundred documents. Longer ones are rare, and a thousand of them would be a lot of memory.
@@ -57,7 +56,7 @@ class Operation:
         self.name = node.name.value if node.name else None
         self.type = OperationType(node.operation.value)
         self._signatures: list[GraphQLVariableSignature | GraphQLError] | None = None
-        # Kept by `api.limits`: the variables that are page sizes, and a verdict for each set of their values.
+        # Kept by `operations.cost`: the variables that are page sizes, and a verdict for each set of their values.
         self.page_sizes: tuple[str, ...] | None = None
         self.verdicts: dict[tuple[Any, ...], Any] = {}
 
@@ -114,7 +113,7 @@ location.get_locations = _get_locations
 
 
 class Document:
-    """A document, and what `api.limits` has found out about it."""
+    """A document, and what has been found out about it."""
 
     def __init__(self, text: str, node: DocumentNode) -> None:
         self.text = text
@@ -123,8 +122,8 @@ class Document:
         self.fragments = {one.name.value: one for one in node.definitions if isinstance(one, FragmentDefinitionNode)}
         # As executors want them. Fragments have no variables: the parser takes none unless it is told to.
         self.fragment_details = {name: FragmentDetails(fragment) for name, fragment in self.fragments.items()}
-        # Found out when it has been validated.
-        self.columns: Columns | None = None
+        # What the schema's `analyse` found in it, once it is valid.
+        self.needs: Any = None
 
     def operation(self, name: str | None) -> Operation | None:
         """The one of this name; without a name the first."""

@@ -7,20 +7,22 @@ is done with a request that can be done with its document (docs/decisions/0007-s
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing, nullcontext
 from inspect import isawaitable
 from typing import Any
 
 import strawberry
-from graphql import ExecutionResult as CoreResult
 from graphql import (
+    DocumentNode,
     GraphQLError,
+    GraphQLSchema,
     NoSchemaIntrospectionCustomRule,
     default_field_resolver,
     default_type_resolver,
     subscribe,
 )
+from graphql import ExecutionResult as CoreResult
 from strawberry.exceptions import MissingQueryError
 from strawberry.execution import optimized_is_awaitable
 from strawberry.schema.exceptions import CannotGetOperationTypeError, InvalidOperationTypeError
@@ -29,13 +31,12 @@ from strawberry.types.base import StrawberryObjectDefinition
 from strawberry.types.execution import PreExecutionError
 from strawberry.types.graphql import OperationType
 
-from taskflow_gql.api.columns import Columns
-from taskflow_gql.api.context import Context
-from taskflow_gql.api.errors import BAD_USER_INPUT, TOO_COMPLEX, VALIDATION_FAILED, coded, render_error
 from taskflow_gql.config import Settings
 from taskflow_gql.execution import CompilingExecutor
-from taskflow_gql.operations.cost import problems_of_request
+from taskflow_gql.operations.context import OperationContext
+from taskflow_gql.operations.cost import Prices, problems_of_request
 from taskflow_gql.operations.documents import Document, Documents, DocumentSource, Operation
+from taskflow_gql.operations.errors import BAD_USER_INPUT, TOO_COMPLEX, VALIDATION_FAILED, ErrorRenderer
 from taskflow_gql.operations.inputs import build_quickly
 from taskflow_gql.operations.validation import RULES, TooComplex, parse, validate
 
@@ -62,8 +63,21 @@ class Refused(Exception):
 class Schema(strawberry.Schema):
     """Strawberry's, with an `execute` and a `stream` of its own. Extensions and middleware have no place in them."""
 
-    def __init__(self, *arguments: Any, settings: Settings, **options: Any) -> None:
+    def __init__(
+        self,
+        *arguments: Any,
+        settings: Settings,
+        prices: Prices,
+        analyse: Callable[[GraphQLSchema, DocumentNode], object] | None = None,
+        **options: Any,
+    ) -> None:
+        """`analyse` is called once for each valid document; the contexts of its operations find the result in
+        `document.needs`.
+        """
         super().__init__(*arguments, **options)
+        self._prices = prices
+        self._analyse = analyse
+        self._errors = ErrorRenderer(self._schema)
         for type_ in self.schema_converter.type_map.values():
             if isinstance(type_.definition, StrawberryObjectDefinition) and type_.definition.is_input:
                 build_quickly(type_.definition, self.config)
@@ -78,7 +92,7 @@ class Schema(strawberry.Schema):
         self,
         query: str | None,
         variable_values: dict[str, Any] | None = None,
-        context_value: Any | None = None,
+        context_value: OperationContext | None = None,
         root_value: Any | None = None,
         operation_name: str | None = None,
         allowed_operation_types: Iterable[OperationType] | None = None,
@@ -93,14 +107,14 @@ class Schema(strawberry.Schema):
             )
         except Refused as refused:
             return PreExecutionError(data=None, errors=refused.errors)
-        context = context_value.begin(document) if isinstance(context_value, Context) else context_value
+        context = None if context_value is None else context_value.begin(document)
         return await self._execute(document, operation, cost, variable_values, context)
 
     async def stream(
         self,
         query: str | None,
         variable_values: dict[str, Any] | None = None,
-        context_value: Any | None = None,
+        context_value: OperationContext | None = None,
         root_value: Any | None = None,
         operation_name: str | None = None,
         operation_extensions: dict[str, Any] | None = None,
@@ -113,7 +127,7 @@ class Schema(strawberry.Schema):
         self,
         query: str | None,
         variables: dict[str, Any] | None,
-        context: Any,
+        context: OperationContext | None,
         operation_name: str | None,
         allowed_types: Iterable[OperationType] | None,
     ) -> AsyncGenerator[ExecutionResult]:
@@ -125,14 +139,14 @@ class Schema(strawberry.Schema):
             yield PreExecutionError(data=None, errors=refused.errors)
             return
         except (MissingQueryError, CannotGetOperationTypeError, InvalidOperationTypeError) as error:
-            yield PreExecutionError(data=None, errors=[render_error(_as_graphql_error(error))])
+            yield PreExecutionError(data=None, errors=[self._errors.render(_as_graphql_error(error))])
             return
         # Nothing that was found out for one operation serves another: Strawberry hands the connection's context to each
         # of a WebSocket.
-        if isinstance(context, Context):
+        if context is not None:
             context = context.for_operation(document)
         if operation.type is not OperationType.SUBSCRIPTION:
-            async with context.turns if isinstance(context, Context) else nullcontext():
+            async with nullcontext() if context is None else context.turns:
                 yield await self._execute(document, operation, cost, variables, context)
             return
         try:
@@ -148,14 +162,14 @@ class Schema(strawberry.Schema):
             if isawaitable(events):
                 events = await events
             if isinstance(events, CoreResult):
-                yield PreExecutionError(data=None, errors=_rendered(events.errors))
+                yield PreExecutionError(data=None, errors=self._rendered(events.errors))
                 return
             async with aclosing(events):  # type: ignore[type-var]
                 async for result in events:
-                    yield ExecutionResult(result.data, _rendered(result.errors))
+                    yield ExecutionResult(result.data, self._rendered(result.errors))
         # What the stream itself ends with.
         except Exception as error:
-            yield ExecutionResult(None, [render_error(_as_graphql_error(error))])
+            yield ExecutionResult(None, [self._errors.render(_as_graphql_error(error))])
 
     async def _prepare(
         self,
@@ -174,7 +188,7 @@ class Schema(strawberry.Schema):
         except (Refused, CannotGetOperationTypeError, InvalidOperationTypeError):
             raise
         except Exception as error:
-            raise Refused([render_error(_as_graphql_error(error))]) from error
+            raise Refused([self._errors.render(_as_graphql_error(error))]) from error
 
     async def _checked(
         self,
@@ -196,7 +210,7 @@ class Schema(strawberry.Schema):
             raise CannotGetOperationTypeError(operation_name)
         if operation.type not in allowed_types:
             raise InvalidOperationTypeError(operation.type)
-        problems, cost = problems_of_request(document, operation, variables or {}, self._settings)
+        problems, cost = problems_of_request(document, operation, variables or {}, self._settings, self._prices)
         if operation_name is None and len(document.operations) > 1:
             message = "Several operations: say in operationName which to run"
             problems.append(GraphQLError(message, extensions={"code": BAD_USER_INPUT}))
@@ -205,7 +219,8 @@ class Schema(strawberry.Schema):
         if is_new:
             self._validate(document)
             await _let_others_go_first(query)
-            document.columns = Columns(self._schema, document.node)
+            if self._analyse is not None:
+                document.needs = self._analyse(self._schema, document.node)
             self._documents.keep(query, document)
         return document, operation, cost
 
@@ -216,7 +231,7 @@ class Schema(strawberry.Schema):
             message = "The document repeats fields, or nests fragments, too much to be validated"
             raise Refused([GraphQLError(message, extensions={"code": TOO_COMPLEX})]) from error
         if errors:
-            raise Refused([coded(error, VALIDATION_FAILED) for error in errors])
+            raise Refused([self._errors.coded(error, VALIDATION_FAILED) for error in errors])
 
     def _parse(self, query: str) -> Document:
         lines = query.count("\n") + query.count("\r") - query.count("\r\n")
@@ -225,7 +240,16 @@ class Schema(strawberry.Schema):
         try:
             return Document(query, parse(DocumentSource(query), self._settings.max_query_tokens))
         except GraphQLError as error:
-            raise Refused([render_error(error)]) from error
+            raise Refused([self._errors.render(error)]) from error
+
+    def _rendered(self, errors: list[GraphQLError] | None) -> list[GraphQLError] | None:
+        if not errors:
+            return errors
+        rendered = [self._errors.render(error) for error in errors[:MAX_FIELD_ERRORS]]
+        if len(errors) > MAX_FIELD_ERRORS:
+            message = f"There are {len(errors) - MAX_FIELD_ERRORS} more errors like these"
+            rendered.append(GraphQLError(message, extensions={"code": TOO_COMPLEX}))
+        return rendered
 
     async def _execute(
         self, document: Document, operation: Operation, cost: int, variables: dict[str, Any] | None, context: Any
@@ -234,7 +258,7 @@ class Schema(strawberry.Schema):
         try:
             values = operation.variable_values(self._schema, variables or {}, hides_schema=self._hides_schema)
             if isinstance(values, list):
-                return ExecutionResult(None, _rendered(values))
+                return ExecutionResult(None, self._rendered(values))
             executor = self.execution_context_class(
                 self._schema,
                 document.fragments,
@@ -255,15 +279,8 @@ class Schema(strawberry.Schema):
             if not isinstance(result, CoreResult):
                 result = await result
         except Exception as error:
-            return PreExecutionError(data=None, errors=[render_error(_as_graphql_error(error))])
-        return ExecutionResult(result.data, _rendered(result.errors))
-
-
-def _rendered(errors: list[GraphQLError] | None) -> list[GraphQLError] | None:
-    if not errors or len(errors) <= MAX_FIELD_ERRORS:
-        return errors and [render_error(error) for error in errors]
-    message = f"There are {len(errors) - MAX_FIELD_ERRORS} more errors like these"
-    return [*map(render_error, errors[:MAX_FIELD_ERRORS]), GraphQLError(message, extensions={"code": TOO_COMPLEX})]
+            return PreExecutionError(data=None, errors=[self._errors.render(_as_graphql_error(error))])
+        return ExecutionResult(result.data, self._rendered(result.errors))
 
 
 async def _let_others_go_first(query: str) -> None:

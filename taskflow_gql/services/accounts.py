@@ -19,6 +19,7 @@ from sqlalchemy.exc import IntegrityError
 from taskflow_gql import clock
 from taskflow_gql.database.sessions import DatabaseSession, among, among_few
 from taskflow_gql.database.statements import Statement
+from taskflow_gql.database.texts import is_storable
 from taskflow_gql.errors import (
     BadUserInput,
     EmailTaken,
@@ -31,7 +32,7 @@ from taskflow_gql.errors import (
 from taskflow_gql.models import USER_COLUMNS, Session, User, UserRole, UserRow
 from taskflow_gql.security.tokens import AccessToken, could_not_validate, is_expired
 from taskflow_gql.services.access import Viewer
-from taskflow_gql.services.checks import check_email, check_full_name, check_password, check_username, is_storable
+from taskflow_gql.services.checks import check_email, check_full_name, check_password, check_username
 from taskflow_gql.services.ids import make_id
 from taskflow_gql.services.search_words import name_words
 

@@ -22,12 +22,6 @@ MAX_EMAIL_LENGTH = 254
 MAX_DESCRIPTION_LENGTH = 10_000
 
 _USERNAME = re.compile(r"[A-Za-z0-9_.-]*")
-# PostgreSQL cannot hold U+0000 in text; a lone surrogate is no character and has no UTF-8 form.
-_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
-
-
-def is_storable(text: str) -> bool:
-    return not _UNSTORABLE.search(text)
 
 
 def check_email(email: str, problems: list[Refusal]) -> str:

@@ -18,8 +18,8 @@ from sqlalchemy import ColumnElement, Subquery, and_, bindparam, literal, litera
 from sqlalchemy.orm import InstrumentedAttribute
 
 from taskflow_gql.database.sessions import FIRST_MOMENT, LAST_MOMENT, top_of_each
+from taskflow_gql.database.texts import is_storable
 from taskflow_gql.errors import BadUserInput
-from taskflow_gql.services.checks import is_storable
 from taskflow_gql.services.events import StreamPlace
 
 DEFAULT_PAGE_SIZE = 50

@@ -20,7 +20,8 @@ from strawberry.types.execution import PreExecutionError
 from strawberry.types.graphql import OperationType
 
 from taskflow_gql.api.context import Context, Parts
-from taskflow_gql.api.errors import (
+from taskflow_gql.errors import RETRY_AFTER_SECONDS, ServerStops
+from taskflow_gql.operations.errors import (
     BAD_USER_INPUT,
     PERSISTED_QUERY_NOT_SUPPORTED,
     PERSISTED_QUERY_NOT_SUPPORTED_MESSAGE,
@@ -28,7 +29,6 @@ from taskflow_gql.api.errors import (
     is_persisted_query,
     shortened,
 )
-from taskflow_gql.errors import RETRY_AFTER_SECONDS, ServerStops
 from taskflow_gql.operations.schema import Schema
 from taskflow_gql.short_keys import cached_for_short_keys
 from taskflow_gql.transport.encoding import decode_json, encode_json

@@ -34,13 +34,13 @@ from strawberry.types.execution import ExecutionResult, PreExecutionError
 from strawberry.types.unset import UnsetType
 
 from taskflow_gql.api.context import Context, Parts
-from taskflow_gql.api.errors import (
+from taskflow_gql.errors import RETRY_AFTER_SECONDS, ServerStops, Unauthenticated
+from taskflow_gql.operations.errors import (
     PERSISTED_QUERY_NOT_SUPPORTED,
     PERSISTED_QUERY_NOT_SUPPORTED_MESSAGE,
     RATE_LIMITED,
     is_persisted_query,
 )
-from taskflow_gql.errors import RETRY_AFTER_SECONDS, ServerStops, Unauthenticated
 from taskflow_gql.transport.encoding import decode_json, encode_json
 
 log = logging.getLogger(__name__)

@@ -14,6 +14,7 @@ import asyncpg
 import pytest
 from graphql import GraphQLError, get_introspection_query, parse
 
+from taskflow_gql.api.schema import PRICES
 from taskflow_gql.config import Settings
 from taskflow_gql.operations.cost import problems_of_request
 from taskflow_gql.operations.documents import Document
@@ -48,7 +49,7 @@ async def errors(api: Api, query: str, by: Person | None = None, **variables: An
 
 def problems_of(query: str, variables: dict[str, Any], settings: Settings) -> list[GraphQLError]:
     document = Document(query, parse(query))
-    problems, _ = problems_of_request(document, document.operations[0], variables, settings)
+    problems, _ = problems_of_request(document, document.operations[0], variables, settings, PRICES)
     return problems
 
 
