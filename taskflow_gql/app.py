@@ -9,6 +9,7 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from datetime import timedelta
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -27,7 +28,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from strawberry.schema.schema import StrawberryGraphQLCoreExecutionContext
 
 from taskflow_gql import __version__, clock
-from taskflow_gql.api.context import Parts
+from taskflow_gql.api.context import Context, Parts
 from taskflow_gql.api.nodes import SERVER_NAME
 from taskflow_gql.api.schema import make_schema
 from taskflow_gql.collector import Collector
@@ -78,7 +79,7 @@ def create_app(
         passwords=PasswordHasher(),
         tokens=TokenSigner(settings.signing_key, timedelta(minutes=settings.access_token_expire_minutes)),
     )
-    view = GraphQLView(make_schema(settings, executor), parts)
+    view = GraphQLView(make_schema(settings, executor), settings, partial(Context, parts))
 
     @asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:

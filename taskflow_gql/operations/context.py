@@ -16,6 +16,8 @@ class OperationContext(Protocol):
 
     # Held while an operation runs and until its answer is sent, where many operations share a connection.
     turns: AbstractAsyncContextManager[object]
+    # Whose connection it is, on a WebSocket, once that is known.
+    person: UUID | None
 
     @property
     def connection(self) -> HTTPConnection: ...

@@ -19,8 +19,9 @@ from strawberry.types import ExecutionResult
 from strawberry.types.execution import PreExecutionError
 from strawberry.types.graphql import OperationType
 
-from taskflow_gql.api.context import Context, Parts
+from taskflow_gql.config import Settings
 from taskflow_gql.errors import RETRY_AFTER_SECONDS, ServerStops
+from taskflow_gql.operations.context import MakeContext
 from taskflow_gql.operations.errors import (
     BAD_USER_INPUT,
     PERSISTED_QUERY_NOT_SUPPORTED,
@@ -103,11 +104,12 @@ class GraphQLRequest(NamedTuple):
 class GraphQLView:
     """The ASGI application at /graphql."""
 
-    def __init__(self, schema: Schema, parts: Parts) -> None:
+    def __init__(self, schema: Schema, settings: Settings, make_context: MakeContext) -> None:
         self._schema = schema
-        self._parts = parts
-        self._connections = Connections(parts.settings.max_sockets_per_address)
-        self._sockets = SocketView(schema, parts)
+        self._settings = settings
+        self._make_context = make_context
+        self._connections = Connections(settings.max_sockets_per_address)
+        self._sockets = SocketView(schema, settings, make_context)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
@@ -156,7 +158,7 @@ class GraphQLView:
         with self._connections.counted(scope) as has_room:
             if not has_room:
                 await _refuse_socket(scope, receive, send, _too_many_connections())
-            elif not is_allowed_origin(scope, self._parts.settings.allowed_origins):
+            elif not is_allowed_origin(scope, self._settings.allowed_origins):
                 await _refuse_socket(scope, receive, send, _foreign_page())
             else:
                 await self._sockets(scope, receive, send)
@@ -166,14 +168,14 @@ class GraphQLView:
         return (
             scope["method"] == "GET"
             and "text/html" in accept
-            and self._parts.settings.shows_graphiql
+            and self._settings.shows_graphiql
             and "query" not in QueryParams(scope["query_string"])
         )
 
     async def _read(self, content_type: str, receive: Receive) -> GraphQLRequest:
         if problem := _problem_of_content_type(content_type):
             raise RequestError(415, problem)
-        body = await _read_body(receive, self._parts.settings.max_body_bytes)
+        body = await _read_body(receive, self._settings.max_body_bytes)
         return _request_of(_parsed(body))
 
     async def _execute(self, scope: Scope, asked: GraphQLRequest) -> ExecutionResult:
@@ -181,7 +183,7 @@ class GraphQLView:
             return await self._schema.execute(
                 asked.query,
                 asked.variables,
-                context_value=Context(self._parts, HTTPConnection(scope)),
+                context_value=self._make_context(HTTPConnection(scope)),
                 operation_name=asked.operation_name,
                 allowed_operation_types=_OPERATIONS[scope["method"]],
             )
@@ -201,7 +203,7 @@ class GraphQLView:
         results = await self._schema.stream(
             asked.query,
             asked.variables,
-            context_value=Context(self._parts, request),
+            context_value=self._make_context(request),
             operation_name=asked.operation_name,
             allowed_operation_types=transport.allowed_operation_types(
                 _OPERATIONS[request.method] | {OperationType.SUBSCRIPTION}
@@ -227,7 +229,7 @@ class GraphQLView:
         return EndlessResponse(
             kept_alive(),
             headers=dict(transport.headers),
-            send_timeout_seconds=self._parts.settings.stream_send_timeout_seconds,
+            send_timeout_seconds=self._settings.stream_send_timeout_seconds,
             connections=self._connections,
         )
 

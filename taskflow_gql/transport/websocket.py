@@ -33,8 +33,9 @@ from strawberry.subscriptions.protocols.graphql_transport_ws.types import Connec
 from strawberry.types.execution import ExecutionResult, PreExecutionError
 from strawberry.types.unset import UnsetType
 
-from taskflow_gql.api.context import Context, Parts
+from taskflow_gql.config import Settings
 from taskflow_gql.errors import RETRY_AFTER_SECONDS, ServerStops, Unauthenticated
+from taskflow_gql.operations.context import MakeContext, OperationContext
 from taskflow_gql.operations.errors import (
     PERSISTED_QUERY_NOT_SUPPORTED,
     PERSISTED_QUERY_NOT_SUPPORTED_MESSAGE,
@@ -69,7 +70,7 @@ class WebSocketAdapter(ASGIWebSocketAdapter):
         await super().close(code, reason.encode(errors="replace")[:123].decode(errors="ignore"))
 
 
-class TransportWSHandler(BaseGraphQLTransportWSHandler[Context, None]):
+class TransportWSHandler(BaseGraphQLTransportWSHandler[OperationContext, None]):
     """Strawberry's, holding out against messages that are JSON but not of the protocol, and against clients that do not
     read what they are sent.
     """
@@ -258,37 +259,36 @@ def is_allowed_origin(scope: Scope, allowed: list[str]) -> bool:
     return False
 
 
-class SocketView(GraphQL[Context, None]):
+class SocketView(GraphQL[OperationContext, None]):
     """Strawberry's view, of which only the WebSockets are used."""
 
     graphql_transport_ws_handler_class = TransportWSHandler
     websocket_adapter_class = WebSocketAdapter
 
-    def __init__(self, schema: BaseSchema, parts: Parts) -> None:
+    def __init__(self, schema: BaseSchema, settings: Settings, make_context: MakeContext) -> None:
         super().__init__(
             schema,
             # Named explicitly: the legacy `graphql-ws` protocol is on by default.
             subscription_protocols=[GRAPHQL_TRANSPORT_WS_PROTOCOL],
             connection_init_wait_timeout=_CONNECTION_INIT_TIMEOUT,
-            max_subscriptions_per_connection=parts.settings.max_subscriptions_per_connection,
+            max_subscriptions_per_connection=settings.max_subscriptions_per_connection,
             # `is_allowed_origin` has been asked before.
             allowed_origins=["*"],
         )
-        self._parts = parts
-        self.max_unsent_bytes = parts.settings.max_unsent_bytes
+        self._make_context = make_context
+        self.max_unsent_bytes = settings.max_unsent_bytes
         # Bytes of answers by person.
         self.unsent: Counter[object] = Counter()
 
-    async def get_context(self, request: HTTPConnection, response: Response | WebSocket) -> Context:
-        return Context(parts=self._parts, connection=request, turns=asyncio.Semaphore(_MAX_TURNS))
+    async def get_context(self, request: HTTPConnection, response: Response | WebSocket) -> OperationContext:
+        return self._make_context(request, turns=asyncio.Semaphore(_MAX_TURNS))
 
-    async def on_ws_connect(self, context: Context) -> UnsetType | dict[str, object] | None:
+    async def on_ws_connect(self, context: OperationContext) -> UnsetType | dict[str, object] | None:
         """No token is anonymous; a bad one closes with 4403, on which clients fetch a new one and come back."""
         try:
-            viewer = await context.for_operation().viewer()
+            context.person = await context.for_operation().identify()
         except Unauthenticated as error:
             raise ConnectionRejectionError from error
-        context.person = viewer.id if viewer else None
         return UnsetType()
 
     def encode_json(self, data: object) -> str:
