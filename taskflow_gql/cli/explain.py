@@ -23,7 +23,8 @@ from taskflow_gql.errors import NotFound
 from taskflow_gql.execution import explain
 from taskflow_gql.execution.strawberry import BatchingExecutor
 from taskflow_gql.models import UserRow
-from taskflow_gql.security.tokens import PasswordHasher, TokenSigner
+from taskflow_gql.security.passwords import PasswordHasher
+from taskflow_gql.security.tokens import TokenSigner
 from taskflow_gql.services import accounts
 from taskflow_gql.services.access import Viewer
 from taskflow_gql.services.ids import make_id
