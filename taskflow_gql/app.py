@@ -11,20 +11,15 @@ from contextlib import asynccontextmanager, contextmanager
 from datetime import timedelta
 from functools import partial
 from types import FrameType
-from typing import Any
 
 from redis.exceptions import RedisError
 from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.applications import Starlette
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.middleware import Middleware
-from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, RedirectResponse, Response
+from starlette.responses import JSONResponse, RedirectResponse
 from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
-from starlette.staticfiles import StaticFiles
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from strawberry.schema.schema import StrawberryGraphQLCoreExecutionContext
 
 from taskflow_gql import __version__, clock
@@ -35,15 +30,16 @@ from taskflow_gql.collector import Collector
 from taskflow_gql.config import Settings, load_settings
 from taskflow_gql.database.sessions import Database, create_engine
 from taskflow_gql.execution.strawberry import BatchingExecutor
-from taskflow_gql.security.tokens import PasswordHasher, TokenSigner
-from taskflow_gql.short_keys import cached_for_short_keys
+from taskflow_gql.security.passwords import PasswordHasher
+from taskflow_gql.security.tokens import TokenSigner
 from taskflow_gql.stream.bus import Bus, make_bus
 from taskflow_gql.stream.fanout import Fanout
 from taskflow_gql.stream.relay import Relay
 from taskflow_gql.stream.retention import Retention
 from taskflow_gql.stream.revocations import SessionWatch
 from taskflow_gql.telemetry.logs import configure_logging
-from taskflow_gql.transport.http import CONTENT_SECURITY_POLICY, GraphQLView
+from taskflow_gql.transport.http import GraphQLView
+from taskflow_gql.transport.middleware import CLIENT_HEADERS, Cors, RevalidatedFiles, Shortcut
 
 log = logging.getLogger(__name__)
 
@@ -126,7 +122,7 @@ def create_app(
                 allow_origins=settings.allowed_origins,
                 allow_credentials=True,
                 allow_methods=["GET", "POST", "OPTIONS"],
-                allow_headers=[*_CLIENT_HEADERS, *settings.cors_headers],
+                allow_headers=[*CLIENT_HEADERS, *settings.cors_headers],
             ),
             Middleware(Shortcut, path="/graphql", to=view),
         ],
@@ -141,66 +137,6 @@ def create_app(
 def create_server() -> Starlette:
     """`create_app` for a process that does nothing else; uvicorn calls this in each worker."""
     return create_app(collector=Collector())
-
-
-class Cors(CORSMiddleware):
-    """Starlette's. What it adds to an answer depends on the origin alone, and is not found out for each answer."""
-
-    def __init__(self, app: ASGIApp, /, **options: Any) -> None:
-        super().__init__(app, **options)
-        # Bounded, because anybody can make up origins.
-        self._added = cached_for_short_keys(maxsize=64, max_length=256)(self._headers_for)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] == "OPTIONS":
-            await super().__call__(scope, receive, send)
-            return
-        added = self._added(next((value for name, value in scope["headers"] if name == b"origin"), b""))
-
-        async def send_with_headers(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                if any(name == b"vary" for name, _ in message["headers"]):
-                    await self.send(message, send, Headers(scope=scope))
-                    return
-                message["headers"] = [*message["headers"], *added]
-            await send(message)
-
-        await self.app(scope, receive, send_with_headers)
-
-    def _headers_for(self, origin: bytes) -> list[tuple[bytes, bytes]]:
-        headers = MutableHeaders()
-        name = origin.decode("latin-1")
-        if name:
-            headers.update(self.simple_headers)
-        if name and self.is_allowed_origin(name):
-            self.allow_explicit_origin(headers, name)
-        else:
-            headers["Vary"] = "Origin"
-        return headers.raw
-
-
-class Shortcut:
-    """Past the router and what stands before it, for the path that nearly all requests are for."""
-
-    def __init__(self, app: ASGIApp, *, path: str, to: ASGIApp) -> None:
-        self._app, self._path, self._to = app, path, to
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        is_meant = scope["type"] != "lifespan" and scope["path"] == self._path
-        await (self._to if is_meant else self._app)(scope, receive, send)
-
-
-class RevalidatedFiles(StaticFiles):
-    """Files whose names stay while their contents change: browsers ask each time, and are told 304.
-
-    They are GraphiQL's, of which the page must be safe at its own address too.
-    """
-
-    def file_response(self, *arguments: Any, **options: Any) -> Response:
-        response = super().file_response(*arguments, **options)
-        response.headers["Cache-Control"] = "no-cache"
-        response.headers["Content-Security-Policy"] = CONTENT_SECURITY_POLICY
-        return response
 
 
 @contextmanager
@@ -227,32 +163,6 @@ def draining_on_signals(fanout: Fanout) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-# The headers with which pages of allowed origins may call; TASKFLOW_CORS_HEADERS adds others.
-_CLIENT_HEADERS = [
-    "Authorization",
-    "Content-Type",
-    "Accept",
-    "X-Request-Id",
-    "Idempotency-Key",
-    # Apollo and urql, and their CSRF prevention.
-    "Apollo-Require-Preflight",
-    "X-Apollo-Operation-Name",
-    "Apollographql-Client-Name",
-    "Apollographql-Client-Version",
-    "GraphQL-Preflight",
-    # graphql-sse and EventSource, when they reconnect.
-    "Last-Event-ID",
-    # Tracing: OpenTelemetry, Sentry.
-    "Traceparent",
-    "Tracestate",
-    "Baggage",
-    "Sentry-Trace",
-    # Fetch wrappers such as axios.
-    "X-Requested-With",
-    "X-CSRF-Token",
-]
 
 
 async def without_slash(request: Request) -> RedirectResponse:

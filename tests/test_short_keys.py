@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import tracemalloc
 
-from taskflow_gql.app import Cors
 from taskflow_gql.short_keys import cached_for_short_keys
 from taskflow_gql.transport.http import _problem_of_content_type
+from taskflow_gql.transport.middleware import Cors
 from taskflow_gql.transport.streaming import EVENT_STREAM, JSON, best_media_type
 
 

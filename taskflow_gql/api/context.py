@@ -23,7 +23,8 @@ from taskflow_gql.database.sessions import BoundedReads, Database, DatabaseSessi
 from taskflow_gql.errors import Unauthenticated
 from taskflow_gql.models import TaskRow, UserRow
 from taskflow_gql.operations.documents import Document
-from taskflow_gql.security.tokens import PasswordHasher, TokenSigner
+from taskflow_gql.security.passwords import PasswordHasher
+from taskflow_gql.security.tokens import TokenSigner
 from taskflow_gql.services.access import Viewer
 from taskflow_gql.services.events import StreamPlace
 from taskflow_gql.services.paging import Order

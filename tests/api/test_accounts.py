@@ -16,7 +16,8 @@ import pytest
 
 from taskflow_gql.database.sessions import Database
 from taskflow_gql.errors import Unauthenticated
-from taskflow_gql.security.tokens import PasswordHasher, TokenSigner
+from taskflow_gql.security.passwords import PasswordHasher
+from taskflow_gql.security.tokens import TokenSigner
 from tests.conftest import SECRET, make_admin
 from tests.support.client import REGISTER, Api
 

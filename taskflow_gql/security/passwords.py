@@ -1,0 +1,45 @@
+"""Password hashing."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+
+from passlib.context import CryptContext
+
+# passlib refuses longer ones. No stored password is as long: services/checks.py allows 128 characters.
+_MAX_PASSWORD_CHARACTERS = 4096
+
+
+class PasswordHasher:
+    """argon2id with the parameters that OWASP names (19 MiB, 2 passes, 1 lane), away from the event loop.
+
+    The pool is small on purpose: each hash takes 19 MiB and a core, and a flood of logins must leave both to others.
+    """
+
+    def __init__(self, threads: int = 2) -> None:
+        self._context = CryptContext(
+            schemes=["argon2"],
+            argon2__type="ID",
+            argon2__memory_cost=19456,
+            argon2__time_cost=2,
+            argon2__parallelism=1,
+        )
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="argon2")
+        # Verified against when the user is unknown, so that the answer takes as long as for one who exists.
+        self._dummy = self._context.hash("no such person")
+
+    async def hash(self, password: str) -> str:
+        return await asyncio.get_running_loop().run_in_executor(self._pool, self._context.hash, password)
+
+    async def verify(self, password: str, password_hash: str | None) -> bool:
+        """False for a None hash and for a password that is too long to be right, after the same work."""
+        if len(password) > _MAX_PASSWORD_CHARACTERS:
+            password, password_hash = "", None
+        matches = await asyncio.get_running_loop().run_in_executor(
+            self._pool, self._context.verify, password, password_hash or self._dummy
+        )
+        return bool(matches) and password_hash is not None
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
