@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     from taskflow_gql.models.task import TaskRow
@@ -66,6 +66,11 @@ class TooManySubscriptions(TaskflowError):
 class Refusal(TaskflowError):
     """What a mutation answers in `payload.errors`, and a query at the top level."""
 
+    @property
+    def payload(self) -> dict[str, Any]:
+        """What a mutation's payload shows beside `errors`, by field."""
+        return {}
+
 
 class BadUserInput(Refusal):
     code = "BAD_USER_INPUT"
@@ -90,6 +95,10 @@ class VersionConflict(Refusal):
             field="expectedVersion",
         )
         self.task = task
+
+    @property
+    def payload(self) -> dict[str, Any]:
+        return {"task": self.task}
 
 
 class EmailTaken(Refusal):

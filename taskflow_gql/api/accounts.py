@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import strawberry
 
-from taskflow_gql.api.context import Context, Info
-from taskflow_gql.api.errors import AnswersRefusals, UserError
+from taskflow_gql.api.context import Context
+from taskflow_gql.api.mutations import UserError, Write, mutation, payload_errors, prepared_mutation
 from taskflow_gql.api.users import User
 from taskflow_gql.database.sessions import DatabaseSession
 from taskflow_gql.errors import InvalidCredentials
 from taskflow_gql.models import UserRow
 from taskflow_gql.services import accounts
+from taskflow_gql.services.access import Viewer
 
 
 @strawberry.input(description="A new account.")
@@ -58,16 +57,12 @@ class AuthPayload:
         default=None, description="How long the access token is good, in seconds."
     )
     user: UserRow | None = strawberry.field(graphql_type=User | None, default=None, description="Who is signed in now.")
-    errors: list[UserError] = strawberry.field(
-        default_factory=list, description="Empty, or everything that is wrong; then nothing was changed."
-    )
+    errors: list[UserError] = payload_errors()
 
 
 @strawberry.type(description="What became of `changePassword`.")
 class ChangePasswordPayload:
-    errors: list[UserError] = strawberry.field(
-        default_factory=list, description="Empty, or everything that is wrong; then nothing was changed."
-    )
+    errors: list[UserError] = payload_errors()
 
 
 @strawberry.type(description="What became of `updateProfile`.")
@@ -75,21 +70,15 @@ class UpdateProfilePayload:
     user: UserRow | None = strawberry.field(
         graphql_type=User | None, default=None, description="You, as changed; null on errors."
     )
-    errors: list[UserError] = strawberry.field(
-        default_factory=list, description="Empty, or everything that is wrong; then nothing was changed."
-    )
+    errors: list[UserError] = payload_errors()
 
 
 @strawberry.type
 class AccountMutations:
-    @strawberry.mutation(
-        description="Make an account and sign in to it. Public. The new account is a MEMBER.",
-        extensions=[AnswersRefusals()],
-    )
-    async def register(
-        self, info: Info, input: Annotated[RegisterInput, strawberry.argument(description="The account.")]
-    ) -> AuthPayload:
-        async with info.context.read() as session:
+    @prepared_mutation("Make an account and sign in to it. Public. The new account is a MEMBER.", input="The account.")
+    @staticmethod
+    async def register(context: Context, input: RegisterInput) -> Write[AuthPayload]:
+        async with context.read() as session:
             registration = await accounts.check_registration(
                 session,
                 email=input.email,
@@ -97,64 +86,59 @@ class AccountMutations:
                 full_name=input.full_name,
                 password=input.password,
             )
-        password_hash = await info.context.parts.passwords.hash(registration.password)
-        async with info.context.write() as session:
+        password_hash = await context.parts.passwords.hash(registration.password)
+
+        async def write(session: DatabaseSession) -> AuthPayload:
             user = await accounts.create_user(session, registration, password_hash)
-            payload = await _open_session(info.context, session, user, password_hash)
-        info.context.note_sign_in(user)
-        return payload
+            return await _open_session(context, session, user, password_hash)
 
-    @strawberry.mutation(
-        description=(
-            "Sign in. Public. An unknown name, a wrong password and a deactivated account give one answer, "
-            "INVALID_CREDENTIALS, after the same time."
-        ),
-        extensions=[AnswersRefusals()],
+        return write
+
+    @prepared_mutation(
+        "Sign in. Public. An unknown name, a wrong password and a deactivated account give one answer, "
+        "INVALID_CREDENTIALS, after the same time.",
+        input="Who you are.",
     )
-    async def login(
-        self, info: Info, input: Annotated[LoginInput, strawberry.argument(description="Who you are.")]
-    ) -> AuthPayload:
-        async with info.context.read() as session:
+    @staticmethod
+    async def login(context: Context, input: LoginInput) -> Write[AuthPayload]:
+        async with context.read() as session:
             candidate = await accounts.find_candidate(session, input.username_or_email)
-        matches = await info.context.parts.passwords.verify(input.password, candidate.password_hash)
+        matches = await context.parts.passwords.verify(input.password, candidate.password_hash)
         user = accounts.require_match(candidate, matches)
-        async with info.context.write() as session:
-            payload = await _open_session(info.context, session, user, candidate.password_hash or "")
-        info.context.note_sign_in(user)
-        return payload
 
-    @strawberry.mutation(
-        description="Set a new password. Your other sessions end at once; this one goes on.",
-        extensions=[AnswersRefusals()],
+        async def write(session: DatabaseSession) -> AuthPayload:
+            return await _open_session(context, session, user, candidate.password_hash or "")
+
+        return write
+
+    @prepared_mutation(
+        "Set a new password. Your other sessions end at once; this one goes on.", input="Old and new password."
     )
-    async def change_password(
-        self,
-        info: Info,
-        input: Annotated[ChangePasswordInput, strawberry.argument(description="Old and new password.")],
-    ) -> ChangePasswordPayload:
-        viewer = await info.context.require_viewer()
-        passwords = info.context.parts.passwords
+    @staticmethod
+    async def change_password(context: Context, input: ChangePasswordInput) -> Write[ChangePasswordPayload]:
+        viewer = await context.require_viewer()
+        passwords = context.parts.passwords
         new_password = accounts.check_new_password(input.new_password)
-        async with info.context.read() as session:
+        async with context.read() as session:
             candidate = await accounts.find_viewer_candidate(session, viewer)
         if not await passwords.verify(input.current_password, candidate.password_hash):
             raise InvalidCredentials("The current password is not correct", field="currentPassword")
         new_hash = await passwords.hash(new_password)
-        async with info.context.write() as session:
-            await accounts.change_password(session, viewer, old_hash=candidate.password_hash or "", new_hash=new_hash)
-        return ChangePasswordPayload()
 
-    @strawberry.mutation(description="Change your name or your email address.", extensions=[AnswersRefusals()])
+        async def write(session: DatabaseSession) -> ChangePasswordPayload:
+            await accounts.change_password(session, viewer, old_hash=candidate.password_hash or "", new_hash=new_hash)
+            return ChangePasswordPayload()
+
+        return write
+
+    @mutation("Change your name or your email address.", input="What to change.")
+    @staticmethod
     async def update_profile(
-        self,
-        info: Info,
-        input: Annotated[UpdateProfileInput, strawberry.argument(description="What to change.")],
+        session: DatabaseSession, viewer: Viewer, input: UpdateProfileInput
     ) -> UpdateProfilePayload:
-        viewer = await info.context.require_viewer()
         given = {"full_name": input.full_name, "email": input.email}
         changes = {name: value for name, value in given.items() if value is not strawberry.UNSET}
-        async with info.context.write() as session:
-            return UpdateProfilePayload(user=await accounts.update_profile(session, viewer, changes))
+        return UpdateProfilePayload(user=await accounts.update_profile(session, viewer, changes))
 
 
 async def _open_session(context: Context, session: DatabaseSession, user: UserRow, password_hash: str) -> AuthPayload:
@@ -162,6 +146,7 @@ async def _open_session(context: Context, session: DatabaseSession, user: UserRo
     session_id, begun_at = await accounts.open_session(
         session, user, password_hash=password_hash, lifetime=tokens.lifetime
     )
+    context.note_sign_in(user)
     return AuthPayload(
         access_token=tokens.sign(user_id=user.id, session_id=session_id, issued_at=begun_at),
         token_type="Bearer",  # noqa: S106  (the name of a scheme, not a secret)

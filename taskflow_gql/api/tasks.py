@@ -11,16 +11,18 @@ from taskflow_gql import clock
 from taskflow_gql.api.changes_paging import TASK_CHANGE_CONNECTION, ChangeList, history_of_task
 from taskflow_gql.api.connections import After, Before, First, Last, PageInfo, page_info
 from taskflow_gql.api.context import Info
-from taskflow_gql.api.errors import AnswersRefusals, UserError
 from taskflow_gql.api.loaders import users_by_id
+from taskflow_gql.api.mutations import UserError, mutation, payload_errors
 from taskflow_gql.api.node import Node
 from taskflow_gql.api.task_filters import TaskFilterArgument, filter_of
 from taskflow_gql.api.task_lists import TaskList, TaskOrderArgument, task_query
 from taskflow_gql.api.users import User
+from taskflow_gql.database.sessions import DatabaseSession
 from taskflow_gql.execution import IsInstance
 from taskflow_gql.execution.strawberry import Batched
 from taskflow_gql.models import TaskCategory, TaskPriority, TaskRow, TaskStatus, UserRow
 from taskflow_gql.services import access, task_stats, tasks
+from taskflow_gql.services.access import Viewer
 from taskflow_gql.services.events import encode_cursor
 from taskflow_gql.services.task_orders import NEWEST_FIRST
 
@@ -300,7 +302,6 @@ class DeleteTaskInput:
 
 
 _TASK = "The task as changed; on VERSION_CONFLICT as it stands now; null on other errors."
-_ERRORS = "Empty, or everything that is wrong; then nothing was changed."
 
 
 @strawberry.type(description="What became of `createTask`.")
@@ -308,7 +309,7 @@ class CreateTaskPayload:
     task: TaskRow | None = strawberry.field(
         graphql_type=Task | None, default=None, description="The new task; null on errors."
     )
-    errors: list[UserError] = strawberry.field(default_factory=list, description=_ERRORS)
+    errors: list[UserError] = payload_errors()
 
     @strawberry.field(description="The new task as an edge of `tasks` in its default order; null on errors.")
     def task_edge(self) -> TaskEdge | None:
@@ -318,19 +319,19 @@ class CreateTaskPayload:
 @strawberry.type(description="What became of `updateTask`.")
 class UpdateTaskPayload:
     task: TaskRow | None = strawberry.field(graphql_type=Task | None, default=None, description=_TASK)
-    errors: list[UserError] = strawberry.field(default_factory=list, description=_ERRORS)
+    errors: list[UserError] = payload_errors()
 
 
 @strawberry.type(description="What became of `setTaskStatus`.")
 class SetTaskStatusPayload:
     task: TaskRow | None = strawberry.field(graphql_type=Task | None, default=None, description=_TASK)
-    errors: list[UserError] = strawberry.field(default_factory=list, description=_ERRORS)
+    errors: list[UserError] = payload_errors()
 
 
 @strawberry.type(description="What became of `toggleTaskCompletion`.")
 class ToggleTaskCompletionPayload:
     task: TaskRow | None = strawberry.field(graphql_type=Task | None, default=None, description=_TASK)
-    errors: list[UserError] = strawberry.field(default_factory=list, description=_ERRORS)
+    errors: list[UserError] = payload_errors()
 
 
 @strawberry.type(description="What became of `deleteTask`.")
@@ -338,83 +339,59 @@ class DeleteTaskPayload:
     deleted_task_id: strawberry.ID | None = strawberry.field(
         default=None, description="The id to drop from caches; null on errors."
     )
-    errors: list[UserError] = strawberry.field(default_factory=list, description=_ERRORS)
+    errors: list[UserError] = payload_errors()
 
 
 @strawberry.type
 class TaskMutations:
-    @strawberry.mutation(description="Make a task, for yourself or for somebody else.", extensions=[AnswersRefusals()])
-    async def create_task(
-        self, info: Info, input: Annotated[CreateTaskInput, strawberry.argument(description="The task.")]
-    ) -> CreateTaskPayload:
-        viewer = await info.context.require_viewer()
-        async with info.context.write() as session:
-            task = await tasks.create_task(
-                session,
-                viewer,
-                title=input.title,
-                description=input.description,
-                priority=input.priority,
-                category=input.category,
-                due_date=input.due_date,
-                assignee_id=input.assignee_id,
-            )
+    @mutation("Make a task, for yourself or for somebody else.", input="The task.")
+    @staticmethod
+    async def create_task(session: DatabaseSession, viewer: Viewer, input: CreateTaskInput) -> CreateTaskPayload:
+        task = await tasks.create_task(
+            session,
+            viewer,
+            title=input.title,
+            description=input.description,
+            priority=input.priority,
+            category=input.category,
+            due_date=input.due_date,
+            assignee_id=input.assignee_id,
+        )
         return CreateTaskPayload(task=task)
 
-    @strawberry.mutation(
-        description="Change what is given of a task. Its creator, or an ADMIN.", extensions=[AnswersRefusals()]
-    )
-    async def update_task(
-        self, info: Info, input: Annotated[UpdateTaskInput, strawberry.argument(description="The changes.")]
-    ) -> UpdateTaskPayload:
-        viewer = await info.context.require_viewer()
-        async with info.context.write() as session:
-            task = await tasks.update_task(
-                session, viewer, input.id, _given(input), expected_version=input.expected_version
-            )
+    @mutation("Change what is given of a task. Its creator, or an ADMIN.", input="The changes.")
+    @staticmethod
+    async def update_task(session: DatabaseSession, viewer: Viewer, input: UpdateTaskInput) -> UpdateTaskPayload:
+        task = await tasks.update_task(
+            session, viewer, input.id, _given(input), expected_version=input.expected_version
+        )
         return UpdateTaskPayload(task=task)
 
-    @strawberry.mutation(
-        description="Say how far a task is. Its creator, its assignee, or an ADMIN.",
-        extensions=[AnswersRefusals()],
-    )
+    @mutation("Say how far a task is. Its creator, its assignee, or an ADMIN.", input="Which task, and how far.")
+    @staticmethod
     async def set_task_status(
-        self,
-        info: Info,
-        input: Annotated[SetTaskStatusInput, strawberry.argument(description="Which task, and how far.")],
+        session: DatabaseSession, viewer: Viewer, input: SetTaskStatusInput
     ) -> SetTaskStatusPayload:
-        viewer = await info.context.require_viewer()
-        async with info.context.write() as session:
-            task = await tasks.set_task_status(
-                session, viewer, input.id, input.status, expected_version=input.expected_version
-            )
+        task = await tasks.set_task_status(
+            session, viewer, input.id, input.status, expected_version=input.expected_version
+        )
         return SetTaskStatusPayload(task=task)
 
-    @strawberry.mutation(
-        description=("COMPLETED becomes PENDING, anything else COMPLETED. Its creator, its assignee, or an ADMIN."),
-        extensions=[AnswersRefusals()],
+    @mutation(
+        "COMPLETED becomes PENDING, anything else COMPLETED. Its creator, its assignee, or an ADMIN.",
+        input="Which task.",
     )
+    @staticmethod
     async def toggle_task_completion(
-        self,
-        info: Info,
-        input: Annotated[ToggleTaskCompletionInput, strawberry.argument(description="Which task.")],
+        session: DatabaseSession, viewer: Viewer, input: ToggleTaskCompletionInput
     ) -> ToggleTaskCompletionPayload:
-        viewer = await info.context.require_viewer()
-        async with info.context.write() as session:
-            task = await tasks.toggle_task_completion(
-                session, viewer, input.id, expected_version=input.expected_version
-            )
+        task = await tasks.toggle_task_completion(session, viewer, input.id, expected_version=input.expected_version)
         return ToggleTaskCompletionPayload(task=task)
 
-    @strawberry.mutation(
-        description="Delete a task for good. Its creator, or an ADMIN.", extensions=[AnswersRefusals()]
-    )
-    async def delete_task(
-        self, info: Info, input: Annotated[DeleteTaskInput, strawberry.argument(description="Which task.")]
-    ) -> DeleteTaskPayload:
-        viewer = await info.context.require_viewer()
-        async with info.context.write() as session:
-            task = await tasks.delete_task(session, viewer, input.id, expected_version=input.expected_version)
+    @mutation("Delete a task for good. Its creator, or an ADMIN.", input="Which task.")
+    @staticmethod
+    async def delete_task(session: DatabaseSession, viewer: Viewer, input: DeleteTaskInput) -> DeleteTaskPayload:
+        task = await tasks.delete_task(session, viewer, input.id, expected_version=input.expected_version)
         return DeleteTaskPayload(deleted_task_id=strawberry.ID(str(task.id)))
 
 

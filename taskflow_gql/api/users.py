@@ -12,15 +12,17 @@ import strawberry
 
 from taskflow_gql.api.connections import After, Before, First, Last, PageInfo, page_info
 from taskflow_gql.api.context import Context, Info
-from taskflow_gql.api.errors import AnswersRefusals, UserError
 from taskflow_gql.api.loaders import users_by_id
+from taskflow_gql.api.mutations import UserError, mutation, payload_errors
 from taskflow_gql.api.node import Node
 from taskflow_gql.api.task_filters import TaskFilter, TaskFilterArgument
 from taskflow_gql.api.task_lists import TaskList, TaskOrder, TaskOrderArgument, task_query
+from taskflow_gql.database.sessions import DatabaseSession
 from taskflow_gql.execution import IsInstance
 from taskflow_gql.execution.strawberry import Batched
 from taskflow_gql.models import UserRole, UserRow
 from taskflow_gql.services import tasks, users
+from taskflow_gql.services.access import Viewer
 from taskflow_gql.services.paging import Page, PageRequest
 from taskflow_gql.services.tasks import Relation
 
@@ -202,9 +204,7 @@ class SetUserRolePayload:
     user: UserRow | None = strawberry.field(
         graphql_type=User | None, default=None, description="The person with the new role; null on errors."
     )
-    errors: list[UserError] = strawberry.field(
-        default_factory=list, description="Empty, or everything that is wrong; then nothing was changed."
-    )
+    errors: list[UserError] = payload_errors()
 
 
 @strawberry.type(description="What became of `deactivateUser`.")
@@ -212,9 +212,7 @@ class DeactivateUserPayload:
     user: UserRow | None = strawberry.field(
         graphql_type=User | None, default=None, description="The person, now inactive; null on errors."
     )
-    errors: list[UserError] = strawberry.field(
-        default_factory=list, description="Empty, or everything that is wrong; then nothing was changed."
-    )
+    errors: list[UserError] = payload_errors()
 
 
 @strawberry.type(description="What became of `reactivateUser`.")
@@ -222,44 +220,33 @@ class ReactivateUserPayload:
     user: UserRow | None = strawberry.field(
         graphql_type=User | None, default=None, description="The person, active again; null on errors."
     )
-    errors: list[UserError] = strawberry.field(
-        default_factory=list, description="Empty, or everything that is wrong; then nothing was changed."
-    )
+    errors: list[UserError] = payload_errors()
 
 
 @strawberry.type
 class UserMutations:
-    @strawberry.mutation(
-        description="Make somebody an ADMIN or a MEMBER. For ADMINs. The last active ADMIN stays one.",
-        extensions=[AnswersRefusals()],
+    @mutation(
+        "Make somebody an ADMIN or a MEMBER. For ADMINs. The last active ADMIN stays one.",
+        input="Who, and which role.",
     )
-    async def set_user_role(
-        self,
-        info: Info,
-        input: Annotated[SetUserRoleInput, strawberry.argument(description="Who, and which role.")],
-    ) -> SetUserRolePayload:
-        viewer = await info.context.require_viewer()
-        async with info.context.write() as session:
-            return SetUserRolePayload(user=await users.set_user_role(session, viewer, input.user_id, input.role))
+    @staticmethod
+    async def set_user_role(session: DatabaseSession, viewer: Viewer, input: SetUserRoleInput) -> SetUserRolePayload:
+        return SetUserRolePayload(user=await users.set_user_role(session, viewer, input.user_id, input.role))
 
-    @strawberry.mutation(
-        description=(
-            "Lock somebody out: every session of theirs ends at once, their tasks stay. For ADMINs. "
-            "The last active ADMIN cannot be deactivated."
-        ),
-        extensions=[AnswersRefusals()],
+    @mutation(
+        "Lock somebody out: every session of theirs ends at once, their tasks stay. For ADMINs. The last active ADMIN "
+        "cannot be deactivated.",
+        input="Who.",
     )
+    @staticmethod
     async def deactivate_user(
-        self, info: Info, input: Annotated[DeactivateUserInput, strawberry.argument(description="Who.")]
+        session: DatabaseSession, viewer: Viewer, input: DeactivateUserInput
     ) -> DeactivateUserPayload:
-        viewer = await info.context.require_viewer()
-        async with info.context.write() as session:
-            return DeactivateUserPayload(user=await users.deactivate_user(session, viewer, input.user_id))
+        return DeactivateUserPayload(user=await users.deactivate_user(session, viewer, input.user_id))
 
-    @strawberry.mutation(description="Let somebody sign in again. For ADMINs.", extensions=[AnswersRefusals()])
+    @mutation("Let somebody sign in again. For ADMINs.", input="Who.")
+    @staticmethod
     async def reactivate_user(
-        self, info: Info, input: Annotated[ReactivateUserInput, strawberry.argument(description="Who.")]
+        session: DatabaseSession, viewer: Viewer, input: ReactivateUserInput
     ) -> ReactivateUserPayload:
-        viewer = await info.context.require_viewer()
-        async with info.context.write() as session:
-            return ReactivateUserPayload(user=await users.reactivate_user(session, viewer, input.user_id))
+        return ReactivateUserPayload(user=await users.reactivate_user(session, viewer, input.user_id))
