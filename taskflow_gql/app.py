@@ -24,8 +24,8 @@ from strawberry.schema.schema import StrawberryGraphQLCoreExecutionContext
 
 from taskflow_gql import __version__, clock
 from taskflow_gql.api.context import Context, Parts
-from taskflow_gql.api.nodes import SERVER_NAME
 from taskflow_gql.api.schema import make_schema
+from taskflow_gql.api.server import SERVER_NAME
 from taskflow_gql.collector import Collector
 from taskflow_gql.config import Settings, load_settings
 from taskflow_gql.database.sessions import Database, create_engine

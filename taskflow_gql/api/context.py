@@ -16,19 +16,16 @@ from starlette.requests import HTTPConnection
 
 from taskflow_gql import clock
 from taskflow_gql.api.authentication import ViewerLoader
-from taskflow_gql.api.columns import Columns
 from taskflow_gql.api.loaders import Loaders
+from taskflow_gql.api.needs import Needs
 from taskflow_gql.config import Settings
 from taskflow_gql.database.sessions import BoundedReads, Database, DatabaseSession
 from taskflow_gql.errors import Unauthenticated
-from taskflow_gql.models import TaskRow, UserRow
+from taskflow_gql.models import UserRow
 from taskflow_gql.operations.documents import Document
 from taskflow_gql.security.passwords import PasswordHasher
 from taskflow_gql.security.tokens import TokenSigner
 from taskflow_gql.services.access import Viewer
-from taskflow_gql.services.events import StreamPlace
-from taskflow_gql.services.paging import Order
-from taskflow_gql.services.tasks import ALL_COLUMNS, TaskColumns
 from taskflow_gql.stream.fanout import Fanout
 from taskflow_gql.stream.relay import Relay
 
@@ -163,34 +160,11 @@ class Context:
         """Shows the person their own private fields in the answer. Later fields still need a token."""
         self._signed_in.add(user.id)
 
-    async def stream_place(self) -> StreamPlace | None:
-        """Where the stream stands before a list is read, if the document selects `changesCursor`."""
-        selected = self._columns is not None and self._columns.changes_cursor
-        return await self.loaders.stream_place() if selected else None
-
     @property
-    def user_columns(self) -> tuple[str, ...]:
-        """What is to be read of people."""
-        return self._columns.of_user if self._columns else UserRow._fields
-
-    @property
-    def task_columns(self) -> TaskColumns:
-        """What is to be read of tasks."""
-        return self._columns.of_task if self._columns else ALL_COLUMNS
-
-    def columns_of_list(self, order: Order[TaskRow]) -> TaskColumns:
-        """What is to be read of the tasks of a list in this order."""
-        needs_keys = self._columns is None or self._columns.cursors_of_tasks
-        return self.task_columns.with_keys(order) if needs_keys else self.task_columns
-
-    @property
-    def wants_total(self) -> bool:
-        """Whether lists of tasks had better be counted where they are read."""
-        return self._columns is not None and self._columns.total_of_tasks
-
-    @property
-    def _columns(self) -> Columns | None:
-        return self.document.needs if self.document else None
+    def needs(self) -> Needs | None:
+        """What the document asks for; None where everything is to be read."""
+        needs: Needs | None = self.document.needs if self.document else None
+        return needs
 
     async def identify(self) -> UUID | None:
         viewer = await self.viewer()

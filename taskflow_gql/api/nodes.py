@@ -1,48 +1,49 @@
-"""What the server says about itself, and the queries that go over all types."""
+"""The Node interface, and the queries that read any object by its id."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
 from uuid import UUID
 
 import strawberry
+from graphql import GraphQLInterfaceType
+from strawberry.schema.schema_converter import GraphQLCoreConverter
 
-from taskflow_gql import __version__
-from taskflow_gql.api.context import Info
-from taskflow_gql.api.node import Node
+from taskflow_gql.api.context import Context, Info
 from taskflow_gql.database.sessions import DatabaseSession
 from taskflow_gql.errors import BadUserInput
-from taskflow_gql.models import TaskRow, UserRow
-from taskflow_gql.services import tasks, users
 from taskflow_gql.services.access import Viewer
 from taskflow_gql.services.ids import parse_id
 
-SERVER_NAME = "TaskFlow GQL"
 MAX_NODES = 100
 
 
-@strawberry.type(description="The server.")
-class ServerInfo:
-    name: str = strawberry.field(description="Always the same.")
-    version: str = strawberry.field(description="The release, by semantic versioning.")
+@strawberry.interface(description="Anything that `node(id:)` can read again.")
+class Node:
+    id: strawberry.ID = strawberry.field(
+        description="A version 7 UUID, unique over all types; use it as the cache key."
+    )
+
+    @staticmethod
+    async def by_ids(
+        context: Context, session: DatabaseSession, viewer: Viewer, ids: Sequence[UUID]
+    ) -> Mapping[UUID, Any]:
+        """The objects of this type with these ids, as far as the viewer may see them. Every type has its own."""
+        raise NotImplementedError
 
 
 @strawberry.type
 class NodeQueries:
-    @strawberry.field(description="Which server this is. Public.")
-    def server_info(self) -> ServerInfo:
-        return ServerInfo(name=SERVER_NAME, version=__version__)
-
     @strawberry.field(
         graphql_type=Node | None, description="Anything by its id; null when there is none or it is not visible to you."
     )
     async def node(
         self, info: Info, id: Annotated[strawberry.ID, strawberry.argument(description="The id of any object.")]
-    ) -> TaskRow | UserRow | None:
+    ) -> Any:
         viewer = await info.context.require_viewer()
         key = parse_id(id)
-        async with info.context.read() as session:
-            return (await _nodes_by_id(session, viewer, [key], info.context.task_columns)).get(key)
+        return (await _read(info, viewer, [key])).get(key)
 
     @strawberry.field(
         graphql_type=list[Node | None],
@@ -52,21 +53,31 @@ class NodeQueries:
         self,
         info: Info,
         ids: Annotated[list[strawberry.ID], strawberry.argument(description="Ids of any objects, mixed.")],
-    ) -> list[TaskRow | UserRow | None]:
+    ) -> list[Any]:
         viewer = await info.context.require_viewer()
         if len(ids) > MAX_NODES:
             raise BadUserInput(f"nodes takes at most {MAX_NODES} ids, not {len(ids)}")
         keys = [parse_id(id) for id in ids]
-        async with info.context.read() as session:
-            found = await _nodes_by_id(session, viewer, keys, info.context.task_columns)
+        found = await _read(info, viewer, keys)
         return [found.get(key) for key in keys]
 
 
-async def _nodes_by_id(
-    session: DatabaseSession, viewer: Viewer, keys: list[UUID], columns: tasks.TaskColumns
-) -> dict[UUID, TaskRow | UserRow]:
-    found: dict[UUID, TaskRow | UserRow] = {**await tasks.tasks_by_id(session, viewer, keys, columns)}
-    missing = [key for key in keys if key not in found]
-    if missing:
-        found.update(await users.users_by_id(session, missing))
+async def _read(info: Info, viewer: Viewer, ids: list[UUID]) -> dict[UUID, Any]:
+    found: dict[UUID, Any] = {}
+    async with info.context.read() as session:
+        for type_ in _node_types(info):
+            missing = [key for key in ids if key not in found]
+            if missing:
+                found.update(await type_.by_ids(info.context, session, viewer, missing))
     return found
+
+
+def _node_types(info: Info) -> list[type[Node]]:
+    """The types of the schema that implement Node."""
+    schema = info.schema._schema
+    interface = schema.type_map[Node.__name__]
+    assert isinstance(interface, GraphQLInterfaceType)
+    return [
+        type_.extensions[GraphQLCoreConverter.DEFINITION_BACKREF].origin
+        for type_ in schema.get_implementations(interface).objects
+    ]

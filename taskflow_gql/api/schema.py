@@ -10,9 +10,10 @@ from strawberry.schema.schema import StrawberryGraphQLCoreExecutionContext
 
 from taskflow_gql.api.accounts import AccountMutations
 from taskflow_gql.api.changes import ChangeQueries, Subscription
-from taskflow_gql.api.columns import Columns
+from taskflow_gql.api.needs import Analysis
 from taskflow_gql.api.nodes import MAX_NODES, NodeQueries
 from taskflow_gql.api.scalars import DATE_TIME
+from taskflow_gql.api.server import ServerQueries
 from taskflow_gql.api.tasks import Task, TaskMutations, TaskQueries
 from taskflow_gql.api.users import User, UserMutations, UserQueries
 from taskflow_gql.config import Settings
@@ -23,7 +24,7 @@ from taskflow_gql.services.paging import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE
 
 
 @strawberry.type(description="What you can read.")
-class Query(NodeQueries, UserQueries, TaskQueries, ChangeQueries):
+class Query(ServerQueries, NodeQueries, UserQueries, TaskQueries, ChangeQueries):
     pass
 
 
@@ -59,5 +60,5 @@ def make_schema(settings: Settings, executor: type[StrawberryGraphQLCoreExecutio
         config=StrawberryConfig(scalar_map={datetime: DATE_TIME}),
         settings=settings,
         prices=PRICES,
-        analyse=Columns,
+        analyse=Analysis,
     )

@@ -10,12 +10,16 @@ import strawberry
 
 from taskflow_gql.api.context import Context
 from taskflow_gql.api.enums import OrderDirection
+from taskflow_gql.api.needs import Needs
 from taskflow_gql.api.task_filters import TaskFilter, filter_of
-from taskflow_gql.models import TaskRow
+from taskflow_gql.models import TaskRow, UserRow
 from taskflow_gql.services.access import Viewer
-from taskflow_gql.services.paging import Page, PageRequest, list_begun
+from taskflow_gql.services.events import StreamPlace
+from taskflow_gql.services.paging import Order, Page, PageRequest, list_begun
 from taskflow_gql.services.task_orders import NEWEST_FIRST, TaskOrderField, order_by
-from taskflow_gql.services.tasks import TaskQuery
+from taskflow_gql.services.tasks import ALL_COLUMNS, TaskColumns, TaskQuery
+
+_CONNECTION = "TaskConnection"
 
 
 @dataclass(slots=True)
@@ -67,7 +71,34 @@ async def task_query(
         request=request,
         filter=made,
         order=sorted_by,
-        columns=context.columns_of_list(sorted_by),
-        with_total=context.wants_total,
-        begun=list_begun(sorted_by, request) or await context.stream_place(),
+        columns=_columns_of_list(context, sorted_by),
+        with_total=context.needs is not None and _CONNECTION in context.needs.counted,
+        begun=list_begun(sorted_by, request) or await _stream_place(context),
     )
+
+
+def columns_of_tasks(context: Context) -> TaskColumns:
+    """What the document reads of tasks, and of the people that come with them."""
+    return ALL_COLUMNS if context.needs is None else context.needs.derive(_columns)
+
+
+def _columns(needs: Needs) -> TaskColumns:
+    people, carried = needs.columns(UserRow), needs.relations(TaskRow)
+    return TaskColumns(
+        task=needs.columns(TaskRow),
+        creator=people if "creator" in carried else None,
+        assignee=people if "assignee" in carried else None,
+    )
+
+
+def _columns_of_list(context: Context, order: Order[TaskRow]) -> TaskColumns:
+    """Cursors are made of the columns that the list is sorted by."""
+    columns, needs = columns_of_tasks(context), context.needs
+    makes_cursors = needs is None or needs.selects(_CONNECTION, "edges", "pageInfo")
+    return columns.with_keys(order) if makes_cursors else columns
+
+
+async def _stream_place(context: Context) -> StreamPlace | None:
+    """Where the stream stands before the list is read, if the document selects `changesCursor`."""
+    selected = context.needs is not None and context.needs.selects(_CONNECTION, "changesCursor")
+    return await context.loaders.stream_place() if selected else None

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated
+from uuid import UUID
 
 import strawberry
 
 from taskflow_gql import clock
 from taskflow_gql.api.changes_paging import TASK_CHANGE_CONNECTION, ChangeList, history_of_task
 from taskflow_gql.api.connections import After, Before, First, Last, PageInfo, page_info
-from taskflow_gql.api.context import Info
+from taskflow_gql.api.context import Context, Info
 from taskflow_gql.api.loaders import users_by_id
 from taskflow_gql.api.mutations import UserError, mutation, payload_errors
-from taskflow_gql.api.node import Node
+from taskflow_gql.api.needs import needs
+from taskflow_gql.api.nodes import Node
 from taskflow_gql.api.task_filters import TaskFilterArgument, filter_of
-from taskflow_gql.api.task_lists import TaskList, TaskOrderArgument, task_query
+from taskflow_gql.api.task_lists import TaskList, TaskOrderArgument, columns_of_tasks, task_query
 from taskflow_gql.api.users import User
 from taskflow_gql.database.sessions import DatabaseSession
 from taskflow_gql.execution import IsInstance
@@ -35,7 +38,7 @@ class Task(Node):
     priority: TaskPriority = strawberry.field(description="How urgent it is.")
     category: TaskCategory = strawberry.field(description="The part of life that it belongs to.")
     due_date: datetime | None = strawberry.field(description="When it should be done.")
-    completed: bool = strawberry.field(description="Whether `status` is COMPLETED.")
+    completed: bool = strawberry.field(metadata=needs("status"), description="Whether `status` is COMPLETED.")
     completed_at: datetime | None = strawberry.field(description="When it last became COMPLETED; null while it is not.")
     version: int = strawberry.field(
         description="1 at creation, one more with every change. Give it as `expectedVersion` to refuse lost updates."
@@ -43,7 +46,9 @@ class Task(Node):
     created_at: datetime = strawberry.field(description="When it was created.")
     updated_at: datetime = strawberry.field(description="When it last changed.")
 
-    @strawberry.field(description="Whether `dueDate` has passed and it is not COMPLETED.")
+    @strawberry.field(
+        metadata=needs("status", "due_date"), description="Whether `dueDate` has passed and it is not COMPLETED."
+    )
     @staticmethod
     def overdue(task: strawberry.Parent[TaskRow]) -> bool:
         return not task.completed and task.due_date is not None and task.due_date < clock.now()
@@ -61,6 +66,7 @@ class Task(Node):
 
     @strawberry.field(
         graphql_type=TASK_CHANGE_CONNECTION,
+        metadata=needs(),
         description="What happened to this task while you could see it, oldest first.",
     )
     @staticmethod
@@ -75,25 +81,38 @@ class Task(Node):
         viewer = await info.context.require_viewer()
         return await history_of_task(info, viewer, task, first=first, after=after)
 
-    @strawberry.field(description="Whether `updateTask` would let you: its creator, or an ADMIN.")
+    @strawberry.field(
+        metadata=needs("creator_id"), description="Whether `updateTask` would let you: its creator, or an ADMIN."
+    )
     @staticmethod
     def viewer_can_update(task: strawberry.Parent[TaskRow], info: Info) -> bool:
         viewer = info.context.known_viewer
         return viewer is not None and access.may_update(viewer, task)
 
-    @strawberry.field(description="Whether `setTaskStatus` would let you: its creator, its assignee, or an ADMIN.")
+    @strawberry.field(
+        metadata=needs("creator_id", "assignee_id"),
+        description="Whether `setTaskStatus` would let you: its creator, its assignee, or an ADMIN.",
+    )
     @staticmethod
     def viewer_can_change_status(task: strawberry.Parent[TaskRow], info: Info) -> bool:
         viewer = info.context.known_viewer
         return viewer is not None and access.may_change_status(viewer, task)
 
-    @strawberry.field(description="Whether `deleteTask` would let you: its creator, or an ADMIN.")
+    @strawberry.field(
+        metadata=needs("creator_id"), description="Whether `deleteTask` would let you: its creator, or an ADMIN."
+    )
     @staticmethod
     def viewer_can_delete(task: strawberry.Parent[TaskRow], info: Info) -> bool:
         viewer = info.context.known_viewer
         return viewer is not None and access.may_delete(viewer, task)
 
     is_type_of = IsInstance(TaskRow)
+
+    @staticmethod
+    async def by_ids(
+        context: Context, session: DatabaseSession, viewer: Viewer, ids: Sequence[UUID]
+    ) -> dict[UUID, TaskRow]:
+        return await tasks.tasks_by_id(session, viewer, ids, columns_of_tasks(context))
 
 
 @strawberry.type(description="A task in a list.")
@@ -195,7 +214,7 @@ class TaskQueries:
     ) -> TaskRow | None:
         viewer = await info.context.require_viewer()
         async with info.context.read() as session:
-            return await tasks.get_task(session, viewer, id, info.context.task_columns)
+            return await tasks.get_task(session, viewer, id, columns_of_tasks(info.context))
 
     @strawberry.field(
         graphql_type=TaskConnection,

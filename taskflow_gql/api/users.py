@@ -14,7 +14,8 @@ from taskflow_gql.api.connections import After, Before, First, Last, PageInfo, p
 from taskflow_gql.api.context import Context, Info
 from taskflow_gql.api.loaders import users_by_id
 from taskflow_gql.api.mutations import UserError, mutation, payload_errors
-from taskflow_gql.api.node import Node
+from taskflow_gql.api.needs import needs
+from taskflow_gql.api.nodes import Node
 from taskflow_gql.api.task_filters import TaskFilter, TaskFilterArgument
 from taskflow_gql.api.task_lists import TaskList, TaskOrder, TaskOrderArgument, task_query
 from taskflow_gql.database.sessions import DatabaseSession
@@ -64,7 +65,7 @@ class User(Node):
     created_at: datetime = strawberry.field(description="When the account was registered.")
     updated_at: datetime = strawberry.field(description="When name, address, role or activity last changed.")
 
-    @strawberry.field(description="Null unless it is you, or you are an ADMIN.")
+    @strawberry.field(metadata=needs("email"), description="Null unless it is you, or you are an ADMIN.")
     @staticmethod
     def email(user: strawberry.Parent[UserRow], info: Info) -> str | None:
         viewer = info.context.known_viewer
@@ -104,6 +105,12 @@ class User(Node):
         raise NotImplementedError  # only the signature counts
 
     is_type_of = IsInstance(UserRow)
+
+    @staticmethod
+    async def by_ids(
+        context: Context, session: DatabaseSession, viewer: Viewer, ids: Sequence[UUID]
+    ) -> dict[UUID, UserRow]:
+        return await users.users_by_id(session, ids)
 
 
 @strawberry.type(description="A person in a list.")
@@ -178,9 +185,20 @@ class UserQueries:
         viewer = await info.context.require_viewer()
         request = PageRequest.of(first=first, after=after, last=last, before=before)
         async with info.context.read() as session:
-            columns = info.context.user_columns
-            page = await users.list_users(session, viewer, request, search=search, columns=columns)
+            page = await users.list_users(
+                session, viewer, request, search=search, columns=_columns_of_list(info.context)
+            )
         return UserConnection(page=page, search=search)
+
+
+def _columns_of_list(context: Context) -> tuple[str, ...]:
+    """Cursors are made of usernames."""
+    needs = context.needs
+    if needs is None:
+        return UserRow._fields
+    columns = needs.columns(UserRow)
+    makes_cursors = needs.selects("UserConnection", "edges", "pageInfo")
+    return (*columns, "username") if makes_cursors and "username" not in columns else columns
 
 
 @strawberry.input(description="Whose role to set, and to what.")

@@ -68,15 +68,15 @@ class Schema(strawberry.Schema):
         *arguments: Any,
         settings: Settings,
         prices: Prices,
-        analyse: Callable[[GraphQLSchema, DocumentNode], object] | None = None,
+        analyse: Callable[[GraphQLSchema], Callable[[DocumentNode], object]] | None = None,
         **options: Any,
     ) -> None:
-        """`analyse` is called once for each valid document; the contexts of its operations find the result in
-        `document.needs`.
+        """`analyse(schema)` makes a function that is called once for each valid document; the contexts of the
+        document's operations find its result in `document.needs`.
         """
         super().__init__(*arguments, **options)
         self._prices = prices
-        self._analyse = analyse
+        self._analyse = analyse(self._schema) if analyse else None
         self._errors = ErrorRenderer(self._schema)
         for type_ in self.schema_converter.type_map.values():
             if isinstance(type_.definition, StrawberryObjectDefinition) and type_.definition.is_input:
@@ -220,7 +220,7 @@ class Schema(strawberry.Schema):
             self._validate(document)
             await _let_others_go_first(query)
             if self._analyse is not None:
-                document.needs = self._analyse(self._schema, document.node)
+                document.needs = self._analyse(document.node)
             self._documents.keep(query, document)
         return document, operation, cost
 

@@ -6,12 +6,15 @@ import gc
 from typing import Any
 
 import pytest
+import strawberry
 from graphql import GraphQLObjectType, get_named_type, is_leaf_type, parse
 
-from taskflow_gql.api.columns import _NEEDS_OF_TASK, _NEEDS_OF_USER, Columns
+from taskflow_gql.api.needs import Analysis, Needs
 from taskflow_gql.api.schema import make_schema
+from taskflow_gql.api.task_lists import _columns
 from taskflow_gql.database.rows import row_class_of
-from taskflow_gql.models import TaskRow, UserRow
+from taskflow_gql.execution import IsInstance
+from taskflow_gql.models import UserRow
 from taskflow_gql.services.tasks import TaskColumns
 from tests.conftest import make_settings
 from tests.support.client import Api
@@ -31,6 +34,7 @@ def test_a_row_class_is_whole_whenever_the_garbage_collector_comes(number: int) 
 
 
 SCHEMA = make_schema(make_settings())._schema
+ANALYSIS = Analysis(SCHEMA)
 
 
 def fields_of(type_name: str) -> dict[str, Any]:
@@ -39,20 +43,31 @@ def fields_of(type_name: str) -> dict[str, Any]:
     return dict(type_.fields)
 
 
-def columns_of(query: str) -> Columns:
-    return Columns(SCHEMA, parse(query))
+def needs_of(query: str) -> Needs:
+    return ANALYSIS(parse(query))
 
 
-@pytest.mark.parametrize(("type_name", "needs"), [("Task", _NEEDS_OF_TASK), ("User", _NEEDS_OF_USER)])
-def test_it_is_known_what_each_field_needs(type_name: str, needs: dict[str, Any]) -> None:
-    assert not fields_of(type_name).keys() - needs.keys()
+def columns_of(query: str) -> TaskColumns:
+    return needs_of(query).derive(_columns)
 
 
-def test_columns_are_those_asked_for() -> None:
-    columns = columns_of("{ tasks { nodes { title overdue creator { username } } } }")
-    assert columns.of_task == TaskColumns(("id", "title", "status", "due_date"), creator=("id", "username"))
-    assert not columns.cursors_of_tasks
-    assert columns_of("{ tasks { pageInfo { endCursor } } }").cursors_of_tasks
+@pytest.mark.parametrize("type_name", ["Task", "User"])
+def test_every_field_declares_its_columns(type_name: str) -> None:
+    needs = ANALYSIS.row_types[type_name].fields
+    assert [name for name in fields_of(type_name) if needs[name].columns is None] == []
+
+
+def test_declared_columns_exist() -> None:
+    for row_type in ANALYSIS.row_types.values():
+        for name, field in row_type.fields.items():
+            assert (field.columns or set()) <= set(row_type.row_class._fields), name
+
+
+def test_only_selected_columns_are_needed() -> None:
+    query = "{ tasks { nodes { title overdue creator { username } } } }"
+    assert columns_of(query) == TaskColumns(("id", "title", "status", "due_date"), creator=("id", "username"))
+    assert not needs_of(query).selects("TaskConnection", "edges", "pageInfo")
+    assert needs_of("{ tasks { pageInfo { endCursor } } }").selects("TaskConnection", "edges", "pageInfo")
 
 
 @pytest.mark.parametrize(
@@ -66,24 +81,40 @@ def test_columns_are_those_asked_for() -> None:
     ],
 )
 def test_a_list_is_counted_where_it_is_read_if_that_is_asked_for_surely(query: str, is_counted: bool) -> None:
-    assert columns_of(query).total_of_tasks is is_counted
+    assert ("TaskConnection" in needs_of(query).counted) is is_counted
 
 
 def test_fragments_and_interfaces_count() -> None:
-    columns = columns_of(
+    needs = needs_of(
         """
         query($id: ID!) { node(id: $id) { id ... on Task { ...T } ... on User { fullName } } }
         fragment T on Task { version other: assignee { ...U } }
         fragment U on User { email }
         """
     )
-    assert columns.of_task == TaskColumns(("id", "version"), assignee=("id", "email", "full_name"))
-    assert columns.of_user == ("id", "email", "full_name")
+    assert needs.derive(_columns) == TaskColumns(("id", "version"), assignee=("id", "email", "full_name"))
+    assert needs.columns(UserRow) == ("id", "email", "full_name")
 
 
-def test_an_unknown_field_needs_everything(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(_NEEDS_OF_TASK, "overdue")
-    assert columns_of("{ tasks { nodes { overdue } } }").of_task.task == TaskRow._fields
+@strawberry.type
+class Thing:
+    @strawberry.field
+    @staticmethod
+    def label(row: strawberry.Parent[UserRow]) -> str:
+        return row.username
+
+    is_type_of = IsInstance(UserRow)
+
+
+@strawberry.type
+class ThingQuery:
+    thing: Thing
+
+
+def test_a_field_without_a_declaration_needs_every_column() -> None:
+    analysis = Analysis(strawberry.Schema(ThingQuery)._schema)
+    assert analysis(parse("{ thing { label } }")).columns(UserRow) == UserRow._fields
+    assert analysis(parse("{ thing { __typename } }")).columns(UserRow) == ("id",)
 
 
 def test_a_row_has_what_was_read_and_nothing_else() -> None:
