@@ -1,12 +1,12 @@
-"""Everything the server refuses, as one hierarchy. Services raise these; `api/errors.py` renders them."""
+"""The base of all errors that clients may see, and the refusals that every noun has.
+
+A noun's own errors stand beside its service. `operations/errors.py` renders them, in payloads `api/mutations.py` does.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
-
-if TYPE_CHECKING:
-    from taskflow_gql.models.task import TaskRow
+from typing import Any, ClassVar
 
 
 class TaskflowError(Exception):
@@ -82,48 +82,6 @@ class NotFound(Refusal):
 
 class Forbidden(Refusal):
     code = "FORBIDDEN"
-
-
-class VersionConflict(Refusal):
-    """`task` is the task as it stands now, so that the client can merge and try again."""
-
-    code = "VERSION_CONFLICT"
-
-    def __init__(self, task: TaskRow, expected_version: int) -> None:
-        super().__init__(
-            f"The task is at version {task.version}, not {expected_version}: read it again and repeat the change",
-            field="expectedVersion",
-        )
-        self.task = task
-
-    @property
-    def payload(self) -> dict[str, Any]:
-        return {"task": self.task}
-
-
-class EmailTaken(Refusal):
-    code = "EMAIL_TAKEN"
-
-    def __init__(self) -> None:
-        super().__init__("Email already registered", field="email")
-
-
-class UsernameTaken(Refusal):
-    code = "USERNAME_TAKEN"
-
-    def __init__(self) -> None:
-        super().__init__("Username already taken", field="username")
-
-
-class AssigneeNotFound(Refusal):
-    code = "ASSIGNEE_NOT_FOUND"
-
-    def __init__(self) -> None:
-        super().__init__("Assignee not found", field="assigneeId")
-
-
-class InvalidCredentials(Refusal):
-    code = "INVALID_CREDENTIALS"
 
 
 class Refusals(TaskflowError):

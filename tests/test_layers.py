@@ -1,16 +1,21 @@
-"""The layers of DESIGN, api -> services -> models -> database, held by reading every import."""
+"""The rooms of the package and the arrows between them, held by reading every import."""
 
 from __future__ import annotations
 
 import ast
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from importlib.util import resolve_name
 from pathlib import Path
 
 import pytest
+from graphql import specified_scalar_types
+from strawberry.utils.str_converters import to_snake_case
+
+from taskflow_gql.api.schema import make_schema
+from tests.conftest import make_settings
 
 PACKAGE = Path(__file__).parent.parent / "taskflow_gql"
 GRAPHQL = ("strawberry", "graphql", "starlette")
@@ -113,59 +118,136 @@ def test_the_reader_sees_modules_names_types_and_functions() -> None:
     assert imported.imported == "a.b.core"
 
 
+# What each part of the package may import of the others. `app` puts them together, `cli` starts them.
+ARROWS: dict[str, set[str]] = {
+    "api": {
+        "clock",
+        "config",
+        "database",
+        "errors",
+        "execution",
+        "models",
+        "operations",
+        "security",
+        "services",
+        "stream",
+    },
+    "clock": set(),
+    "collector": set(),
+    "config": {"errors"},
+    "database": {"config", "errors"},
+    "errors": set(),
+    "execution": set(),
+    "models": {"database"},
+    "operations": {"config", "database", "errors", "execution"},
+    "security": {"clock", "errors", "short_keys"},
+    "services": {"clock", "database", "errors", "models", "security"},
+    "short_keys": set(),
+    "stream": {"clock", "database", "errors", "security", "services"},
+    "telemetry": {"config"},
+    "transport": {"config", "errors", "operations", "short_keys"},
+}
+STARTERS = {"__main__", "app", "cli"}
+
+
+def part(module: str) -> str:
+    """`taskflow_gql.api.tasks` is in the part `api`."""
+    return module.split(".")[1] if "." in module else ""
+
+
+def test_every_part_has_its_arrows() -> None:
+    assert {part(module) for module in MODULES} - {""} == ARROWS.keys() | STARTERS
+
+
+@pytest.mark.parametrize("name", ARROWS)
+def test_imports_follow_the_arrows(name: str) -> None:
+    foreign = {found for found in imports_of(name) if is_within(found.imported, "taskflow_gql")}
+    assert [str(found) for found in foreign if part(found.imported) not in {"", name, *ARROWS[name]}] == []
+
+
 @pytest.mark.parametrize(
-    ("layer", "imported"), [("api", "taskflow_gql.services"), ("services", "taskflow_gql.models"), ("cli", "typer")]
+    ("name", "imported"), [("api", "taskflow_gql.services"), ("services", "taskflow_gql.models"), ("cli", "typer")]
 )
-def test_the_arrows_that_are_meant_to_be_are_seen(layer: str, imported: str) -> None:
-    assert naming(imports_of(layer), imported) != []
+def test_imports_are_found(name: str, imported: str) -> None:
+    assert naming(imports_of(name), imported) != []
 
 
-def test_services_know_nothing_of_graphql_and_http() -> None:
-    assert naming(imports_of("services"), *GRAPHQL, "taskflow_gql.api", "taskflow_gql.execution") == []
+@pytest.mark.parametrize("name", ["database", "models", "security", "services", "stream"])
+def test_graphql_and_http_stay_above_the_services(name: str) -> None:
+    assert naming(imports_of(name), *GRAPHQL) == []
 
 
-def test_models_know_only_the_database() -> None:
-    ours = [found for found in imports_of("models") if is_within(found.imported, "taskflow_gql")]
-    assert naming(imports_of("models"), *GRAPHQL) == []
-    assert [
-        str(found) for found in ours if not naming([found], "taskflow_gql.models", "taskflow_gql.database.sessions")
-    ] == []
-
-
-def test_execution_knows_only_graphql_core() -> None:
+def test_execution_imports_graphql_core_alone_and_strawberry_in_one_file() -> None:
     allowed = ("graphql", "taskflow_gql.execution")
     foreign = [
         str(found)
         for found in imports_of("execution")
-        if found.importer != "taskflow_gql.execution.strawberry"
-        and found.imported.partition(".")[0] not in sys.stdlib_module_names
+        if found.imported.partition(".")[0] not in sys.stdlib_module_names
         and not naming([found], *allowed)
+        and (found.importer, found.imported.partition(".")[0]) != ("taskflow_gql.execution.strawberry", "strawberry")
     ]
     assert foreign == []
 
 
-def test_database_services_and_stream_do_not_import_the_api() -> None:
-    outside = [found for found in IMPORTS if found not in imports_of("api", "app", "cli", "operations", "transport")]
-    assert naming(outside, "taskflow_gql.api") == []
+SCHEMA = make_schema(make_settings())._schema
+# Names that belong to GraphQL and to connections in general.
+GENERAL = {"Query", "Mutation", "Subscription", "Node", "PageInfo", "node", "nodes"}
+
+
+def nouns() -> set[str]:
+    """The names of the schema's types and root fields, in the spellings of GraphQL and of Python."""
+    types = {name for name in SCHEMA.type_map if not name.startswith("__") and name not in specified_scalar_types}
+    roots = (SCHEMA.query_type, SCHEMA.mutation_type, SCHEMA.subscription_type)
+    fields = {name for root in roots if root is not None for name in root.fields}
+    names = (types | fields) - GENERAL
+    return names | {to_snake_case(name) for name in names} | {f"{name}Row" for name in types}
+
+
+def names_in(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        match node:
+            case ast.Name(id=name) | ast.alias(name=name) | ast.arg(arg=name) | ast.Constant(value=str(name)):
+                yield name
+
+
+@pytest.mark.parametrize("name", ["execution", "operations", "transport"])
+def test_no_noun_is_named_below_the_api(name: str) -> None:
+    # A task of asyncio is one too.
+    found = {
+        f"{module}: {word}"
+        for module, path in FILES.items()
+        if part(module) == name
+        for word in names_in(path)
+        if word in nouns() - {"task", "tasks"}
+    }
+    assert found == set()
 
 
 def test_no_import_stands_inside_a_function() -> None:
     assert [str(found) for found in IMPORTS if found.is_inside_function] == []
 
 
-def part(module: str) -> str:
-    """`taskflow_gql.api.tasks` is in the part `api`, `taskflow_gql.database.sessions` is one of its own."""
-    return ".".join(module.split(".")[:2])
-
-
-@pytest.mark.parametrize("by", [str], ids=["modules"])
-def test_imports_make_no_circle(by: type[str]) -> None:
+@pytest.mark.parametrize("by", [str, part], ids=["modules", "parts"])
+def test_imports_make_no_circle(by: Callable[[str], str]) -> None:
+    """Those under TYPE_CHECKING count."""
     graph: dict[str, set[str]] = {by(module): set() for module in MODULES}
     for found in IMPORTS:
         importer, imported = by(found.importer), by(found.imported)
-        if found.imported in MODULES and importer != imported and not found.is_for_types:
+        if found.imported in MODULES and importer != imported and imported:
             graph[importer].add(imported)
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
         pytest.fail(" <- ".join(error.args[1]))
+
+
+def test_nothing_imports_from_a_test_file() -> None:
+    tests = Path(__file__).parent
+    found = [
+        f"{path.relative_to(tests)} imports {node.module}"
+        for folder in (tests, tests.parent / "bench")
+        for path in sorted(folder.rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").rpartition(".")[2].startswith("test_")
+    ]
+    assert found == []

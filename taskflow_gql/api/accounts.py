@@ -8,7 +8,6 @@ from taskflow_gql.api.context import Context
 from taskflow_gql.api.mutations import UserError, Write, mutation, payload_errors, prepared_mutation
 from taskflow_gql.api.users import User
 from taskflow_gql.database.sessions import DatabaseSession
-from taskflow_gql.errors import InvalidCredentials
 from taskflow_gql.models import UserRow
 from taskflow_gql.services import accounts
 from taskflow_gql.services.access import Viewer
@@ -122,7 +121,7 @@ class AccountMutations:
         async with context.read() as session:
             candidate = await accounts.find_viewer_candidate(session, viewer)
         if not await passwords.verify(input.current_password, candidate.password_hash):
-            raise InvalidCredentials("The current password is not correct", field="currentPassword")
+            raise accounts.InvalidCredentials("The current password is not correct", field="currentPassword")
         new_hash = await passwords.hash(new_password)
 
         async def write(session: DatabaseSession) -> ChangePasswordPayload:

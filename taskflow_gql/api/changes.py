@@ -13,10 +13,9 @@ from taskflow_gql.api.changes_paging import Change, ChangeList, change_for, chan
 from taskflow_gql.api.connections import First, PageInfo
 from taskflow_gql.api.context import Info
 from taskflow_gql.api.enums import TaskChangeKind
-from taskflow_gql.api.loaders import users_by_id
 from taskflow_gql.api.task_filters import TaskFilter, TaskFilterArgument, filter_of
 from taskflow_gql.api.tasks import Task
-from taskflow_gql.api.users import User
+from taskflow_gql.api.users import User, users_by_id
 from taskflow_gql.execution.strawberry import Batched
 from taskflow_gql.models import TaskCategory, TaskPriority, TaskRow, TaskStatus, UserRow
 from taskflow_gql.services.access import Viewer

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import UUID
 
 from strawberry.dataloader import DataLoader
 
 from taskflow_gql.database.sessions import BoundedReads
 from taskflow_gql.models import UserRow
-from taskflow_gql.services import positions, tasks, users
+from taskflow_gql.services import positions, tasks
 from taskflow_gql.services.access import Viewer
 from taskflow_gql.services.events import StreamPlace, TaskChanged
 from taskflow_gql.services.task_filters import Filter
 from taskflow_gql.services.tasks import Relation
 from taskflow_gql.stream.relay import Relay
-
-if TYPE_CHECKING:
-    from taskflow_gql.api.context import Context
 
 
 class Loaders:
@@ -74,13 +71,3 @@ class Loaders:
         async with self._reads.read() as session:
             state = await positions.read_stream_state(session)
         return StreamPlace(state.stream_id, state.last_position)
-
-
-async def users_by_id(context: Context, user_ids: Sequence[UUID]) -> dict[UUID, UserRow]:
-    """For batched fields: the people of all objects of a level at once."""
-    people = context.loaders.people
-    missing = [user_id for user_id in user_ids if user_id not in people]
-    if missing:
-        async with context.read() as session:
-            people.update(await users.users_by_id(session, missing))
-    return people

@@ -13,13 +13,12 @@ from taskflow_gql import clock
 from taskflow_gql.api.changes_paging import TASK_CHANGE_CONNECTION, ChangeList, history_of_task
 from taskflow_gql.api.connections import After, Before, First, Last, PageInfo, page_info
 from taskflow_gql.api.context import Context, Info
-from taskflow_gql.api.loaders import users_by_id
 from taskflow_gql.api.mutations import UserError, mutation, payload_errors
 from taskflow_gql.api.needs import needs
 from taskflow_gql.api.nodes import Node
 from taskflow_gql.api.task_filters import TaskFilterArgument, filter_of
 from taskflow_gql.api.task_lists import TaskList, TaskOrderArgument, columns_of_tasks, task_query
-from taskflow_gql.api.users import User
+from taskflow_gql.api.users import User, users_by_id
 from taskflow_gql.database.sessions import DatabaseSession
 from taskflow_gql.execution import IsInstance
 from taskflow_gql.execution.strawberry import Batched

@@ -12,7 +12,6 @@ import strawberry
 
 from taskflow_gql.api.connections import After, Before, First, Last, PageInfo, page_info
 from taskflow_gql.api.context import Context, Info
-from taskflow_gql.api.loaders import users_by_id
 from taskflow_gql.api.mutations import UserError, mutation, payload_errors
 from taskflow_gql.api.needs import needs
 from taskflow_gql.api.nodes import Node
@@ -29,6 +28,16 @@ from taskflow_gql.services.tasks import Relation
 
 # People have tasks and tasks have people; one of the two modules has to name the other's type lazily.
 _TASK_CONNECTION: Any = Annotated["TaskConnection", strawberry.lazy("taskflow_gql.api.tasks")]  # noqa: F821
+
+
+async def users_by_id(context: Context, user_ids: Sequence[UUID]) -> dict[UUID, UserRow]:
+    """For batched fields: the people of all objects of a level at once."""
+    people = context.loaders.people
+    missing = [user_id for user_id in user_ids if user_id not in people]
+    if missing:
+        async with context.read() as session:
+            people.update(await users.users_by_id(session, missing))
+    return people
 
 
 async def _tasks_of_users(

@@ -22,11 +22,8 @@ from taskflow_gql.database.statements import Statement
 from taskflow_gql.database.texts import is_storable
 from taskflow_gql.errors import (
     BadUserInput,
-    EmailTaken,
-    InvalidCredentials,
     Refusal,
     Unauthenticated,
-    UsernameTaken,
     refuse_if_any,
 )
 from taskflow_gql.models import USER_COLUMNS, Session, User, UserRole, UserRow
@@ -35,6 +32,24 @@ from taskflow_gql.services.access import Viewer
 from taskflow_gql.services.checks import check_email, check_full_name, check_password, check_username
 from taskflow_gql.services.ids import make_id
 from taskflow_gql.services.search_words import name_words
+
+
+class EmailTaken(Refusal):
+    code = "EMAIL_TAKEN"
+
+    def __init__(self) -> None:
+        super().__init__("Email already registered", field="email")
+
+
+class UsernameTaken(Refusal):
+    code = "USERNAME_TAKEN"
+
+    def __init__(self) -> None:
+        super().__init__("Username already taken", field="username")
+
+
+class InvalidCredentials(Refusal):
+    code = "INVALID_CREDENTIALS"
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,12 +19,10 @@ from taskflow_gql.database.rows import row_class_of
 from taskflow_gql.database.sessions import DatabaseSession, among, among_few, look_up
 from taskflow_gql.database.statements import Build, Statement
 from taskflow_gql.errors import (
-    AssigneeNotFound,
     BadUserInput,
     Forbidden,
     NotFound,
     Refusal,
-    VersionConflict,
     refuse_if_any,
 )
 from taskflow_gql.models import TASK_COLUMNS, Task, TaskCategory, TaskPriority, TaskRow, TaskStatus, User, UserRow
@@ -77,6 +75,30 @@ class TaskChanges(TypedDict, total=False):
 
 # Fields of TaskChanges that cannot be cleared, with the names that people see.
 _REQUIRED = {"title": "Title", "status": "Status", "priority": "Priority", "category": "Category"}
+
+
+class VersionConflict(Refusal):
+    """`task` is the task as it stands now, so that the client can merge and try again."""
+
+    code = "VERSION_CONFLICT"
+
+    def __init__(self, task: TaskRow, expected_version: int) -> None:
+        super().__init__(
+            f"The task is at version {task.version}, not {expected_version}: read it again and repeat the change",
+            field="expectedVersion",
+        )
+        self.task = task
+
+    @property
+    def payload(self) -> dict[str, Any]:
+        return {"task": self.task}
+
+
+class AssigneeNotFound(Refusal):
+    code = "ASSIGNEE_NOT_FOUND"
+
+    def __init__(self) -> None:
+        super().__init__("Assignee not found", field="assigneeId")
 
 
 @dataclass(frozen=True, slots=True)
