@@ -2,41 +2,27 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import shutil
-import socket
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from uuid import uuid4
 
 import asyncpg
 import pytest
-import uvicorn
-from sqlalchemy import make_url, text
-from strawberry.schema.schema import StrawberryGraphQLCoreExecutionContext
+from sqlalchemy import make_url
 
-from taskflow_gql.app import create_app
 from taskflow_gql.config import Settings
 from taskflow_gql.database.migrations import migrate
 from taskflow_gql.database.sessions import Database, create_engine
-from taskflow_gql.execution.strawberry import BatchingExecutor
-from taskflow_gql.transport.connections import uvicorn_config
 from tests.support.client import Api
 from tests.support.processes import give_children_default_signals
 from tests.support.servers import postgres_for_tests, redis_for_tests
-
-SECRET = "only for tests, and long enough for HS256"
+from tests.support.serving import GRAPHQL_CORE, CompilingAtOnce, Executor, make_settings, serving
 
 
 def pytest_configure() -> None:
     give_children_default_signals()
-
-
-def make_settings(**given: object) -> Settings:
-    """Settings from these values and nothing of the machine's environment file."""
-    return Settings(_env_file=None, secret_key=SECRET, **given)  # type: ignore[arg-type,call-arg]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -108,16 +94,6 @@ def sqlite_settings(migrated_sqlite: Path, tmp_path: Path) -> Settings:
     return make_settings(data_dir=tmp_path, database_url=f"sqlite:///{path}")
 
 
-class CompilingAtOnce(BatchingExecutor):
-    """The server's executor, but that it compiles a document at first sight: most tests send theirs once."""
-
-    seen_before_planned = 1
-
-
-Executor = type[StrawberryGraphQLCoreExecutionContext]
-GRAPHQL_CORE: Executor = StrawberryGraphQLCoreExecutionContext
-
-
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Every database test runs on both databases, and what asks a server also under graphql-core's own executor, which
     is the measure of ours. On one of the two: the executors know nothing of databases.
@@ -182,43 +158,3 @@ def no_errors_are_logged() -> Iterator[None]:
     for logger in loggers:
         logger.removeHandler(collecting)
     assert collecting.messages == []
-
-
-class _Server(uvicorn.Server):
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Leaves Ctrl+C to pytest."""
-        yield
-
-
-@asynccontextmanager
-async def listening(config: uvicorn.Config) -> AsyncIterator[str]:
-    """The URL of a server in this event loop; who connects is answered when it has started."""
-    listener = socket.create_server(("127.0.0.1", 0), backlog=2048)
-    # asyncio turns Nagle's algorithm off only for sockets that name their protocol, which this one does not.
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    server = _Server(config)
-    running = asyncio.create_task(server.serve(sockets=[listener]))
-    try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        await running
-        listener.close()
-
-
-@asynccontextmanager
-async def serving(settings: Settings, executor: Executor = CompilingAtOnce) -> AsyncIterator[Api]:
-    """The real app behind a real HTTP server, in this event loop."""
-    config = uvicorn_config(create_app(settings, executor=executor), settings)
-    async with listening(config) as url, Api(url) as api:
-        assert (await api.http.get("/health")).status_code == 200
-        yield api
-
-
-async def make_admin(database: Database, user_id: str) -> None:
-    async with database.write() as session:
-        await session.execute(
-            text("UPDATE users SET role = 'ADMIN' WHERE id = :id"),
-            {"id": user_id.replace("-", "") if database.is_sqlite else user_id},
-        )

@@ -26,8 +26,8 @@ from graphql import (
 )
 
 from taskflow_gql.api.schema import make_schema
-from tests.conftest import make_settings
 from tests.support.client import Api
+from tests.support.serving import make_settings
 
 COMMITTED = Path(__file__).parent.parent / "schema.graphql"
 EXPORTED = make_schema(make_settings()).as_str()

@@ -15,7 +15,7 @@ from graphql import specified_scalar_types
 from strawberry.utils.str_converters import to_snake_case
 
 from taskflow_gql.api.schema import make_schema
-from tests.conftest import make_settings
+from tests.support.serving import make_settings
 
 PACKAGE = Path(__file__).parent.parent / "taskflow_gql"
 GRAPHQL = ("strawberry", "graphql", "starlette")

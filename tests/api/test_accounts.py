@@ -18,21 +18,14 @@ from taskflow_gql.database.sessions import Database
 from taskflow_gql.errors import Unauthenticated
 from taskflow_gql.security.passwords import PasswordHasher
 from taskflow_gql.security.tokens import TokenSigner
-from tests.conftest import SECRET, make_admin
+from tests.support.accounts import CHANGE_PASSWORD, LOGIN, forge, login
 from tests.support.client import REGISTER, Api
+from tests.support.serving import SECRET, make_admin
 
-LOGIN = """
-mutation($input: LoginInput!) {
-  login(input: $input) { accessToken tokenType expiresIn user { username email } errors { code message field } }
-}
-"""
 UPDATE_PROFILE = """
 mutation($input: UpdateProfileInput!) {
   updateProfile(input: $input) { user { fullName email } errors { code message field } }
 }
-"""
-CHANGE_PASSWORD = """
-mutation($input: ChangePasswordInput!) { changePassword(input: $input) { errors { code message field } } }
 """
 ME = "{ me { id username email role isActive } }"
 
@@ -49,12 +42,6 @@ USERNAME_TAKEN = refusal("USERNAME_TAKEN", "Username already taken", "username")
 async def register(api: Api, **fields: Any) -> dict[str, Any]:
     given = {"email": "ann@example.com", "username": "ann", "fullName": "Ann", "password": "correct horse"}
     payload: dict[str, Any] = (await api.data(REGISTER, {"input": given | fields}))["register"]
-    return payload
-
-
-async def login(api: Api, name: str, password: str) -> dict[str, Any]:
-    given = {"usernameOrEmail": name, "password": password}
-    payload: dict[str, Any] = (await api.data(LOGIN, {"input": given}))["login"]
     return payload
 
 
@@ -176,12 +163,6 @@ async def test_me_is_null_without_a_token_and_unauthenticated_with_a_bad_one(api
     assert answer["data"] == {"me": None}
     assert answer["errors"][0]["message"] == "Could not validate credentials"
     assert answer["errors"][0]["extensions"] == {"code": "UNAUTHENTICATED"}
-
-
-def forge(token: str, **claims: Any) -> str:
-    """The token with other claims, signed with the right key; a claim set to None is left out."""
-    payload = jwt.decode(token, options={"verify_signature": False}) | claims
-    return jwt.encode({name: value for name, value in payload.items() if value is not None}, SECRET, algorithm="HS256")
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,9 @@ from taskflow_gql.api.mutations import ErrorCode
 from taskflow_gql.config import Settings
 from taskflow_gql.database.migrations import migrate
 from taskflow_gql.database.sessions import Database, create_engine
-from tests.conftest import make_settings, serving
 from tests.support.client import Api
 from tests.support.servers import PostgresServer
+from tests.support.serving import make_settings, serving
 
 TESTS = Path(__file__).parent.parent
 

@@ -16,8 +16,8 @@ from taskflow_gql.database.rows import row_class_of
 from taskflow_gql.execution import IsInstance
 from taskflow_gql.models import UserRow
 from taskflow_gql.services.tasks import TaskColumns
-from tests.conftest import make_settings
 from tests.support.client import Api
+from tests.support.serving import make_settings
 
 
 @pytest.mark.parametrize("number", range(20))

@@ -7,8 +7,8 @@ from uuid import uuid4
 
 from taskflow_gql import __version__
 from taskflow_gql.database.sessions import Database
-from tests.conftest import make_admin
 from tests.support.client import Api, Person
+from tests.support.serving import make_admin
 
 NODE = "query($id: ID!) { node(id: $id) { id __typename ... on Task { title } ... on User { username } } }"
 NODES = "query($ids: [ID!]!) { nodes(ids: $ids) { id __typename ... on Task { title } ... on User { username } } }"

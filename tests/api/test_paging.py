@@ -12,9 +12,9 @@ import pytest
 from sqlalchemy import text
 
 from taskflow_gql.database.sessions import Database, DatabaseSession
-from tests.conftest import make_admin
 from tests.support.client import Api, Person
 from tests.support.factories import make_task, make_user, make_viewer, noting_statements
+from tests.support.serving import make_admin
 
 PAGE = """
 query($first: Int, $after: String, $last: Int, $before: String) {

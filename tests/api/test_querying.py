@@ -16,9 +16,9 @@ import pytest
 
 from taskflow_gql.database.sessions import Database
 from taskflow_gql.models import TaskCategory, TaskPriority, TaskRow, TaskStatus
-from tests.conftest import make_admin
-from tests.services.test_task_filters import insert_tasks, make_task
 from tests.support.client import Api, Person
+from tests.support.serving import make_admin
+from tests.support.task_filters import insert_tasks, make_task
 
 ARGUMENTS = "first: $first, after: $after, last: $last, before: $before, filter: $filter, orderBy: $orderBy"
 VARIABLES = "$first: Int, $after: String, $last: Int, $before: String, $filter: TaskFilter, $orderBy: [TaskOrder!]"

@@ -25,9 +25,9 @@ from taskflow_gql.app import create_app
 from taskflow_gql.config import Settings
 from taskflow_gql.database.sessions import Database
 from taskflow_gql.models import UserRole
-from tests.conftest import Executor, make_admin, make_settings
 from tests.support.client import Api, Person
 from tests.support.factories import make_task, make_user, make_viewer
+from tests.support.serving import Executor, make_admin, make_settings
 
 SCHEMA = make_schema(make_settings())._schema
 

@@ -29,12 +29,12 @@ from taskflow_gql.models import Task
 from taskflow_gql.services.events import encode_cursor
 from taskflow_gql.services.positions import expire_events, read_stream_state
 from taskflow_gql.transport.streaming import ServerSentEvents
-from tests.api.test_accounts import CHANGE_PASSWORD, forge, login
-from tests.cli.test_serve import environment_of, serve
-from tests.conftest import make_admin, serving
+from tests.support.accounts import CHANGE_PASSWORD, forge, login
 from tests.support.client import PATIENCE_SECONDS, UPDATE_TASK, Api, Person, Socket
 from tests.support.factories import make_task, make_viewer
+from tests.support.serve import environment_of, serve
 from tests.support.servers import RedisServer
+from tests.support.serving import make_admin, serving
 
 # A revocation is effective on every process within so long of its commit.
 REVOKED_SECONDS = 2.0

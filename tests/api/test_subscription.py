@@ -12,9 +12,9 @@ from typing import Any
 
 from taskflow_gql.database.sessions import Database
 from taskflow_gql.stream.fanout import Subscriber
-from tests.conftest import make_admin, make_settings, serving
 from tests.support.client import PATIENCE_SECONDS, Api, Person, Socket
 from tests.support.servers import RedisServer
+from tests.support.serving import make_admin, make_settings, serving
 
 CHANGED = """
 subscription {

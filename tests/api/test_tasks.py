@@ -14,8 +14,8 @@ from taskflow_gql.database.sessions import Database
 from taskflow_gql.models import TaskEvent
 from taskflow_gql.services.ids import make_id
 from taskflow_gql.services.positions import events_after
-from tests.conftest import make_admin
 from tests.support.client import Api, Person
+from tests.support.serving import make_admin
 
 TASK = """
 fragment Whole on Task {

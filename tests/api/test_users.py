@@ -11,8 +11,8 @@ from sqlalchemy import func, select
 
 from taskflow_gql.database.sessions import Database
 from taskflow_gql.models import User, UserRole
-from tests.conftest import make_admin
 from tests.support.client import Api, Person
+from tests.support.serving import make_admin
 
 USER = "id username fullName email role isActive createdAt updatedAt"
 MUTATIONS = {

@@ -28,11 +28,11 @@ from taskflow_gql.database.migrations import head_revision
 from taskflow_gql.database.sessions import Database, create_engine
 from taskflow_gql.models import User, UserRole
 from taskflow_gql.services.positions import has_unplaced_events
-from tests.conftest import make_settings, serving
 from tests.support.client import Api
 from tests.support.factories import make_task, make_user, make_viewer
 from tests.support.processes import child
 from tests.support.servers import RedisServer
+from tests.support.serving import make_settings, serving
 
 ROOT = Path(__file__).parents[2]
 # A port on which nobody listens and nobody may.

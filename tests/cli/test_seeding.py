@@ -37,10 +37,10 @@ from taskflow_gql.models import (
     UserRow,
 )
 from taskflow_gql.services.accounts import Registration, create_user
-from tests.conftest import make_admin
 from tests.support.client import Api, Person
 from tests.support.factories import make_user
 from tests.support.processes import child
+from tests.support.serving import make_admin
 
 TASKFLOW = str(Path(sys.executable).with_name("taskflow"))
 SMALL = Seeding(users=7, tasks=90, random_seed=1)

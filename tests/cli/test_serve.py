@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import re
 import resource
 import signal
 import socket
 import stat
 import subprocess
-import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -26,79 +24,19 @@ from taskflow_gql.config import Settings
 from taskflow_gql.database.migrations import migrate
 from taskflow_gql.database.sessions import Database, create_engine
 from taskflow_gql.models import Task, TaskEvent
-from tests.conftest import make_settings
 from tests.support.client import Api, Person, Socket
 from tests.support.processes import child
+from tests.support.serve import SOON_SECONDS, START_SECONDS, TASKFLOW, Served, environment_of, serve
 from tests.support.servers import PostgresServer, RedisServer, living_tree, wait_until
+from tests.support.serving import make_settings
 
-TASKFLOW = str(Path(sys.executable).with_name("taskflow"))
-# Long enough for a machine that is busy; nothing waits so long unless it fails.
-START_SECONDS = 60
 # How long a server may take to stop, and news to arrive without Redis.
-SOON_SECONDS = 10
 
 ME = "{ me { username } }"
 LOGIN = """
 mutation($input: LoginInput!) { login(input: $input) { accessToken errors { code } } }
 """
 TASK_CHANGED = "subscription { taskChanged { kind taskId task { title } } }"
-
-
-@dataclass
-class Served:
-    """A running `taskflow serve`."""
-
-    process: asyncio.subprocess.Process
-    greeting: list[str]
-    api: Api
-    log: Path
-
-    async def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
-        """The exit code; TimeoutError when it does not come soon."""
-        self.process.send_signal(number)
-        async with asyncio.timeout(SOON_SECONDS):
-            return await self.process.wait()
-
-    async def kill(self) -> None:
-        self.process.kill()
-        await self.process.wait()
-
-
-@asynccontextmanager
-async def serve(folder: Path, *arguments: str, limits: str = "true", **environment: str) -> AsyncIterator[Served]:
-    """`taskflow serve` in that working folder, on a port of its own choice, from a shell that sets these limits."""
-    log = folder / "log"
-    command = ("/bin/sh", "-c", f'{limits} && exec "$@"', "sh", TASKFLOW, "serve", "--port", "0", *arguments)
-    with log.open("ab") as errors:
-        async with child(
-            *command, cwd=folder, env=os.environ | environment, stdout=subprocess.PIPE, stderr=errors
-        ) as process:
-            greeting = await read_greeting(process)
-            port = re.findall(r"http://localhost:(\d+)/graphql", "".join(greeting))[0]
-            async with Api(f"http://127.0.0.1:{port}") as api:
-                # The port is open already; this is answered when the server has started.
-                assert (await api.http.get("/health", timeout=START_SECONDS)).status_code == 200
-                yield Served(process, greeting, api, log)
-
-
-async def read_greeting(process: asyncio.subprocess.Process) -> list[str]:
-    assert process.stdout is not None
-    lines: list[str] = []
-    async with asyncio.timeout(START_SECONDS):
-        while not lines or "Ctrl+C" not in lines[-1]:
-            line = await process.stdout.readline()
-            assert line, "the server has ended; see the file `log` in its folder"
-            lines.append(line.decode().rstrip("\n"))
-    return lines
-
-
-def environment_of(settings: Settings) -> dict[str, str]:
-    given = {
-        "TASKFLOW_DATABASE_URL": settings.database_url,
-        "TASKFLOW_REDIS_URL": settings.redis_url,
-        "TASKFLOW_SECRET_KEY": settings.signing_key,
-    }
-    return {name: value for name, value in given.items() if value is not None}
 
 
 @pytest.fixture

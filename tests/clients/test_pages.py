@@ -12,8 +12,8 @@ import pytest
 
 from taskflow_gql.config import Settings
 from tests.clients.node import HERE, PACKAGES, node
-from tests.conftest import serving
 from tests.support.processes import child
+from tests.support.serving import serving
 
 pytestmark = pytest.mark.clients
 

@@ -25,12 +25,12 @@ from taskflow_gql import clock
 from taskflow_gql.security.tokens import TokenSigner
 from taskflow_gql.services.positions import expire_events
 from tests.clients.node import FOLLOWED, PACKAGES, Recipe, comes_true, running
-from tests.conftest import SECRET, make_admin
 from tests.faults.checker import Event, Listener, Seen
 from tests.faults.clients import Log, Person, Puller, Writer
 from tests.support.client import Api
 from tests.support.client import Person as SignedIn
 from tests.support.cluster import Cluster
+from tests.support.serving import SECRET, make_admin
 
 pytestmark = pytest.mark.clients
 

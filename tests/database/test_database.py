@@ -24,8 +24,8 @@ from taskflow_gql.database.sessions import (
     is_unreachable,
 )
 from taskflow_gql.errors import ConfigurationError
-from tests.conftest import make_settings
 from tests.support.servers import PostgresServer
+from tests.support.serving import make_settings
 
 # Made for this file; its key was thrown away.
 CERTIFICATE = """\

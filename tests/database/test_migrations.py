@@ -30,8 +30,8 @@ from taskflow_gql.config import Settings
 from taskflow_gql.database.migrations import current_revision, head_revision, migrate
 from taskflow_gql.database.sessions import create_engine
 from taskflow_gql.models import Model, Session, StreamState, Task, User
-from tests.conftest import make_settings
 from tests.support.processes import blocking_child, child
+from tests.support.serving import make_settings
 
 ROOT = Path(__file__).parents[2]
 

@@ -16,12 +16,12 @@ import httpx
 from rich.console import Console
 from rich.table import Table
 
-from tests.conftest import SECRET, make_admin
 from tests.faults.checker import FILTERS, Event, Listener, Verdict, check
 from tests.faults.clients import EventSourceFollower, Follower, Log, Person, Puller, SignedOut, SocketFollower, Writer
 from tests.faults.faults import Faults
 from tests.support.client import Api
 from tests.support.cluster import Cluster
+from tests.support.serving import SECRET, make_admin
 
 SECONDS = float(os.environ.get("TASKFLOW_FAULT_SECONDS", "24"))
 SEED = int(os.environ.get("TASKFLOW_FAULT_SEED", "20261121"))

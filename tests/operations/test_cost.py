@@ -18,8 +18,8 @@ from taskflow_gql.api.schema import PRICES
 from taskflow_gql.config import Settings
 from taskflow_gql.operations.cost import problems_of_request
 from taskflow_gql.operations.documents import Document
-from tests.conftest import make_settings, serving
 from tests.support.client import PATIENCE_SECONDS, Api, Person
+from tests.support.serving import make_settings, serving
 
 SETTINGS = make_settings()
 

@@ -21,7 +21,7 @@ from taskflow_gql.services.task_filters import matches
 from taskflow_gql.services.task_orders import NEWEST_FIRST, order_by
 from taskflow_gql.services.tasks import Relation, TaskQuery, list_tasks, list_tasks_of_users
 from taskflow_gql.services.users import list_users
-from tests.services.test_task_filters import (
+from tests.support.task_filters import (
     ANN,
     BOSS,
     COMPARISONS,
@@ -36,7 +36,7 @@ from tests.services.test_task_filters import (
     read_filter,
     some_of,
 )
-from tests.services.test_task_orders import KEYS, Key, in_order
+from tests.support.task_orders import KEYS, Key, in_order
 
 # What the colleagues change of tasks that count as untouched is neither filtered nor sorted by.
 FILTERS = some_of(

@@ -11,8 +11,8 @@ from taskflow_gql.database.sessions import Database, DatabaseSession
 from taskflow_gql.models import Task
 from taskflow_gql.services.search_words import name_words, search_words, text_keys, words_of
 from taskflow_gql.services.task_filters import condition, search_for
-from tests.services.test_task_filters import holding, random_tasks
 from tests.support.client import Api, Person
+from tests.support.task_filters import holding, random_tasks
 
 FOUND = "query($search: String!) { tasks(filter: {search: $search}) { totalCount nodes { title } } }"
 

@@ -2,46 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import product
-from typing import Any, TypeAlias
 from uuid import UUID
 
 import pytest
 
 from taskflow_gql.database.sessions import Database
-from taskflow_gql.models import TaskPriority, TaskRow, TaskStatus
+from taskflow_gql.models import TaskPriority, TaskStatus
 from taskflow_gql.services.access import Viewer
 from taskflow_gql.services.paging import PageRequest
 from taskflow_gql.services.task_orders import NEWEST_FIRST, TaskOrderField, order_by
 from taskflow_gql.services.tasks import TaskQuery, list_tasks
-from tests.services.test_task_filters import ANN, BOSS, TIMES, holding, make_task, random_tasks
-
-# A field, and whether it descends.
-Key: TypeAlias = tuple[TaskOrderField, bool]
-
-KEYS: list[Key] = [(field, descending) for field in TaskOrderField for descending in (False, True)]
-# LOW < MEDIUM < HIGH and PENDING < IN_PROGRESS < COMPLETED, which is not the alphabet.
-PRIORITIES = ["LOW", "MEDIUM", "HIGH"]
-STATUSES = ["PENDING", "IN_PROGRESS", "COMPLETED"]
-SORTED_BY: dict[TaskOrderField, Callable[[TaskRow], Any]] = {
-    TaskOrderField.CREATED_AT: lambda task: task.created_at,
-    TaskOrderField.UPDATED_AT: lambda task: task.updated_at,
-    TaskOrderField.DUE_DATE: lambda task: task.due_date or TIMES[0],
-    TaskOrderField.PRIORITY: lambda task: PRIORITIES.index(task.priority.name),
-    TaskOrderField.STATUS: lambda task: STATUSES.index(task.status.name),
-    TaskOrderField.TITLE: lambda task: task.title.casefold(),
-}
-
-
-def in_order(tasks: list[TaskRow], keys: list[Key]) -> list[TaskRow]:
-    """Sorted by the last key first and by the first key last: each sort keeps the order of what it finds equal."""
-    result = sorted(tasks, key=lambda task: task.id, reverse=keys[0][1])
-    for field, descending in reversed(keys):
-        result.sort(key=SORTED_BY[field], reverse=descending)
-        if field is TaskOrderField.DUE_DATE:
-            result.sort(key=lambda task: task.due_date is None)
-    return result
+from tests.support.task_filters import ANN, BOSS, TIMES, holding, make_task, random_tasks
+from tests.support.task_orders import KEYS, PRIORITIES, STATUSES, in_order
 
 
 def test_nothing_is_left_to_the_alphabet() -> None:

@@ -12,7 +12,8 @@ from taskflow_gql.models import TaskCategory, TaskPriority, TaskStatus
 from taskflow_gql.services.access import Viewer, may_see
 from taskflow_gql.services.task_filters import EVERYTHING
 from taskflow_gql.services.task_stats import TaskStats, task_stats
-from tests.services.test_task_filters import (
+from tests.support.factories import noting_statements
+from tests.support.task_filters import (
     ANN,
     BOSS,
     NOW,
@@ -24,7 +25,6 @@ from tests.services.test_task_filters import (
     read_filter,
     task_filters,
 )
-from tests.support.factories import noting_statements
 
 
 @examples(30)

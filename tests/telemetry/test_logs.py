@@ -13,7 +13,7 @@ from uuid import UUID
 import pytest
 
 from taskflow_gql.telemetry.logs import configure_logging
-from tests.conftest import make_settings
+from tests.support.serving import make_settings
 
 log = logging.getLogger("tests.log")
 

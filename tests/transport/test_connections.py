@@ -17,8 +17,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from taskflow_gql.transport import connections
 from taskflow_gql.transport.connections import MAX_HEAD_BYTES, MAX_HEADERS, problem_of_descriptors, uvicorn_config
-from tests.conftest import listening, make_settings, serving
 from tests.support.client import PATIENCE_SECONDS, Api
+from tests.support.serving import listening, make_settings, serving
 
 pytestmark = pytest.mark.usefixtures("no_errors_are_logged")
 

@@ -21,9 +21,9 @@ from taskflow_gql.config import Settings
 from taskflow_gql.database.migrations import migrate
 from taskflow_gql.database.sessions import create_engine
 from taskflow_gql.transport.middleware import Cors
-from tests.conftest import make_settings, serving
 from tests.support.client import Api
 from tests.support.servers import PostgresServer, RedisServer
+from tests.support.serving import make_settings, serving
 
 QUERY = "{ serverInfo { name } }"
 ANSWER = {"data": {"serverInfo": {"name": "TaskFlow GQL"}}}

@@ -23,8 +23,8 @@ from websockets.typing import Origin, Subprotocol
 from taskflow_gql.config import Settings
 from taskflow_gql.database.sessions import Database
 from taskflow_gql.transport import websocket
-from tests.conftest import make_admin, make_settings, serving
 from tests.support.client import CREATE_TASK, Api, Person, Socket
+from tests.support.serving import make_admin, make_settings, serving
 
 pytestmark = pytest.mark.usefixtures("no_errors_are_logged")
 

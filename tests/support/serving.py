@@ -1,0 +1,78 @@
+"""The application behind a real HTTP server, its settings, and what tests do to it from outside."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+
+import uvicorn
+from sqlalchemy import text
+from strawberry.schema.schema import StrawberryGraphQLCoreExecutionContext
+
+from taskflow_gql.app import create_app
+from taskflow_gql.config import Settings
+from taskflow_gql.database.sessions import Database
+from taskflow_gql.execution.strawberry import BatchingExecutor
+from taskflow_gql.transport.connections import uvicorn_config
+from tests.support.client import Api
+
+SECRET = "only for tests, and long enough for HS256"
+
+
+def make_settings(**given: object) -> Settings:
+    """Settings from these values and nothing of the machine's environment file."""
+    return Settings(_env_file=None, secret_key=SECRET, **given)  # type: ignore[arg-type,call-arg]
+
+
+class CompilingAtOnce(BatchingExecutor):
+    """The server's executor, but that it compiles a document at first sight: most tests send theirs once."""
+
+    seen_before_planned = 1
+
+
+Executor = type[StrawberryGraphQLCoreExecutionContext]
+
+
+GRAPHQL_CORE: Executor = StrawberryGraphQLCoreExecutionContext
+
+
+class _Server(uvicorn.Server):
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leaves Ctrl+C to pytest."""
+        yield
+
+
+@asynccontextmanager
+async def listening(config: uvicorn.Config) -> AsyncIterator[str]:
+    """The URL of a server in this event loop; who connects is answered when it has started."""
+    listener = socket.create_server(("127.0.0.1", 0), backlog=2048)
+    # asyncio turns Nagle's algorithm off only for sockets that name their protocol, which this one does not.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    server = _Server(config)
+    running = asyncio.create_task(server.serve(sockets=[listener]))
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        await running
+        listener.close()
+
+
+@asynccontextmanager
+async def serving(settings: Settings, executor: Executor = CompilingAtOnce) -> AsyncIterator[Api]:
+    """The real app behind a real HTTP server, in this event loop."""
+    config = uvicorn_config(create_app(settings, executor=executor), settings)
+    async with listening(config) as url, Api(url) as api:
+        assert (await api.http.get("/health")).status_code == 200
+        yield api
+
+
+async def make_admin(database: Database, user_id: str) -> None:
+    async with database.write() as session:
+        await session.execute(
+            text("UPDATE users SET role = 'ADMIN' WHERE id = :id"),
+            {"id": user_id.replace("-", "") if database.is_sqlite else user_id},
+        )
