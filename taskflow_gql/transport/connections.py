@@ -10,20 +10,24 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
+from collections import deque
 from collections.abc import Awaitable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address
+from time import perf_counter
 from typing import Any, cast
 
 import httptools
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from uvicorn.server import ServerState
 from websockets.http11 import MAX_LINE_LENGTH, MAX_NUM_HEADERS
+from websockets.protocol import OPEN
 
 from taskflow_gql.config import Settings
 
@@ -38,6 +42,10 @@ MAX_HEAD_BYTES = 32 * 1024
 MAX_HEADERS = MAX_NUM_HEADERS
 # Bytes beside the body that each piece of a body may bring without counting as head: a chunk's size and line ends.
 _CHUNK_FRAME_BYTES = 16
+# The event loop reads up to 256 KB at once, as much as 40,000 WebSocket frames. They are parsed in pieces.
+_PIECE_BYTES = 2048
+# All connections together parse pieces for so long in one turn of the event loop.
+_PARSING_SECONDS = 0.002
 # Requests that wait for the answer to an earlier one. The parser cannot stop in the middle of what was read, and 250 KB
 # have room for 10,000.
 _MAX_PIPELINED = 32
@@ -197,6 +205,26 @@ class OpenConnections:
         self._all_busy_at = -1
         self._warned_at: int | None = None
         self._group_of = lru_cache(maxsize=1024)(self._find_group)
+        # Connections with input that was read and is not parsed yet.
+        self._unparsed: deque[_InPieces] = deque()
+        self._is_parsing = False
+
+    def parse_later(self, connection: _InPieces) -> None:
+        """Parses this connection's input in later turns of the event loop. Connections take turns of a piece each."""
+        self._unparsed.append(connection)
+        if not self._is_parsing:
+            self._is_parsing = True
+            asyncio.get_running_loop().call_soon(self._parse_for_a_while)
+
+    def _parse_for_a_while(self) -> None:
+        self._is_parsing = False
+        end = perf_counter() + _PARSING_SECONDS
+        while self._unparsed and perf_counter() < end:
+            connection = self._unparsed.popleft()
+            connection.parse_piece()
+        if self._unparsed and not self._is_parsing:
+            self._is_parsing = True
+            asyncio.get_running_loop().call_soon(self._parse_for_a_while)
 
     def admit(self, connection: Connection) -> int:
         """0 when the connection is counted from now on, else the HTTP status of the refusal.
@@ -302,7 +330,72 @@ def _order_of_closing(connection: HttpProtocol) -> tuple[int, int]:
     return (0 if address.is_trusted else -len(address.connections), connection.since)
 
 
-class HttpProtocol(HttpToolsProtocol):
+class _InPieces(asyncio.Protocol):
+    """Parses long input piece by piece, with turns of other connections between the pieces.
+
+    While input waits, nothing more is read from the socket.
+    """
+
+    transport: asyncio.Transport
+    open_connections: OpenConnections
+    _unparsed: memoryview | None = None
+    # Whether `OpenConnections` will call `parse_piece`.
+    _has_turn = False
+
+    def data_received(self, data: bytes) -> None:
+        if self._unparsed is None and len(data) <= _PIECE_BYTES:
+            self.parse(data)
+            return
+        # The transport may have read once more after an application resumed it.
+        self._unparsed = memoryview(data if self._unparsed is None else bytes(self._unparsed) + data)
+        self.transport.pause_reading()
+        self.go_on_parsing()
+
+    def go_on_parsing(self) -> None:
+        """Asks for a turn when there is input to parse, else reads on."""
+        if self._unparsed is None:
+            if not self.is_held and not self.transport.is_closing():
+                self.transport.resume_reading()
+        elif not self._has_turn and not self.is_held:
+            self._has_turn = True
+            self.open_connections.parse_later(self)
+
+    def parse_piece(self) -> None:
+        self._has_turn = False
+        unparsed = self._unparsed
+        if unparsed is None:
+            return
+        if self.transport.is_closing():
+            self._unparsed = None
+            return
+        piece = unparsed[:_PIECE_BYTES]
+        self._unparsed = unparsed[_PIECE_BYTES:] if len(unparsed) > _PIECE_BYTES else None
+        self.parse(bytes(piece))
+        self.go_on_parsing()
+
+    @property
+    def is_held(self) -> bool:
+        """Whether nothing may be parsed or read until the application has taken what came before."""
+        raise NotImplementedError
+
+    def parse(self, data: bytes) -> None:
+        raise NotImplementedError
+
+
+class _Flow(FlowControl):
+    """uvicorn's, of which only `resume_reading` differs: input that waits is parsed before more is read."""
+
+    def __init__(self, transport: asyncio.Transport, connection: _InPieces) -> None:
+        super().__init__(transport)
+        self._connection = connection
+
+    def resume_reading(self) -> None:
+        if self.read_paused:
+            self.read_paused = False
+            self._connection.go_on_parsing()
+
+
+class HttpProtocol(_InPieces, HttpToolsProtocol):
     """uvicorn's, with bounds. `OpenConnections` calls `look_at` once a second."""
 
     def __init__(
@@ -328,6 +421,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.flow = _Flow(transport, self)
         status = self.open_connections.admit(self)
         if status:
             # Not `refuse`, which lingers: this one is not counted.
@@ -347,6 +441,8 @@ class HttpProtocol(HttpToolsProtocol):
             self.refuse(431, f"A line of a WebSocket's request may have at most {MAX_LINE_LENGTH} bytes")
             return
         self.open_connections.remove(self)
+        # A client sends nothing more before the handshake's answer. What it sent all the same is thrown away.
+        self._unparsed = None
         super().handle_websocket_upgrade()
         protocol = self.transport.get_protocol()
         assert isinstance(protocol, SocketProtocol)
@@ -357,7 +453,11 @@ class HttpProtocol(HttpToolsProtocol):
 
     # For each request
 
-    def data_received(self, data: bytes) -> None:
+    @property
+    def is_held(self) -> bool:
+        return self.flow.read_paused
+
+    def parse(self, data: bytes) -> None:
         if self.stage == _REFUSED:
             return
         try:
@@ -451,7 +551,7 @@ class HttpProtocol(HttpToolsProtocol):
     @property
     def is_waiting(self) -> bool:
         """Whether it is the client's turn: to begin a request, or to go on with one. All answers have been taken."""
-        is_serving = self.is_answering or self.flow.read_paused
+        is_serving = self.is_answering or self.flow.read_paused or self._unparsed is not None
         return not is_serving and not self.transport.get_write_buffer_size()
 
     def look_at(self, now: int) -> None:
@@ -520,7 +620,7 @@ class HttpProtocol(HttpToolsProtocol):
         return STATUS_LINE[status] + head + b"\r\n" + body
 
 
-class SocketProtocol(WebSocketsSansIOProtocol):
+class SocketProtocol(_InPieces, WebSocketsSansIOProtocol):
     """uvicorn's, counted with the others. Its pings tell whether the client of a silent one is still there."""
 
     def __init__(
@@ -534,6 +634,7 @@ class SocketProtocol(WebSocketsSansIOProtocol):
         self.open_connections = config.open_connections
         self.address: _Address | None = None
         self.unsent = _Unsent()
+        self._late_pong = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -543,12 +644,51 @@ class SocketProtocol(WebSocketsSansIOProtocol):
         self.open_connections.remove(self)
         super().connection_lost(exc)
 
+    @property
+    def is_held(self) -> bool:
+        return self.read_paused
+
+    def parse(self, data: bytes) -> None:
+        WebSocketsSansIOProtocol.data_received(self, data)
+
+    async def receive(self) -> Any:
+        """uvicorn's, but messages that wait are handed out in turns of the event loop of their own."""
+        if not self.queue.empty():
+            await asyncio.sleep(0)
+        message = await self.queue.get()
+        if self.read_paused and self.queue.empty():
+            self.read_paused = False
+            self.go_on_parsing()
+        return message
+
+    def handle_ping(self) -> None:
+        if self.writable.is_set() or self.conn.state is not OPEN:
+            super().handle_ping()
+            return
+        # The client does not read, and pongs would pile up. Only the latest ping needs one (RFC 6455, 5.5.3).
+        if output := self.conn.data_to_send():
+            self._late_pong = output[-1]
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        pong, self._late_pong = self._late_pong, b""
+        if pong and not self.close_sent and not self.transport.is_closing():
+            self.transport.write(pong)
+
     def send(self, message: Any) -> Awaitable[None]:  # type: ignore[override]
         if message["type"] == "websocket.http.response.body":
             return self._send_refusal(message)
         if message["type"] == "websocket.send":
             return self._send_and_wait(message)
+        if message["type"] == "websocket.close":
+            return self._send_close(message)
         return super().send(message)
+
+    async def _send_close(self, message: Any) -> None:
+        await super().send(message)
+        # The client's answer to it may wait behind messages that nobody takes any more.
+        if not self.transport.is_closing():
+            self.go_on_parsing()
 
     async def _send_and_wait(self, message: Any) -> None:
         """uvicorn waits before a message is written. Who sends has to know when the client has taken it."""
