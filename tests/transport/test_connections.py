@@ -6,6 +6,7 @@ import asyncio
 import logging
 import resource
 import shutil
+import socket
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -399,6 +400,54 @@ async def test_an_answer_that_nobody_takes_is_given_up(pieces: int) -> None:
         assert len((await good.answer())[2]) == size
         await seconds_pass(url)
         assert len(await bad.rest()) < size
+
+
+@asynccontextmanager
+async def slow_client_of(url: str, data: bytes) -> AsyncIterator[socket.socket]:
+    """A client with little room for what it has not read, which has sent this."""
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16_384)
+        client.setblocking(False)
+        loop = asyncio.get_running_loop()
+        await loop.sock_connect(client, ("127.0.0.1", int(url.rpartition(":")[2])))
+        await loop.sock_sendall(client, data)
+        yield client
+
+
+async def read_slowly(client: socket.socket, seconds: float) -> int:
+    """The bytes read in that time, at most 40 KB a second."""
+    loop = asyncio.get_running_loop()
+    read, end = 0, loop.time() + seconds
+    while loop.time() < end:
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            read += len(await loop.sock_recv(client, 4096))
+        await asyncio.sleep(0.1)
+    return read
+
+
+async def read_all_of(client: socket.socket, size: int) -> int:
+    """The bytes read until there are so many, or the server closes."""
+    read = 0
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while read < size and (data := await asyncio.get_running_loop().sock_recv(client, 1 << 20)):
+            read += len(data)
+    return read
+
+
+@pytest.mark.parametrize("pieces", [1, 40], ids=["one piece", "a stream"])
+async def test_a_client_that_reads_slowly_gets_all_of_its_answer(pieces: int) -> None:
+    size = 8_000_000
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % size)]})
+        for number in range(pieces):
+            body = b"x" * (size // pieces)
+            await send({"type": "http.response.body", "body": body, "more_body": number < pieces - 1})
+
+    async with bare_server(app, stream_send_timeout_seconds=1) as url, slow_client_of(url, GET + b"\r\n") as client:
+        read = await read_slowly(client, 5)
+        read += await read_all_of(client, size - read)
+    assert size <= read < size + 1000
 
 
 async def test_a_websocket_that_reads_nothing_is_given_up() -> None:
