@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterable
+from contextlib import aclosing
 from json import JSONDecodeError
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -211,13 +212,14 @@ class GraphQLView:
         )
 
         async def chunks() -> AsyncGenerator[str, None]:
-            async for result in results:
-                if isinstance(end_of_stream(result), ServerStops):
-                    break
-                chunk = transport.encode_next(_body_of(result), _encode)  # type: ignore[arg-type]
-                cursor = getattr(request.state, "event_cursor", None)
-                # Browsers send it back as Last-Event-ID when they reconnect.
-                yield f"id: {cursor}\n{chunk}" if cursor and transport.protocol == "sse" else chunk
+            async with aclosing(results):
+                async for result in results:
+                    if isinstance(end_of_stream(result), ServerStops):
+                        break
+                    chunk = transport.encode_next(_body_of(result), _encode)  # type: ignore[arg-type]
+                    cursor = getattr(request.state, "event_cursor", None)
+                    # Browsers send it back as Last-Event-ID when they reconnect.
+                    yield f"id: {cursor}\n{chunk}" if cursor and transport.protocol == "sse" else chunk
             yield transport.encode_complete()
 
         kept_alive = merge_stream_with_heartbeat(
@@ -229,7 +231,6 @@ class GraphQLView:
         return EndlessResponse(
             kept_alive(),
             headers=dict(transport.headers),
-            send_timeout_seconds=self._settings.stream_send_timeout_seconds,
             connections=self._connections,
         )
 

@@ -6,14 +6,14 @@ Multipart: Apollo's subscription protocol over HTTP, version 1.0.
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from anyio import CancelScope
 from starlette.responses import StreamingResponse
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 from strawberry.http.streaming import MultipartSubscriptionTransport, SSETransport
 
 from taskflow_gql.short_keys import cached_for_short_keys
@@ -98,17 +98,21 @@ class Connections:
 
 
 class EndlessResponse(StreamingResponse):
-    """A stream that is cut off when the client takes nothing any more; otherwise it would wait for ever."""
+    """A stream that is counted while it is open. The HTTP server cuts off a client that takes nothing any more."""
 
-    def __init__(self, *arguments: Any, send_timeout_seconds: float, connections: Connections, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self._send_timeout_seconds = send_timeout_seconds
+    def __init__(self, content: AsyncGenerator[str, None], *, connections: Connections, **options: Any) -> None:
+        super().__init__(content, **options)
+        self._content = content
         self._connections = connections
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_in_time(message: Message) -> None:
-            async with asyncio.timeout(self._send_timeout_seconds):
-                await send(message)
-
         with self._connections.counted(scope):
-            await super().__call__(scope, receive, send_in_time)
+            await super().__call__(scope, receive, send)
+
+    async def stream_response(self, send: Send) -> None:
+        try:
+            await super().stream_response(send)
+        finally:
+            # Starlette cancels this when the client is gone, and again at each `await`.
+            with CancelScope(shield=True):
+                await self._content.aclose()

@@ -7,7 +7,7 @@ import logging
 import resource
 import shutil
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from taskflow_gql.transport import connections
 from taskflow_gql.transport.connections import MAX_HEAD_BYTES, MAX_HEADERS, problem_of_descriptors, uvicorn_config
+from taskflow_gql.transport.streaming import Connections, EndlessResponse
 from tests.support.client import PATIENCE_SECONDS, Api
 from tests.support.serving import listening, make_settings, serving
 
@@ -448,6 +449,32 @@ async def test_a_client_that_reads_slowly_gets_all_of_its_answer(pieces: int) ->
         read = await read_slowly(client, 5)
         read += await read_all_of(client, size - read)
     assert size <= read < size + 1000
+
+
+@pytest.mark.parametrize("is_read", [True, False], ids=["slowly", "not at all"])
+async def test_a_stream_lasts_while_some_of_it_is_taken(is_read: bool) -> None:
+    ended = asyncio.Event()
+
+    async def endless() -> AsyncGenerator[str, None]:
+        try:
+            while True:
+                yield "x" * 8_000_000
+                await asyncio.sleep(0)
+        finally:
+            ended.set()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await EndlessResponse(endless(), connections=Connections(10))(scope, receive, send)
+
+    async with (
+        bare_server(app, stream_send_timeout_seconds=1) as url,
+        slow_client_of(url, GET + b"\r\n") as client,
+    ):
+        if is_read:
+            assert await read_slowly(client, 5) > 0
+            assert not ended.is_set()
+        # Now nothing is taken.
+        await asyncio.wait_for(ended.wait(), PATIENCE_SECONDS)
 
 
 async def test_a_websocket_that_reads_nothing_is_given_up() -> None:
