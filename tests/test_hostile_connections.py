@@ -116,3 +116,13 @@ def test_a_flood_of_tiny_pieces_makes_nobody_wait(server: TaskflowServer, name: 
     assert waits.count > 0
     assert waits.longest < BOUND_SECONDS
     assert kept < BOUND_MEBIBYTES
+
+
+def test_a_client_that_closes_its_half_is_answered(server: TaskflowServer) -> None:
+    body = b'{"query": "{ serverInfo { name } }"}'
+    head = b"POST /graphql HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as client:
+        client.sendall(head % len(body) + body)
+        client.shutdown(socket.SHUT_WR)
+        answer = b"".join(iter(lambda: client.recv(4096), b""))
+    assert answer.endswith(b'{"data":{"serverInfo":{"name":"TaskFlow GQL"}}}')

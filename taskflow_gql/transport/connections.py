@@ -65,8 +65,10 @@ _OTHER_DESCRIPTORS = 64
 _SPARE_DESCRIPTORS = 0.1
 _MOST_DESCRIPTORS = 1024 * 1024
 _SECONDS_BETWEEN_WARNINGS = 60
-# Where `tcpi_bytes_acked` stands in Linux's `struct tcp_info`.
+# In Linux's `struct tcp_info`: where `tcpi_bytes_acked` stands, the bytes up to its end, and a value of `tcpi_state`.
 _BYTES_ACKED_AT = 120
+_TCP_INFO_BYTES = 128
+_TCP_CLOSE = 7
 
 _SECURITY_HEADERS = [
     # An answer is what its Content-Type says, and no script because a browser guesses so.
@@ -419,6 +421,8 @@ class HttpProtocol(_InPieces, HttpToolsProtocol):
         self.head_bytes = 0
         self.body_bytes = 0
         self.unsent = _Unsent()
+        # The client has closed its half of the connection, and waits for an answer or is gone.
+        self.is_half_closed = False
 
     # Once for each connection
 
@@ -436,6 +440,16 @@ class HttpProtocol(_InPieces, HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.open_connections.remove(self)
         super().connection_lost(exc)
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """Whether the connection stays open. Some clients close their half after the request (`nc -N`)."""
+        # A stream has no end of its own: one that has begun ends when its client says nothing more.
+        if self.transport.is_closing() or not self.is_answering or self.cycle.chunked_encoding:
+            return False
+        self.is_half_closed = True
+        self.stage = _REFUSED
+        self.cycle.keep_alive = False
+        return True
 
     def handle_websocket_upgrade(self) -> None:
         lines = [self.url, *(name + value for name, value in self.headers)]
@@ -550,7 +564,7 @@ class HttpProtocol(_InPieces, HttpToolsProtocol):
         return not is_serving and not self.transport.get_write_buffer_size()
 
     def look_at(self, now: int) -> None:
-        if self._takes_nothing(now):
+        if self._takes_nothing(now) or (self.is_half_closed and _is_reset(self.transport)):
             self.transport.abort()
         elif self.is_waiting and now - self.since > self._seconds_allowed():
             if self.stage == _HEAD or (self.stage == _BODY and not self.cycle.response_started):
@@ -743,17 +757,28 @@ def bytes_acknowledged(transport: asyncio.Transport) -> int | None:
     The write buffer alone shows no slow client: Linux takes the next bytes out of it when a third of its own buffer is
     free, which is a megabyte.
     """
+    info = _tcp_info(transport)
+    return int(struct.unpack_from("=Q", info, _BYTES_ACKED_AT)[0]) if info else None
+
+
+def _is_reset(transport: asyncio.Transport) -> bool:
+    """Whether the client is gone altogether. The event loop does not notice while it neither reads nor writes."""
+    info = _tcp_info(transport)
+    return bool(info) and info[0] == _TCP_CLOSE
+
+
+def _tcp_info(transport: asyncio.Transport) -> bytes:
+    """The start of Linux's `struct tcp_info`; empty where there is none."""
     if sys.platform != "linux":
-        return None
+        return b""
     try:
-        info = transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_ACKED_AT + 8)
+        info: bytes = transport.get_extra_info("socket").getsockopt(
+            socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES
+        )
     except (OSError, ValueError):
         # A Unix socket, or closed meanwhile.
-        return None
-    if len(info) < _BYTES_ACKED_AT + 8:
-        return None
-    (taken,) = struct.unpack_from("=Q", info, _BYTES_ACKED_AT)
-    return int(taken)
+        return b""
+    return info if len(info) == _TCP_INFO_BYTES else b""
 
 
 class _Refused(Exception):

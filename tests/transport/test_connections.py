@@ -403,6 +403,69 @@ async def test_an_answer_that_nobody_takes_is_given_up(pieces: int) -> None:
         assert len(await bad.rest()) < size
 
 
+async def test_a_client_that_closes_its_half_after_the_request_is_answered() -> None:
+    go_on = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        length = 0
+        while (message := await receive()).get("more_body"):
+            length += len(message["body"])
+        await go_on.wait()
+        await answer_with(b"%d" % (length + len(message["body"])), send)
+
+    async with bare_server(app) as url, client_of(url) as client, client_of(url) as large:
+        await client.send((GET + b"\r\n") * 2)
+        client.writer.write_eof()
+        await large.send(POST + b"Content-Length: 100000\r\n\r\n" + b"x" * 100_000)
+        large.writer.write_eof()
+        # The server sees the end of input before it answers.
+        await asyncio.sleep(0.1)
+        go_on.set()
+        assert [(await client.answer())[2] for _ in range(2)] == [b"0", b"0"]
+        assert await client.rest() == b""
+        assert (await large.answer())[2] == b"100000"
+        assert await large.rest() == b""
+
+
+@pytest.mark.parametrize("data", [b"", GET, GET + b"\r\n", POST + b"Content-Length: 5\r\n\r\n{"])
+async def test_a_client_that_closes_its_half_and_is_owed_nothing_is_closed_at_once(data: bytes) -> None:
+    async with bare_server(read_all) as url, client_of(url) as client:
+        await client.send(data)
+        if data.endswith(b"\r\n\r\n"):
+            assert await client.status() == 200
+        client.writer.write_eof()
+        async with asyncio.timeout(5):
+            assert await client.reader.read() == b""
+
+
+@pytest.mark.parametrize("has_begun", [True, False], ids=["begun", "not begun"])
+async def test_a_stream_ends_when_its_client_is_gone(has_begun: bool) -> None:
+    ended, go_on = asyncio.Event(), asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        async def silent() -> AsyncGenerator[str, None]:
+            try:
+                yield "x"
+                await asyncio.Event().wait()
+            finally:
+                ended.set()
+
+        await go_on.wait()
+        await EndlessResponse(silent(), connections=Connections(10))(scope, receive, send)
+
+    async with bare_server(app) as url:
+        async with client_of(url) as client:
+            await client.send(GET + b"\r\n")
+            if has_begun:
+                go_on.set()
+                await client.reader.readuntil(b"\r\n\r\n1\r\nx\r\n")
+        # The server sees the end of input before it answers.
+        await asyncio.sleep(0.1)
+        go_on.set()
+        async with asyncio.timeout(5):
+            await ended.wait()
+
+
 @asynccontextmanager
 async def slow_client_of(url: str, data: bytes) -> AsyncIterator[socket.socket]:
     """A client with little room for what it has not read, which has sent this."""
