@@ -478,18 +478,7 @@ class HttpProtocol(_InPieces, HttpToolsProtocol):
         if self.stage == _REFUSED:
             return
         try:
-            if len(data) <= MAX_HEAD_BYTES - self.head_bytes:
-                self.head_bytes += len(data)
-                self.parser.feed_data(data)
-            else:
-                self._feed_in_pieces(data)
-        except httptools.HttpParserUpgrade:
-            if self._should_upgrade():
-                self.handle_websocket_upgrade()
-            else:
-                # The parser takes what follows for another protocol, the body included. It must not become a request.
-                self.stage = _REFUSED
-                self.cycle.keep_alive = False
+            self._feed(data)
         except httptools.HttpParserError as error:
             # The parser wraps what its callbacks raise.
             refused = error.__context__
@@ -500,7 +489,7 @@ class HttpProtocol(_InPieces, HttpToolsProtocol):
         except _Refused as refused:
             self.refuse(refused.status, str(refused))
 
-    def _feed_in_pieces(self, data: bytes) -> None:
+    def _feed(self, data: bytes) -> None:
         """Never gives the parser more than the rest of what a head may have: what turns out to be body comes off."""
         view = memoryview(data)
         while view:
@@ -509,7 +498,35 @@ class HttpProtocol(_InPieces, HttpToolsProtocol):
                 raise _Refused(431, f"The head of a request may have at most {MAX_HEAD_BYTES} bytes")
             piece, view = view[:room], view[room:]
             self.head_bytes += len(piece)
-            self.parser.feed_data(piece)
+            try:
+                self.parser.feed_data(piece)
+            except httptools.HttpParserUpgrade as upgrade:
+                if self._should_upgrade():
+                    self.handle_websocket_upgrade()
+                    return
+                rest = bytes(piece[upgrade.args[0] :])
+                self.head_bytes -= len(rest)
+                view = memoryview(rest + bytes(view))
+                self._ignore_upgrade()
+
+    def _ignore_upgrade(self) -> None:
+        """Parses the head again without its `Upgrade`, which a server may ignore (RFC 9110, 7.8).
+
+        The parser would take a body for another protocol, and there is no way to tell it otherwise.
+        """
+        method, version = self.parser.get_method(), self.parser.get_http_version().encode()
+        if method == b"CONNECT":
+            raise _Refused(405, "This server is no proxy")
+        lines = [b"%s %s HTTP/%s" % (method, self.url, version)]
+        lines += [b"%s: %s" % header for header in self.headers if header[0] != b"upgrade"]
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self.parser.feed_data(b"\r\n".join(lines) + b"\r\n\r\n")
+
+    @property
+    def _is_upgrade_ignored(self) -> bool:
+        """Whether this request will be parsed again, and nothing is to be done yet."""
+        return self.parser.should_upgrade() and not self._should_upgrade()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -521,6 +538,8 @@ class HttpProtocol(_InPieces, HttpToolsProtocol):
             raise _Refused(431, f"A request may have at most {MAX_HEADERS} headers")
         if len(self.pipeline) >= _MAX_PIPELINED:
             raise _Refused(429, "Too many requests before the answer to the first")
+        if self._is_upgrade_ignored:
+            return
         super().on_headers_complete()
         # Trailers are added to this list, and must not become headers of the request.
         self.headers = self.headers.copy()
@@ -534,6 +553,8 @@ class HttpProtocol(_InPieces, HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
+        if self._is_upgrade_ignored:
+            return
         self.stage = _IDLE
         self.since = self.open_connections.now
         self.head_bytes = 0

@@ -204,6 +204,42 @@ async def test_what_is_no_http_is_answered_with_400(web: Api, data: bytes) -> No
     assert headers["x-content-type-options"] == "nosniff"
 
 
+FOREIGN = POST + b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n"
+DELETE = b"DELETE /graphql HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+@pytest.mark.parametrize("size", [1, 100, 10_000], ids=["bytes", "pieces", "one packet"])
+async def test_an_upgrade_to_another_protocol_is_ignored(web: Api, size: int) -> None:
+    """Java's client asks for HTTP/2 like this with each of its requests."""
+    with_length = FOREIGN + b"Content-Length: %d\r\n\r\n%s" % (len(BODY), BODY)
+    in_chunks = FOREIGN + b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n\r\n" % (len(BODY), BODY)
+    data = (with_length + in_chunks) * 2
+    async with client_of(web.url) as client:
+        for start in range(0, len(data), size):
+            await client.send(data[start : start + size])
+        for _ in range(4):
+            assert (await client.answer())[::2] == (200, b'{"data":{"serverInfo":{"name":"TaskFlow GQL"}}}')
+        await client.send(GET + b"\r\n")
+        assert await client.status() == 200
+
+
+@pytest.mark.parametrize("is_late", [True, False], ids=["later", "together"])
+async def test_a_request_in_the_body_of_another_is_not_run(is_late: bool) -> None:
+    async with bare_server(read_all) as url, client_of(url) as client:
+        await client.send(FOREIGN + b"Content-Length: %d\r\n\r\n" % len(DELETE) + DELETE * (not is_late))
+        if is_late:
+            # The server has read the head.
+            await asyncio.sleep(0.1)
+            await client.send(DELETE)
+        assert (await client.answer())[2] == b"%d" % len(DELETE)
+        client.writer.write_eof()
+        assert await client.rest() == b""
+
+
+async def test_a_tunnel_is_refused(web: Api) -> None:
+    assert (await said_to(web.url, b"CONNECT x:443 HTTP/1.1\r\nHost: x:443\r\n\r\nGET / HTTP/1.1\r\n\r\n"))[0] == 405
+
+
 async def test_an_answer_is_completed_before_the_refusal_of_the_next_request_closes() -> None:
     go_on = asyncio.Event()
 
