@@ -28,6 +28,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.protocols.utils import ClientDisconnected
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 from uvicorn.server import ServerState
+from websockets.frames import CloseCode
 from websockets.http11 import MAX_LINE_LENGTH, MAX_NUM_HEADERS
 from websockets.protocol import OPEN
 
@@ -690,6 +691,17 @@ class SocketProtocol(_InPieces, WebSocketsSansIOProtocol):
             self.go_on_parsing()
         return message
 
+    def send_receive_event_to_app(self) -> None:
+        """uvicorn's, without a stack in the log when a text is not UTF-8."""
+        if self.curr_msg_data_type == "text" and not self.close_sent and not _is_utf_8(b"".join(self.frames)):
+            self.frames = []
+            # A close frame of the client in the same piece has been answered already.
+            if self.conn.state is OPEN:
+                self.conn.send_close(CloseCode.INVALID_DATA)
+            self.handle_parser_exception()
+            return
+        super().send_receive_event_to_app()
+
     def handle_ping(self) -> None:
         if self.writable.is_set() or self.conn.state is not OPEN:
             super().handle_ping()
@@ -744,6 +756,14 @@ class SocketProtocol(_InPieces, WebSocketsSansIOProtocol):
         limit = self.open_connections.limits.send_seconds
         if self.unsent.is_stuck(self.transport, now, limit):
             self.transport.abort()
+
+
+def _is_utf_8(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 Connection = HttpProtocol | SocketProtocol

@@ -595,6 +595,30 @@ async def test_a_websocket_that_reads_nothing_is_given_up() -> None:
         assert len(await bad.rest()) < 40_000_000
 
 
+# Frames of a client with a mask of zeros: text that is not UTF-8, in one and in two frames, and the end.
+BAD_TEXT = b"\x81\x82\0\0\0\0\xc3\x28"
+BAD_TEXTS = b"\x01\x81\0\0\0\0\xc3\x80\x81\0\0\0\0\x28"
+CLOSE = b"\x88\x82\0\0\0\0\x03\xe8"
+
+
+@pytest.mark.parametrize("data", [BAD_TEXT, BAD_TEXTS, BAD_TEXT * 1000], ids=["one frame", "two frames", "many"])
+async def test_a_message_that_is_not_utf_8_closes_with_1007(data: bytes) -> None:
+    async with bare_server(wait_for_input) as url, client_of(url) as client:
+        await client.send(UPGRADE + b"\r\n")
+        assert await client.status() == 101
+        await client.send(data)
+        # A close frame of two bytes.
+        assert await client.rest() == b"\x88\x02\x03\xef"
+
+
+async def test_a_message_that_is_not_utf_8_before_a_close_is_no_error() -> None:
+    async with bare_server(wait_for_input) as url, client_of(url) as client:
+        await client.send(UPGRADE + b"\r\n")
+        assert await client.status() == 101
+        await client.send(BAD_TEXT + CLOSE)
+        assert (await client.rest())[:2] == b"\x88\x02"
+
+
 # ---------------------------------------------------------------- how many
 
 
