@@ -665,6 +665,7 @@ class SocketProtocol(_InPieces, WebSocketsSansIOProtocol):
         self.address: _Address | None = None
         self.unsent = _Unsent()
         self._late_pong = b""
+        self._taken_at_ping: int | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -738,14 +739,24 @@ class SocketProtocol(_InPieces, WebSocketsSansIOProtocol):
         await super().send(message)
         await self.writable.wait()
 
+    def send_keepalive_ping(self) -> None:
+        super().send_keepalive_ping()
+        self._taken_at_ping = bytes_acknowledged(self.transport)
+
     def keepalive_timeout(self) -> None:
-        if self.transport.get_write_buffer_size():
-            # The ping lies behind an answer that is being taken. `look_at` cuts off a client that takes nothing.
+        # The ping may lie behind an answer that is being taken, here or in the system's buffer. `look_at` cuts off a
+        # client that takes nothing.
+        if self.transport.get_write_buffer_size() or self._has_taken_more_than_the_ping:
             self.pong_timer = None
             self.pending_ping_payload = None
             self.schedule_ping()
         else:
             super().keepalive_timeout()
+
+    @property
+    def _has_taken_more_than_the_ping(self) -> bool:
+        before, now = self._taken_at_ping, bytes_acknowledged(self.transport)
+        return before is not None and now is not None and now - before > _PIECE_BYTES
 
     async def _send_refusal(self, message: Any) -> None:
         await super().send(message)

@@ -595,6 +595,40 @@ async def test_a_websocket_that_reads_nothing_is_given_up() -> None:
         assert len(await bad.rest()) < 40_000_000
 
 
+@pytest.mark.parametrize("size", [8_000_000, 1_000_000], ids=["in the server", "in the system"])
+async def test_pings_do_not_cut_off_a_websocket_that_reads_a_large_answer_slowly(size: int) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "websocket.accept"})
+        await send({"type": "websocket.send", "text": "x" * size})
+        while (await receive())["type"] != "websocket.disconnect":
+            pass
+
+    config = uvicorn_config(app, make_settings())
+    config.lifespan = "off"
+    config.ws_ping_interval = config.ws_ping_timeout = 1
+    async with listening(config) as url, slow_client_of(url, UPGRADE + b"\r\n") as client:
+        read, end = await read_slowly(client, 5), b""
+        # Until nothing more comes: a close frame would be behind the answer.
+        with suppress(TimeoutError):
+            data = b"x"
+            while data:
+                async with asyncio.timeout(0.5):
+                    data = await asyncio.get_running_loop().sock_recv(client, 1 << 20)
+                read, end = read + len(data), (end + data)[-100:]
+    assert read >= size
+    assert b"keepalive ping timeout" not in end
+
+
+async def test_a_websocket_that_answers_no_ping_is_closed() -> None:
+    config = uvicorn_config(wait_for_input, make_settings())
+    config.lifespan = "off"
+    config.ws_ping_interval = config.ws_ping_timeout = 0.3
+    async with listening(config) as url, client_of(url) as client:
+        await client.send(UPGRADE + b"\r\n")
+        assert await client.status() == 101
+        assert b"keepalive ping timeout" in await client.rest()
+
+
 # Frames of a client with a mask of zeros: text that is not UTF-8, in one and in two frames, and the end.
 BAD_TEXT = b"\x81\x82\0\0\0\0\xc3\x28"
 BAD_TEXTS = b"\x01\x81\0\0\0\0\xc3\x80\x81\0\0\0\0\x28"
