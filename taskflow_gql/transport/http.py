@@ -45,7 +45,7 @@ from taskflow_gql.transport.streaming import (
     ServerSentEvents,
     best_media_type,
 )
-from taskflow_gql.transport.websocket import SocketView, end_of_stream, is_allowed_origin
+from taskflow_gql.transport.websocket import AllowedOrigins, SocketView, end_of_stream
 
 _GRAPHIQL_PAGE = Path(__file__).parent.parent / "static" / "graphiql" / "index.html"
 # Nothing from elsewhere, and nobody's frame: a token is in the page. Its components write style elements.
@@ -111,6 +111,7 @@ class GraphQLView:
         self._make_context = make_context
         self._connections = Connections(settings.max_sockets_per_address)
         self._sockets = SocketView(schema, settings, make_context)
+        self._origins = AllowedOrigins(settings.allowed_origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
@@ -159,7 +160,7 @@ class GraphQLView:
         with self._connections.counted(scope) as has_room:
             if not has_room:
                 await _refuse_socket(scope, receive, send, _too_many_connections())
-            elif not is_allowed_origin(scope, self._settings.allowed_origins):
+            elif not self._origins.allow(scope):
                 await _refuse_socket(scope, receive, send, _foreign_page())
             else:
                 await self._sockets(scope, receive, send)

@@ -10,6 +10,7 @@ import logging
 from collections import Counter
 from contextlib import suppress
 from datetime import timedelta
+from time import monotonic
 from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -47,6 +48,8 @@ from taskflow_gql.transport.encoding import decode_json, encode_json
 log = logging.getLogger(__name__)
 
 _CONNECTION_INIT_TIMEOUT = timedelta(seconds=10)
+# A client can open many sockets a second.
+_SECONDS_BETWEEN_WARNINGS = 60
 
 
 # Queries and mutations of one socket that are run or sent at once. The next waits until one of the answers is sent: a
@@ -245,18 +248,31 @@ def _problem_of_payload(payload: object) -> str | None:
     return None
 
 
-def is_allowed_origin(scope: Scope, allowed: list[str]) -> bool:
-    """Whether a page of this origin may open a WebSocket. Browsers do not apply CORS there; programs send no Origin."""
-    headers = Headers(scope=scope)
-    origin = headers.get("origin")
-    if origin is None or "*" in allowed:
-        return True
-    if headers.get("sec-fetch-site") == "same-origin" or is_same_origin(origin, headers.get("host")):
-        return True
-    if normalize_origin(origin) in {normalize_origin(one) for one in allowed}:
-        return True
-    log.warning("Refused a WebSocket from a page of %.200r: TASKFLOW_CORS_ORIGINS does not name it", origin)
-    return False
+class AllowedOrigins:
+    """The origins whose pages may open a WebSocket. Browsers do not apply CORS there; programs send no Origin."""
+
+    def __init__(self, origins: list[str]) -> None:
+        self._is_everybody = "*" in origins
+        self._origins = {normalize_origin(origin) for origin in origins}
+        self._warned_at: float | None = None
+
+    def allow(self, scope: Scope) -> bool:
+        headers = Headers(scope=scope)
+        origin = headers.get("origin")
+        if origin is None or self._is_everybody:
+            return True
+        if headers.get("sec-fetch-site") == "same-origin" or is_same_origin(origin, headers.get("host")):
+            return True
+        if normalize_origin(origin) in self._origins:
+            return True
+        self._warn(origin)
+        return False
+
+    def _warn(self, origin: str) -> None:
+        now = monotonic()
+        if self._warned_at is None or now - self._warned_at >= _SECONDS_BETWEEN_WARNINGS:
+            self._warned_at = now
+            log.warning("Refused a WebSocket from a page of %.200r: TASKFLOW_CORS_ORIGINS does not name it", origin)
 
 
 class SocketView(GraphQL[OperationContext, None]):
@@ -272,7 +288,7 @@ class SocketView(GraphQL[OperationContext, None]):
             subscription_protocols=[GRAPHQL_TRANSPORT_WS_PROTOCOL],
             connection_init_wait_timeout=_CONNECTION_INIT_TIMEOUT,
             max_subscriptions_per_connection=settings.max_subscriptions_per_connection,
-            # `is_allowed_origin` has been asked before.
+            # `AllowedOrigins` has been asked before.
             allowed_origins=["*"],
         )
         self._make_context = make_context

@@ -402,11 +402,25 @@ async def test_pages_of_listed_origins_and_of_our_own_may_connect_and_others_may
         response = caught.value.response
         assert (response.status_code, response.headers["X-Content-Type-Options"]) == (403, "nosniff")
         assert b"TASKFLOW_CORS_ORIGINS" in response.body
-    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert len(warnings) == 5
-    assert warnings[0] == (
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert warning == (
         "Refused a WebSocket from a page of 'http://evil.example': TASKFLOW_CORS_ORIGINS does not name it"
     )
+
+
+async def test_refused_pages_are_logged_once_a_minute(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(sockets, "monotonic", lambda: now)
+    scope = {"type": "websocket", "headers": [(b"host", b"x"), (b"origin", b"https://foreign.example")]}
+    origins = sockets.AllowedOrigins(["https://app.example"])
+    for _ in range(3):
+        assert not origins.allow(scope)
+    assert [record.levelno for record in caplog.records] == [logging.WARNING]
+    now += 61
+    assert not origins.allow(scope)
+    assert len(caplog.records) == 2
 
 
 async def test_a_proxy_that_hides_the_host_and_a_browser_that_vouches_for_the_page(web: Api) -> None:
