@@ -718,6 +718,9 @@ class SocketProtocol(_InPieces, WebSocketsSansIOProtocol):
             self.transport.write(pong)
 
     def send(self, message: Any) -> Awaitable[None]:  # type: ignore[override]
+        if message["type"] == "websocket.http.response.start":
+            # uvicorn adds these to all other answers.
+            message = message | {"headers": [*self.default_headers, *message.get("headers", [])]}
         if message["type"] == "websocket.http.response.body":
             return self._send_refusal(message)
         if message["type"] == "websocket.send":

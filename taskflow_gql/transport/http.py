@@ -239,8 +239,6 @@ class GraphQLView:
 async def _refuse_socket(scope: Scope, receive: Receive, send: Send, response: Response) -> None:
     """Answers instead of the handshake; without the extension for that, servers make it 403."""
     socket = WebSocket(scope, receive, send)
-    response.headers["X-Content-Type-Options"] = "nosniff"
-    response.headers["Referrer-Policy"] = "no-referrer"
     if "websocket.http.response" in scope.get("extensions", {}):
         await socket.send_denial_response(response)
     else:

@@ -420,6 +420,16 @@ async def test_an_idle_connection_is_closed_and_a_busy_one_is_not(monkeypatch: p
         assert (await busy.answer())[2] == b"done"
 
 
+async def test_a_refused_handshake_has_the_headers_of_every_answer(web: Api) -> None:
+    async with client_of(web.url) as client:
+        await client.send(UPGRADE + b"Origin: https://foreign.example\r\n\r\n")
+        answer = await client.rest()
+    assert answer.startswith(b"HTTP/1.1 403 ")
+    head = answer.lower().partition(b"\r\n\r\n")[0]
+    assert head.count(b"x-content-type-options: nosniff") == 1
+    assert head.count(b"referrer-policy: no-referrer") == 1
+
+
 @pytest.mark.parametrize("pieces", [1, 400], ids=["one piece", "a stream"])
 async def test_an_answer_that_nobody_takes_is_given_up(pieces: int) -> None:
     size = 40_000_000
