@@ -66,6 +66,9 @@ _OTHER_DESCRIPTORS = 64
 _SPARE_DESCRIPTORS = 0.1
 _MOST_DESCRIPTORS = 1024 * 1024
 _SECONDS_BETWEEN_WARNINGS = 60
+_ADVICE_ON_CONNECTIONS = (
+    "Idle ones are closed first. See TASKFLOW_MAX_CONNECTIONS, TASKFLOW_MAX_CONNECTIONS_PER_ADDRESS"
+)
 # In Linux's `struct tcp_info`: where `tcpi_bytes_acked` stands, the bytes up to its end, and a value of `tcpi_state`.
 _BYTES_ACKED_AT = 120
 _TCP_INFO_BYTES = 128
@@ -94,6 +97,8 @@ class Limits:
     request_seconds: int
     # For some of an answer to be taken.
     send_seconds: int
+    # Of answers over HTTP that the clients of one address have not read.
+    unsent_bytes_per_address: int
     trusted_proxies: tuple[Network, ...]
 
 
@@ -134,6 +139,8 @@ def uvicorn_config(app: ASGIApp | str, settings: Settings, *, is_factory: bool =
         connections_per_address=settings.max_connections_per_address,
         request_seconds=settings.request_timeout_seconds,
         send_seconds=settings.stream_send_timeout_seconds,
+        # As much as the sockets of a person.
+        unsent_bytes_per_address=2 * settings.max_unsent_bytes,
         trusted_proxies=tuple(settings.trusted_proxies),
     )
     return config
@@ -284,6 +291,28 @@ class OpenConnections:
         for address in list(self._addresses.values()):
             for connection in list(address.connections):
                 connection.look_at(self.now)
+            if not address.is_trusted:
+                self._bound_unsent(address)
+
+    def _bound_unsent(self, address: _Address) -> None:
+        """Closes the HTTP connections with the longest unread answers, until the rest is within the bound.
+
+        One connection may keep any answer.
+        """
+        unsent = {
+            connection: connection.transport.get_write_buffer_size()
+            for connection in address.connections
+            if isinstance(connection, HttpProtocol)
+        }
+        total = sum(unsent.values())
+        if total <= self.limits.unsent_bytes_per_address:
+            return
+        self._warn(f"{address.name} does not read {total} bytes of answers", "See TASKFLOW_MAX_UNSENT_BYTES")
+        for connection in sorted(unsent, key=unsent.__getitem__, reverse=True):
+            if total <= self.limits.unsent_bytes_per_address or unsent[connection] == total:
+                break
+            total -= unsent[connection]
+            connection.drop()
 
     def _address_of(self, connection: Connection) -> _Address:
         name, is_trusted = self._group_of(connection.client[0] if connection.client else "")
@@ -304,13 +333,13 @@ class OpenConnections:
             return str(IPv6Network((address, 64), strict=False)), is_trusted
         return str(address), is_trusted
 
-    def _warn(self, message: str) -> None:
+    def _warn(self, message: str, advice: str = _ADVICE_ON_CONNECTIONS) -> None:
         if self._warned_at is None or self.now - self._warned_at >= _SECONDS_BETWEEN_WARNINGS:
             self._warned_at = self.now
             log.warning(
-                "%s. Idle ones are closed first. See TASKFLOW_MAX_CONNECTIONS, TASKFLOW_MAX_CONNECTIONS_PER_ADDRESS "
-                "and, behind a proxy, TASKFLOW_TRUSTED_PROXIES",
+                "%s. %s and, behind a proxy, TASKFLOW_TRUSTED_PROXIES",
                 message,
+                advice,
             )
 
 

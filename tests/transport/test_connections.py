@@ -586,6 +586,40 @@ async def test_a_stream_lasts_while_some_of_it_is_taken(is_read: bool) -> None:
         await asyncio.wait_for(ended.wait(), PATIENCE_SECONDS)
 
 
+async def test_answers_that_an_address_does_not_read_are_bounded(caplog: pytest.LogCaptureFixture) -> None:
+    size = 10_000_000
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await answer_with(b"x" * size, send)
+
+    async with bare_server(app, max_unsent_bytes=8_000_000) as url, AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(slow_client_of(url, GET + b"\r\n")) for _ in range(6)]
+        # The server looks once a second.
+        await asyncio.sleep(2.5)
+        read = []
+        for client in clients:
+            with suppress(ConnectionError):
+                read.append(await read_all_of(client, size))
+    assert 1 <= len([one for one in read if one >= size]) <= 2
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert "does not read" in warning
+    assert "TASKFLOW_MAX_UNSENT_BYTES" in warning
+
+
+async def test_one_answer_that_is_not_read_may_be_longer_than_the_bound() -> None:
+    size = 10_000_000
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await answer_with(b"x" * size, send)
+
+    async with (
+        bare_server(app, max_unsent_bytes=100_000) as url,
+        slow_client_of(url, GET + b"\r\n") as client,
+    ):
+        await asyncio.sleep(2.5)
+        assert await read_all_of(client, size) >= size
+
+
 async def test_a_websocket_that_reads_nothing_is_given_up() -> None:
     ended = asyncio.Event()
 
