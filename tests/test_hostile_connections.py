@@ -91,6 +91,7 @@ def many(frame: bytes) -> bytes:
 
 FLOODS: dict[str, tuple[bytes, bytes]] = {
     "pings": (UPGRADE, many(frame(PING))),
+    "large pings": (UPGRADE, many(frame(PING, b"x" * 125))),
     "pongs": (UPGRADE, many(frame(PONG))),
     "pings as messages": (UPGRADE, many(frame(TEXT, b'{"type":"ping"}'))),
     "pongs as messages": (UPGRADE, many(frame(TEXT, b'{"type":"pong"}'))),
