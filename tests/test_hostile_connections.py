@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.cluster import TaskflowServer
-from tests.second_client import second_client
+from tests.support.cluster import TaskflowServer
+from tests.support.second_client import second_client
 
 # How long a second client may wait. On an idle machine it is less than a tenth of a second.
 BOUND_SECONDS = 0.7

@@ -88,8 +88,9 @@ def listen(settings: Settings) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     if hasattr(socket, "TCP_USER_TIMEOUT"):
-        # Who takes nothing for so long is cut off by the kernel too, where we wait for nothing and so notice nothing.
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * settings.stream_send_timeout_seconds)
+        # The kernel cuts off a client that is gone, where the server waits for nothing and so notices nothing. It waits
+        # ten times as long, because a slow reader with a large receive buffer takes nothing for minutes.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 10_000 * settings.stream_send_timeout_seconds)
     listener.set_inheritable(True)
     try:
         listener.bind((settings.host, settings.port))

@@ -412,9 +412,9 @@ async def test_refused_pages_are_logged_once_a_minute(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 1000.0
-    monkeypatch.setattr(sockets, "monotonic", lambda: now)
+    monkeypatch.setattr(websocket, "monotonic", lambda: now)
     scope = {"type": "websocket", "headers": [(b"host", b"x"), (b"origin", b"https://foreign.example")]}
-    origins = sockets.AllowedOrigins(["https://app.example"])
+    origins = websocket.AllowedOrigins(["https://app.example"])
     for _ in range(3):
         assert not origins.allow(scope)
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
