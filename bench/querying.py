@@ -29,8 +29,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from taskflow_gql.app import create_app
 from taskflow_gql.cli.seeding import Seeding, seed_database
 from taskflow_gql.config import Settings
+from taskflow_gql.database.engines import create_engine
 from taskflow_gql.database.migrations import migrate
-from taskflow_gql.database.sessions import Database, create_engine
+from taskflow_gql.database.units import Database
 from tests.support.servers import PostgresServer
 
 SECRET = "only for this bench, and long enough for HS256"
@@ -51,7 +52,7 @@ class Statements:
     def __init__(self, database: Database) -> None:
         self.seen: list[tuple[str, Any]] = []
         event.listen(database.engine.sync_engine, "before_cursor_execute", self._note_cursor)
-        database.on_statement = self._note
+        database.connections.on_statement = self._note
 
     def _note(self, sql: str, parameters: Any) -> None:
         self.seen.append((sql, tuple(parameters)))

@@ -45,8 +45,8 @@ from bench.stream import Processes
 from taskflow_gql import clock
 from taskflow_gql.cli.seeding import Seeding, seed_database
 from taskflow_gql.config import Settings
+from taskflow_gql.database.engines import create_engine
 from taskflow_gql.database.migrations import migrate
-from taskflow_gql.database.sessions import create_engine
 from taskflow_gql.security.tokens import TokenSigner
 from taskflow_gql.services.ids import make_id
 from tests.support.servers import Account, PostgresServer, RedisServer, Server, ServerFailed, living_tree

@@ -48,8 +48,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from taskflow_gql import clock
 from taskflow_gql.config import Settings
+from taskflow_gql.database.engines import create_engine
 from taskflow_gql.database.migrations import migrate
-from taskflow_gql.database.sessions import create_engine
 from taskflow_gql.models import Session, Task, TaskCategory, TaskPriority, TaskStatus, User, UserRole
 from taskflow_gql.security.tokens import TokenSigner
 from taskflow_gql.services.ids import make_id

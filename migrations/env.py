@@ -9,8 +9,8 @@ from alembic import context
 from sqlalchemy import Connection
 
 from taskflow_gql.config import load_settings
+from taskflow_gql.database.engines import create_engine
 from taskflow_gql.database.migrations import foreign_keys_off
-from taskflow_gql.database.sessions import create_engine
 from taskflow_gql.models import Model
 
 # Which is why their names are left alone below.

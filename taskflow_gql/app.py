@@ -28,7 +28,8 @@ from taskflow_gql.api.schema import make_schema
 from taskflow_gql.api.server import SERVER_NAME
 from taskflow_gql.collector import Collector
 from taskflow_gql.config import Settings, load_settings
-from taskflow_gql.database.sessions import Database, create_engine
+from taskflow_gql.database.engines import create_engine
+from taskflow_gql.database.units import Database
 from taskflow_gql.execution.strawberry import BatchingExecutor
 from taskflow_gql.security.passwords import PasswordHasher
 from taskflow_gql.security.tokens import TokenSigner

@@ -13,8 +13,9 @@ import pytest
 from sqlalchemy import make_url
 
 from taskflow_gql.config import Settings
+from taskflow_gql.database.engines import create_engine
 from taskflow_gql.database.migrations import migrate
-from taskflow_gql.database.sessions import Database, create_engine
+from taskflow_gql.database.units import Database
 from tests.support.client import Api
 from tests.support.processes import give_children_default_signals
 from tests.support.servers import postgres_for_tests, redis_for_tests

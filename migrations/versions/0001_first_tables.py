@@ -12,7 +12,7 @@ import secrets
 import sqlalchemy as sa
 from alembic import op
 
-from taskflow_gql.database.sessions import UtcDateTime, WordList, sorted_text
+from taskflow_gql.database.types import UtcDateTime, WordList, sorted_text
 
 revision = "0001"
 down_revision = None

@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 import sqlalchemy as sa
 from alembic import op
 
-from taskflow_gql.database.sessions import UtcDateTime
+from taskflow_gql.database.types import UtcDateTime
 
 revision = "0002"
 down_revision = "0001"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from taskflow_gql.database.sessions import Database
+from taskflow_gql.database.units import Database
 from taskflow_gql.models import UserRow
 from taskflow_gql.security.tokens import AccessToken
 from taskflow_gql.services.access import Viewer

@@ -19,7 +19,8 @@ from taskflow_gql.api.authentication import ViewerLoader
 from taskflow_gql.api.loaders import Loaders
 from taskflow_gql.api.needs import Needs
 from taskflow_gql.config import Settings
-from taskflow_gql.database.sessions import BoundedReads, Database, DatabaseSession
+from taskflow_gql.database.sessions import DatabaseSession
+from taskflow_gql.database.units import BoundedReads, Database
 from taskflow_gql.errors import Unauthenticated
 from taskflow_gql.models import UserRow
 from taskflow_gql.operations.documents import Document

@@ -9,7 +9,7 @@ from uuid import UUID
 
 from strawberry.dataloader import DataLoader
 
-from taskflow_gql.database.sessions import BoundedReads
+from taskflow_gql.database.units import BoundedReads
 from taskflow_gql.models import UserRow
 from taskflow_gql.services import positions, tasks
 from taskflow_gql.services.access import Viewer

@@ -19,7 +19,7 @@ from rich.console import Console
 from sqlalchemy.exc import SQLAlchemyError
 
 from taskflow_gql.config import Settings, load_settings
-from taskflow_gql.database.sessions import database_url
+from taskflow_gql.database.engines import database_url
 from taskflow_gql.errors import ConfigurationError
 
 out = Console(highlight=False, emoji=False)

@@ -21,8 +21,9 @@ from taskflow_gql.cli.console import (
 )
 from taskflow_gql.cli.seeding import Seeding, seed_database
 from taskflow_gql.config import Settings
+from taskflow_gql.database.engines import create_engine
 from taskflow_gql.database.migrations import current_revision, head_revision, migrate
-from taskflow_gql.database.sessions import Database, create_engine
+from taskflow_gql.database.units import Database
 from taskflow_gql.errors import ConfigurationError, Refusals
 from taskflow_gql.models import UserRole
 from taskflow_gql.security.passwords import PasswordHasher

@@ -28,8 +28,8 @@ from taskflow_gql.cli.console import (
 )
 from taskflow_gql.cli.data import NO_TABLES
 from taskflow_gql.config import Settings, unknown_variables
+from taskflow_gql.database.engines import create_engine
 from taskflow_gql.database.migrations import current_revision, head_revision
-from taskflow_gql.database.sessions import create_engine
 from taskflow_gql.errors import ConfigurationError
 from taskflow_gql.stream.bus import make_bus
 from taskflow_gql.transport.connections import problem_of_descriptors, raise_descriptor_limit

@@ -18,7 +18,8 @@ from taskflow_gql import clock
 from taskflow_gql.api.context import Context, Parts
 from taskflow_gql.api.schema import make_schema
 from taskflow_gql.config import Settings
-from taskflow_gql.database.sessions import Database, create_engine, forbid_writes
+from taskflow_gql.database.engines import create_engine, forbid_writes
+from taskflow_gql.database.units import Database
 from taskflow_gql.errors import NotFound
 from taskflow_gql.execution import explain
 from taskflow_gql.execution.strawberry import BatchingExecutor
@@ -132,11 +133,11 @@ def recording(database: Database) -> Iterator[list[tuple[str, Any]]]:
 
     token = _recorded.set(recorded)
     event.listen(database.engine.sync_engine, "before_cursor_execute", record_cursor)
-    database.on_statement = record
+    database.connections.on_statement = record
     try:
         yield recorded
     finally:
-        database.on_statement = None
+        database.connections.on_statement = None
         event.remove(database.engine.sync_engine, "before_cursor_execute", record_cursor)
         _recorded.reset(token)
 

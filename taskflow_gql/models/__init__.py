@@ -1,6 +1,6 @@
 """Tables, their constraints, and the light rows that reads return."""
 
-from taskflow_gql.database.sessions import Model
+from taskflow_gql.database.types import Model
 from taskflow_gql.models.event import EventKind, StreamState, TaskEvent
 from taskflow_gql.models.session import Session
 from taskflow_gql.models.task import TASK_COLUMNS, Task, TaskCategory, TaskPriority, TaskRow, TaskStatus

@@ -10,7 +10,7 @@ from uuid import UUID
 from sqlalchemy import JSON, BigInteger, CheckConstraint, Enum, Index, Integer, String, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from taskflow_gql.database.sessions import Model, UtcDateTime
+from taskflow_gql.database.types import Model, UtcDateTime
 
 # SQLite makes ids of its own only for a column that is exactly INTEGER PRIMARY KEY.
 _BigId = BigInteger().with_variant(Integer, "sqlite")

@@ -8,7 +8,7 @@ from uuid import UUID
 from sqlalchemy import ForeignKey
 from sqlalchemy.orm import Mapped, mapped_column
 
-from taskflow_gql.database.sessions import Model, UtcDateTime
+from taskflow_gql.database.types import Model, UtcDateTime
 
 
 class Session(Model):

@@ -21,7 +21,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import Mapped, mapped_column
 
-from taskflow_gql.database.sessions import AfterAllTimes, BeforeAllTimes, Model, UtcDateTime, WordList, sorted_text
+from taskflow_gql.database.constructs import AfterAllTimes, BeforeAllTimes
+from taskflow_gql.database.types import Model, UtcDateTime, WordList, sorted_text
 
 
 class TaskStatus(StrEnum):

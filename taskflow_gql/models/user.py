@@ -10,7 +10,7 @@ from uuid import UUID
 from sqlalchemy import Enum, String
 from sqlalchemy.orm import Mapped, mapped_column
 
-from taskflow_gql.database.sessions import Model, UtcDateTime, sorted_text
+from taskflow_gql.database.types import Model, UtcDateTime, sorted_text
 
 
 class UserRole(StrEnum):

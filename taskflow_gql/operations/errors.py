@@ -20,7 +20,7 @@ from graphql import (
 from strawberry.exceptions import MissingQueryError
 from strawberry.schema.exceptions import CannotGetOperationTypeError, InvalidOperationTypeError
 
-from taskflow_gql.database.sessions import is_unreachable
+from taskflow_gql.database.connections import is_unreachable
 from taskflow_gql.errors import Refusals, TaskflowError
 
 log = logging.getLogger("taskflow_gql.errors")

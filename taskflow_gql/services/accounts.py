@@ -17,7 +17,8 @@ from sqlalchemy import ColumnElement, delete, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
 from taskflow_gql import clock
-from taskflow_gql.database.sessions import DatabaseSession, among, among_few
+from taskflow_gql.database.constructs import among, among_few
+from taskflow_gql.database.sessions import DatabaseSession
 from taskflow_gql.database.statements import Statement
 from taskflow_gql.database.texts import is_storable
 from taskflow_gql.errors import (

@@ -11,7 +11,7 @@ from datetime import datetime
 
 from email_validator import EmailNotValidError, validate_email
 
-from taskflow_gql.database.sessions import FIRST_MOMENT, LAST_MOMENT
+from taskflow_gql.database.types import FIRST_MOMENT, LAST_MOMENT
 from taskflow_gql.errors import BadUserInput, Refusal
 
 MIN_PASSWORD_LENGTH, MAX_PASSWORD_LENGTH = 8, 128

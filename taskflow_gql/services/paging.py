@@ -17,8 +17,9 @@ import orjson
 from sqlalchemy import ColumnElement, Subquery, and_, bindparam, literal, literal_column, or_, select, tuple_, union_all
 from sqlalchemy.orm import InstrumentedAttribute
 
-from taskflow_gql.database.sessions import FIRST_MOMENT, LAST_MOMENT, top_of_each
+from taskflow_gql.database.constructs import top_of_each
 from taskflow_gql.database.texts import is_storable
+from taskflow_gql.database.types import FIRST_MOMENT, LAST_MOMENT
 from taskflow_gql.errors import BadUserInput
 from taskflow_gql.services.events import StreamPlace
 

@@ -12,7 +12,8 @@ from uuid import UUID
 from sqlalchemy import BigInteger, Integer, Select, UpdateBase, bindparam, delete, func, insert, select, update
 
 from taskflow_gql import clock
-from taskflow_gql.database.sessions import DatabaseSession, top_of_each
+from taskflow_gql.database.constructs import top_of_each
+from taskflow_gql.database.sessions import DatabaseSession
 from taskflow_gql.database.statements import Statement
 from taskflow_gql.errors import CursorExpired
 from taskflow_gql.models import EventKind, StreamState, Task, TaskEvent, TaskRow

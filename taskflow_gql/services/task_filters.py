@@ -19,7 +19,8 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, and_, bindparam, false, func, literal, not_, or_, select, true
 from sqlalchemy.types import TypeEngine
 
-from taskflow_gql.database.sessions import ValueList, WordsQuery, among, matches_words, position_of
+from taskflow_gql.database.constructs import among, matches_words, position_of
+from taskflow_gql.database.types import ValueList, WordsQuery
 from taskflow_gql.models import Task, TaskPriority, TaskRow, TaskStatus
 from taskflow_gql.models.task import PRIORITY_RANK, STATUS_RANK
 from taskflow_gql.services.search_words import search_words, words_of

@@ -8,7 +8,7 @@ from enum import StrEnum
 from functools import lru_cache
 from uuid import UUID
 
-from taskflow_gql.database.sessions import AfterAllTimes, BeforeAllTimes
+from taskflow_gql.database.constructs import AfterAllTimes, BeforeAllTimes
 from taskflow_gql.models import Task, TaskPriority, TaskRow, TaskStatus
 from taskflow_gql.models.task import DUE_DATE_ASCENDING, DUE_DATE_DESCENDING, PRIORITY_RANK, STATUS_RANK
 from taskflow_gql.services.paging import Order, SortKey

@@ -15,8 +15,9 @@ from uuid import UUID
 from sqlalchemy import Select, Update, and_, bindparam, delete, func, insert, select, update
 
 from taskflow_gql import clock
+from taskflow_gql.database.constructs import among, among_few, look_up
 from taskflow_gql.database.rows import row_class_of
-from taskflow_gql.database.sessions import DatabaseSession, among, among_few, look_up
+from taskflow_gql.database.sessions import DatabaseSession
 from taskflow_gql.database.statements import Build, Statement
 from taskflow_gql.errors import (
     BadUserInput,

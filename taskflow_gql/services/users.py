@@ -10,8 +10,9 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, Text, and_, bindparam, delete, func, or_, select, true, update
 
 from taskflow_gql import clock
+from taskflow_gql.database.constructs import among_few, position_of
 from taskflow_gql.database.rows import row_class_of
-from taskflow_gql.database.sessions import DatabaseSession, among_few, position_of
+from taskflow_gql.database.sessions import DatabaseSession
 from taskflow_gql.database.statements import Build, Statement
 from taskflow_gql.errors import Forbidden, NotFound
 from taskflow_gql.models import USER_COLUMNS, Session, User, UserRole, UserRow

@@ -11,7 +11,7 @@ from uuid import UUID
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from taskflow_gql.database.sessions import Database
+from taskflow_gql.database.units import Database
 from taskflow_gql.errors import BadUserInput, ServerStops, TaskflowError, TooManySubscriptions
 from taskflow_gql.services.access import Viewer
 from taskflow_gql.services.events import TaskChanged, decode_cursor, encode_cursor

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from taskflow_gql.database.sessions import Database
+from taskflow_gql.database.units import Database
 from taskflow_gql.security.tokens import could_not_validate, is_expired
 from taskflow_gql.services.accounts import roles_by_session
 from taskflow_gql.stream.fanout import Fanout

@@ -14,7 +14,7 @@ from uuid import uuid4
 import jwt
 import pytest
 
-from taskflow_gql.database.sessions import Database
+from taskflow_gql.database.units import Database
 from taskflow_gql.errors import Unauthenticated
 from taskflow_gql.security.passwords import PasswordHasher
 from taskflow_gql.security.tokens import TokenSigner

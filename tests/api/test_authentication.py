@@ -15,7 +15,9 @@ from sqlalchemy import delete, event, text, update
 from taskflow_gql import clock
 from taskflow_gql.api.authentication import ViewerLoader
 from taskflow_gql.config import Settings
-from taskflow_gql.database.sessions import Database, DatabaseSession, create_engine
+from taskflow_gql.database.engines import create_engine
+from taskflow_gql.database.sessions import DatabaseSession
+from taskflow_gql.database.units import Database
 from taskflow_gql.errors import Unauthenticated
 from taskflow_gql.models import Session, User, UserRole
 from taskflow_gql.security.tokens import AccessToken
@@ -83,7 +85,7 @@ async def settle() -> None:
 async def test_each_gets_their_own_answer_from_one_statement(gated: GatedDatabase) -> None:
     ann, bob = await sign_in(gated, "ann"), await sign_in(gated, "bob", role=UserRole.ADMIN)
     statements: list[Sequence[Any]] = []
-    gated.on_statement = lambda _, parameters: statements.append(parameters)
+    gated.connections.on_statement = lambda _, parameters: statements.append(parameters)
 
     @event.listens_for(gated.engine.sync_engine, "before_cursor_execute")
     def note(_connection: Any, _cursor: Any, _statement: str, parameters: Any, *_: Any) -> None:

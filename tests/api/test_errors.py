@@ -13,8 +13,9 @@ from sqlalchemy import text
 from taskflow_gql import errors
 from taskflow_gql.api.mutations import ErrorCode
 from taskflow_gql.config import Settings
+from taskflow_gql.database.engines import create_engine
 from taskflow_gql.database.migrations import migrate
-from taskflow_gql.database.sessions import Database, create_engine
+from taskflow_gql.database.units import Database
 from tests.support.client import Api
 from tests.support.servers import PostgresServer
 from tests.support.serving import make_settings, serving

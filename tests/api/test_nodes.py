@@ -6,7 +6,7 @@ from typing import Any
 from uuid import uuid4
 
 from taskflow_gql import __version__
-from taskflow_gql.database.sessions import Database
+from taskflow_gql.database.units import Database
 from tests.support.client import Api, Person
 from tests.support.serving import make_admin
 

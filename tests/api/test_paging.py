@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from taskflow_gql.database.sessions import Database, DatabaseSession
+from taskflow_gql.database.sessions import DatabaseSession
+from taskflow_gql.database.units import Database
 from tests.support.client import Api, Person
 from tests.support.factories import make_task, make_user, make_viewer, noting_statements
 from tests.support.serving import make_admin

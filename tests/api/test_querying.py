@@ -14,7 +14,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from taskflow_gql.database.sessions import Database
+from taskflow_gql.database.units import Database
 from taskflow_gql.models import TaskCategory, TaskPriority, TaskRow, TaskStatus
 from tests.support.client import Api, Person
 from tests.support.serving import make_admin

@@ -23,7 +23,7 @@ from starlette.applications import Starlette
 from taskflow_gql.api.schema import make_schema
 from taskflow_gql.app import create_app
 from taskflow_gql.config import Settings
-from taskflow_gql.database.sessions import Database
+from taskflow_gql.database.units import Database
 from taskflow_gql.models import UserRole
 from tests.support.client import Api, Person
 from tests.support.factories import make_task, make_user, make_viewer
@@ -56,7 +56,7 @@ async def without_network(app: Starlette) -> AsyncIterator[Api]:
     def note_cursor(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
         note(statement, parameters)
 
-    database.on_statement = note
+    database.connections.on_statement = note
     async with app.router.lifespan_context(app), Api("http://app") as api:
         await api.http.aclose()
         api.http = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url=api.url)

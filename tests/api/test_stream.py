@@ -24,7 +24,7 @@ from websockets.typing import Subprotocol
 
 from taskflow_gql import clock
 from taskflow_gql.config import Settings
-from taskflow_gql.database.sessions import Database
+from taskflow_gql.database.units import Database
 from taskflow_gql.models import Task
 from taskflow_gql.services.events import encode_cursor
 from taskflow_gql.services.positions import expire_events, read_stream_state

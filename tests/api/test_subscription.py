@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from taskflow_gql.database.sessions import Database
+from taskflow_gql.database.units import Database
 from taskflow_gql.stream.fanout import Subscriber
 from tests.support.client import PATIENCE_SECONDS, Api, Person, Socket
 from tests.support.servers import RedisServer

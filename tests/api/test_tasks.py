@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 import pytest
 from sqlalchemy import func, select
 
-from taskflow_gql.database.sessions import Database
+from taskflow_gql.database.units import Database
 from taskflow_gql.models import TaskEvent
 from taskflow_gql.services.ids import make_id
 from taskflow_gql.services.positions import events_after

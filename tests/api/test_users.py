@@ -9,7 +9,7 @@ from uuid import uuid4
 import pytest
 from sqlalchemy import func, select
 
-from taskflow_gql.database.sessions import Database
+from taskflow_gql.database.units import Database
 from taskflow_gql.models import User, UserRole
 from tests.support.client import Api, Person
 from tests.support.serving import make_admin

@@ -24,8 +24,9 @@ from typer.testing import CliRunner
 from taskflow_gql import __version__
 from taskflow_gql.cli.main import app
 from taskflow_gql.config import Settings
+from taskflow_gql.database.engines import create_engine
 from taskflow_gql.database.migrations import head_revision
-from taskflow_gql.database.sessions import Database, create_engine
+from taskflow_gql.database.units import Database
 from taskflow_gql.models import User, UserRole
 from taskflow_gql.services.positions import has_unplaced_events
 from tests.support.client import Api

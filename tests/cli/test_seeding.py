@@ -21,7 +21,7 @@ from sqlalchemy import delete, func, select, text
 
 from taskflow_gql.cli.seeding import Seeding, make_tasks, make_users, seed_database
 from taskflow_gql.config import Settings
-from taskflow_gql.database.sessions import Database
+from taskflow_gql.database.units import Database
 from taskflow_gql.errors import ConfigurationError
 from taskflow_gql.models import (
     TASK_COLUMNS,

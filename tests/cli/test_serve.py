@@ -21,8 +21,9 @@ from sqlalchemy import select
 
 from taskflow_gql import __version__
 from taskflow_gql.config import Settings
+from taskflow_gql.database.engines import create_engine
 from taskflow_gql.database.migrations import migrate
-from taskflow_gql.database.sessions import Database, create_engine
+from taskflow_gql.database.units import Database
 from taskflow_gql.models import Task, TaskEvent
 from tests.support.client import Api, Person, Socket
 from tests.support.processes import child

@@ -14,15 +14,10 @@ from sqlalchemy import Column, Integer, MetaData, Table, event, insert, select, 
 from sqlalchemy.exc import DBAPIError
 
 from taskflow_gql.config import Settings
-from taskflow_gql.database.sessions import (
-    BoundedReads,
-    Database,
-    UtcDateTime,
-    create_engine,
-    database_url,
-    forbid_writes,
-    is_unreachable,
-)
+from taskflow_gql.database.connections import is_unreachable
+from taskflow_gql.database.engines import create_engine, database_url, forbid_writes
+from taskflow_gql.database.types import UtcDateTime
+from taskflow_gql.database.units import BoundedReads, Database
 from taskflow_gql.errors import ConfigurationError
 from tests.support.servers import PostgresServer
 from tests.support.serving import make_settings

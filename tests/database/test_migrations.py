@@ -27,8 +27,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from taskflow_gql import clock
 from taskflow_gql.cli.seeding import Seeding, seed_database
 from taskflow_gql.config import Settings
+from taskflow_gql.database.engines import create_engine
 from taskflow_gql.database.migrations import current_revision, head_revision, migrate
-from taskflow_gql.database.sessions import create_engine
 from taskflow_gql.models import Model, Session, StreamState, Task, User
 from tests.support.processes import blocking_child, child
 from tests.support.serving import make_settings
@@ -186,7 +186,7 @@ async def test_a_process_that_has_migrated_does_not_keep_others_from_it(engine: 
 MIGRATE_WHEN_TOLD = """
 import asyncio, sys
 from taskflow_gql.config import Settings
-from taskflow_gql.database.sessions import create_engine
+from taskflow_gql.database.engines import create_engine
 from taskflow_gql.database.migrations import migrate
 
 async def main():

@@ -13,8 +13,10 @@ from sqlalchemy import bindparam, event, func, literal, select, text
 from sqlalchemy.exc import DBAPIError, StatementError
 
 from taskflow_gql.config import Settings
-from taskflow_gql.database.sessions import Database, among, create_engine
+from taskflow_gql.database.constructs import among
+from taskflow_gql.database.engines import create_engine
 from taskflow_gql.database.statements import Statement
+from taskflow_gql.database.units import Database
 from taskflow_gql.models import StreamState, Task, User, UserRole
 from tests.support.client import PATIENCE_SECONDS
 from tests.support.factories import make_user
@@ -113,7 +115,7 @@ async def test_a_read_finds_another_connection_when_its_own_was_ended(postgresql
 async def test_a_few_more_at_once_than_the_pool_s_size_keep_their_connections_while_they_come(
     postgresql_settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("taskflow_gql.database.sessions._AT_HAND_SECONDS", 1.0)
+    monkeypatch.setattr("taskflow_gql.database.connections._AT_HAND_SECONDS", 1.0)
     sizes = {"database_pool_size": 2, "database_max_overflow": 10}
     database = Database(create_engine(postgresql_settings.model_copy(update=sizes)))
     opened: list[Any] = []

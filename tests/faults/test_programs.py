@@ -16,7 +16,7 @@ from taskflow_gql import clock
 from taskflow_gql.api.changes_paging import Change, change_for
 from taskflow_gql.api.enums import TaskChangeKind
 from taskflow_gql.api.task_filters import TaskFilter, TaskPriorityFilter, TaskStatusFilter, UserFilter, filter_of
-from taskflow_gql.database.sessions import Database
+from taskflow_gql.database.units import Database
 from taskflow_gql.errors import Refusal
 from taskflow_gql.models import TASK_COLUMNS, TaskPriority, TaskRow, TaskStatus, UserRole
 from taskflow_gql.services import tasks

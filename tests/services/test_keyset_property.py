@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import delete, insert, update
 
-from taskflow_gql.database.sessions import Database, DatabaseSession
+from taskflow_gql.database.sessions import DatabaseSession
+from taskflow_gql.database.units import Database
 from taskflow_gql.models import Task, TaskCategory, TaskPriority, TaskRow, TaskStatus, User, UserRow
 from taskflow_gql.services.access import Viewer, may_see
 from taskflow_gql.services.paging import Page, PageRequest, Row

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from sqlalchemy import Select, select, text
 
-from taskflow_gql.database.sessions import Database, DatabaseSession
+from taskflow_gql.database.sessions import DatabaseSession
+from taskflow_gql.database.units import Database
 from taskflow_gql.models import Task
 from taskflow_gql.services.search_words import name_words, search_words, text_keys, words_of
 from taskflow_gql.services.task_filters import condition, search_for

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from sqlalchemy import select
 
 from taskflow_gql.api.task_filters import MAX_COMPARISONS, MAX_DEPTH, MAX_LIST_LENGTH, MAX_VALUES
-from taskflow_gql.database.sessions import Database, DatabaseSession
+from taskflow_gql.database.sessions import DatabaseSession
+from taskflow_gql.database.units import Database
 from taskflow_gql.errors import BadUserInput
 from taskflow_gql.models import Task, TaskRow
 from taskflow_gql.services.task_filters import Filter, condition, matches

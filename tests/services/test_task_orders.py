@@ -7,7 +7,7 @@ from uuid import UUID
 
 import pytest
 
-from taskflow_gql.database.sessions import Database
+from taskflow_gql.database.units import Database
 from taskflow_gql.models import TaskPriority, TaskStatus
 from taskflow_gql.services.access import Viewer
 from taskflow_gql.services.paging import PageRequest

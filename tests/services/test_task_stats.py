@@ -7,7 +7,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taskflow_gql.database.sessions import Database
+from taskflow_gql.database.units import Database
 from taskflow_gql.models import TaskCategory, TaskPriority, TaskStatus
 from taskflow_gql.services.access import Viewer, may_see
 from taskflow_gql.services.task_filters import EVERYTHING

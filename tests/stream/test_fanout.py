@@ -13,7 +13,8 @@ from uuid import UUID
 
 import pytest
 
-from taskflow_gql.database.sessions import Database, DatabaseSession
+from taskflow_gql.database.sessions import DatabaseSession
+from taskflow_gql.database.units import Database
 from taskflow_gql.errors import BadUserInput, CursorExpired, ServerStops, TooManySubscriptions, Unauthenticated
 from taskflow_gql.models import EventKind, UserRole
 from taskflow_gql.services import tasks

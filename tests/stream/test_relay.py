@@ -12,7 +12,8 @@ from sqlalchemy import insert, select, text
 
 from taskflow_gql import clock
 from taskflow_gql.config import Settings
-from taskflow_gql.database.sessions import Database, create_engine
+from taskflow_gql.database.engines import create_engine
+from taskflow_gql.database.units import Database
 from taskflow_gql.models import EventKind, TaskEvent
 from taskflow_gql.services import tasks
 from taskflow_gql.services.access import Viewer

@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import func, select, update
 
 from taskflow_gql import clock
-from taskflow_gql.database.sessions import Database
+from taskflow_gql.database.units import Database
 from taskflow_gql.errors import CursorExpired
 from taskflow_gql.models import TaskEvent
 from taskflow_gql.services.positions import events_after, expire_events, place_events, read_stream_state, require_kept

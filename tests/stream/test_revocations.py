@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import delete, insert, update
 
 from taskflow_gql import clock
-from taskflow_gql.database.sessions import Database
+from taskflow_gql.database.units import Database
 from taskflow_gql.errors import Unauthenticated
 from taskflow_gql.models import Session, User, UserRole
 from taskflow_gql.services.access import Viewer

@@ -18,8 +18,9 @@ from typing import Self
 import asyncpg
 
 from taskflow_gql.config import Settings
+from taskflow_gql.database.engines import create_engine
 from taskflow_gql.database.migrations import migrate
-from taskflow_gql.database.sessions import Database, create_engine
+from taskflow_gql.database.units import Database
 from tests.faults.checker import Event, Seen
 from tests.support.servers import Account, PostgresServer, RedisServer, Server, ServerFailed
 

@@ -10,7 +10,8 @@ from uuid import UUID
 
 from sqlalchemy import Engine, event
 
-from taskflow_gql.database.sessions import Database, DatabaseSession
+from taskflow_gql.database.connections import Connections
+from taskflow_gql.database.sessions import DatabaseSession
 from taskflow_gql.models import TaskCategory, TaskPriority, TaskRow, UserRole, UserRow
 from taskflow_gql.services import tasks
 from taskflow_gql.services.access import Viewer
@@ -51,9 +52,9 @@ def noting_statements(note: Callable[[str], None]) -> Iterator[None]:
         note(sql)
 
     event.listen(Engine, "before_cursor_execute", note_cursor)
-    Database.on_statement = staticmethod(note_directly)
+    Connections.on_statement = staticmethod(note_directly)
     try:
         yield
     finally:
-        Database.on_statement = None
+        Connections.on_statement = None
         event.remove(Engine, "before_cursor_execute", note_cursor)

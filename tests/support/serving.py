@@ -13,7 +13,7 @@ from strawberry.schema.schema import StrawberryGraphQLCoreExecutionContext
 
 from taskflow_gql.app import create_app
 from taskflow_gql.config import Settings
-from taskflow_gql.database.sessions import Database
+from taskflow_gql.database.units import Database
 from taskflow_gql.execution.strawberry import BatchingExecutor
 from taskflow_gql.transport.connections import uvicorn_config
 from tests.support.client import Api

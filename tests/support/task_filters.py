@@ -21,7 +21,8 @@ from strawberry.types.arguments import convert_argument
 
 from taskflow_gql.api.schema import make_schema
 from taskflow_gql.api.task_filters import MAX_DEPTH, TaskFilter, filter_of
-from taskflow_gql.database.sessions import Database, DatabaseSession
+from taskflow_gql.database.sessions import DatabaseSession
+from taskflow_gql.database.units import Database
 from taskflow_gql.models import Task, TaskCategory, TaskPriority, TaskRow, TaskStatus, User, UserRole
 from taskflow_gql.services.access import Viewer
 from taskflow_gql.services.search_words import name_words, text_keys

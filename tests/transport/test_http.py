@@ -18,8 +18,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from taskflow_gql import __version__
 from taskflow_gql.config import Settings
+from taskflow_gql.database.engines import create_engine
 from taskflow_gql.database.migrations import migrate
-from taskflow_gql.database.sessions import create_engine
 from taskflow_gql.transport.middleware import Cors
 from tests.support.client import Api
 from tests.support.servers import PostgresServer, RedisServer

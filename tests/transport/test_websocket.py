@@ -21,7 +21,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.typing import Origin, Subprotocol
 
 from taskflow_gql.config import Settings
-from taskflow_gql.database.sessions import Database
+from taskflow_gql.database.units import Database
 from taskflow_gql.transport import websocket
 from tests.support.client import CREATE_TASK, Api, Person, Socket
 from tests.support.serving import make_admin, make_settings, serving

@@ -1,0 +1,202 @@
+"""SQL that is written differently for PostgreSQL and SQLite."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import (
+    Boolean,
+    ColumnElement,
+    Integer,
+    Select,
+    Subquery,
+    bindparam,
+    func,
+    literal,
+    literal_column,
+    select,
+    true,
+)
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.orm import InstrumentedAttribute
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy.sql.operators import OperatorType
+
+from taskflow_gql.database.types import Model, UtcDateTime, ValueList
+
+
+class _MatchesWords(FunctionElement[bool]):
+    type = Boolean()
+    inherit_cache = True
+
+    def self_group(self, against: OperatorType | None = None) -> Any:
+        # SQLAlchemy would compare it with 1 on SQLite, which then goes through all tasks instead of into the index.
+        return self
+
+
+@compiles(_MatchesWords, "postgresql")
+def _matches_words_on_postgresql(element: Any, compiler: SQLCompiler, **options: Any) -> str:
+    _, words, query = (compiler.process(clause, **options) for clause in element.clauses)
+    # Made of an array, not of text: a text search parser would cut the words again.
+    return f"(array_to_tsvector(string_to_array({words}, ' ')) @@ CAST({query} AS tsquery))"
+
+
+@compiles(_MatchesWords, "sqlite")
+def _matches_words_on_sqlite(element: Any, compiler: SQLCompiler, **options: Any) -> str:
+    key, _, query = (compiler.process(clause, **options) for clause in element.clauses)
+    found = (
+        "SELECT task_search_ids.task_id FROM task_search"
+        " JOIN task_search_ids ON task_search_ids.id = task_search.rowid WHERE task_search MATCH"
+    )
+    return f"({key} IN ({found} {query}))"
+
+
+def matches_words(
+    task_id: ColumnElement[UUID] | InstrumentedAttribute[UUID],
+    words: ColumnElement[str] | InstrumentedAttribute[str],
+    query: ColumnElement[tuple[str, ...]],
+) -> ColumnElement[bool]:
+    """Whether each word of the query, a WordsQuery, starts a word of the task, by the index on words."""
+    return _MatchesWords(task_id, words, query)
+
+
+class _PositionOf(FunctionElement[int]):
+    type = Integer()
+    inherit_cache = True
+
+
+@compiles(_PositionOf, "postgresql")
+def _position_on_postgresql(element: Any, compiler: SQLCompiler, **options: Any) -> str:
+    return f"strpos({compiler.process(element.clauses, **options)})"
+
+
+@compiles(_PositionOf, "sqlite")
+def _position_on_sqlite(element: Any, compiler: SQLCompiler, **options: Any) -> str:
+    return f"instr({compiler.process(element.clauses, **options)})"
+
+
+def position_of(text: Any, part: ColumnElement[str] | str) -> ColumnElement[int]:
+    """Where the part begins in the text, counted from 1; 0 when it is not there. Case counts."""
+    return _PositionOf(text, literal(part) if isinstance(part, str) else part)
+
+
+class AfterAllTimes(ColumnElement[datetime]):
+    """Later than every time. Literal, so that an index on an expression with it is recognised."""
+
+    type = UtcDateTime()
+    inherit_cache = True
+
+
+class BeforeAllTimes(ColumnElement[datetime]):
+    """Earlier than every time."""
+
+    type = UtcDateTime()
+    inherit_cache = True
+
+
+@compiles(AfterAllTimes, "postgresql")
+def _after_all_times_on_postgresql(_: Any, _compiler: SQLCompiler, **_options: Any) -> str:
+    return "'infinity'::timestamptz"
+
+
+@compiles(BeforeAllTimes, "postgresql")
+def _before_all_times_on_postgresql(_: Any, _compiler: SQLCompiler, **_options: Any) -> str:
+    return "'-infinity'::timestamptz"
+
+
+@compiles(AfterAllTimes, "sqlite")
+def _after_all_times_on_sqlite(_: Any, _compiler: SQLCompiler, **_options: Any) -> str:
+    # Times are text there, and no minute has a 60th second.
+    return "'9999-12-31 23:59:60'"
+
+
+@compiles(BeforeAllTimes, "sqlite")
+def _before_all_times_on_sqlite(_: Any, _compiler: SQLCompiler, **_options: Any) -> str:
+    return "''"
+
+
+class _Among(FunctionElement[bool]):
+    type = Boolean()
+    inherit_cache = True
+
+
+@compiles(_Among, "postgresql")
+def _among_on_postgresql(element: Any, compiler: SQLCompiler, **options: Any) -> str:
+    column, values = (compiler.process(clause, **options) for clause in element.clauses)
+    return f"({column} = ANY ({values}))"
+
+
+@compiles(_Among, "sqlite")
+def _among_on_sqlite(element: Any, compiler: SQLCompiler, **options: Any) -> str:
+    column, values = (compiler.process(clause, **options) for clause in element.clauses)
+    return f"({column} IN (SELECT value FROM json_each({values})))"  # noqa: S608
+
+
+def among(column: Any, values: ColumnElement[Any] | str) -> ColumnElement[bool]:
+    """Whether the column is one of the values of the parameter, or of the parameter of this name, a ValueList."""
+    return _Among(column, bindparam(values, type_=ValueList(column.type)) if isinstance(values, str) else values)
+
+
+class _AmongFew(_Among):
+    inherit_cache = True
+
+
+@compiles(_AmongFew, "postgresql")
+def _among_few_on_postgresql(element: Any, compiler: SQLCompiler, **options: Any) -> str:
+    column, values = (compiler.process(clause, **options) for clause in element.clauses)
+    return f"({column} = ANY (ARRAY(SELECT unnest({values}))))"
+
+
+def among_few(column: Any, values: str) -> ColumnElement[bool]:
+    """As `among`, for a list that is short as a rule and asked for all the time.
+
+    PostgreSQL's estimate for a parameter is ten values. With fewer it finds that dear, and plans anew for each
+    execution, which takes longer than the look-up; of a list that it cannot look into it knows nothing else.
+    """
+    return _AmongFew(column, bindparam(values, type_=ValueList(column.type)))
+
+
+def top_of_each(
+    dialect_name: str,
+    rows: Select[Any],
+    *,
+    parent: InstrumentedAttribute[UUID],
+    child: InstrumentedAttribute[Any],
+    keys: str,
+    order_by: Sequence[ColumnElement[Any]],
+    limit: int,
+) -> Subquery:
+    """For each key of the parameter `keys` the first rows whose `child` column is that key, with `parent_id` beside
+    their columns.
+
+    PostgreSQL looks into the index once for each key and stops at the limit. SQLite knows no LATERAL and numbers the
+    rows of every key.
+    """
+    if dialect_name == "postgresql":
+        parents = select(parent.label("parent_id")).where(among_few(parent, keys)).subquery("parents")
+        rows = rows.where(child == parents.c.parent_id).order_by(*order_by)
+        # Written out, not a parameter: PostgreSQL has to know it to plan well once.
+        top = rows.limit(literal_column(str(limit))).lateral("top")
+        return select(parents.c.parent_id, top).join(top, true()).subquery("page")
+    number = func.row_number().over(partition_by=child, order_by=list(order_by)).label("number")
+    numbered = rows.add_columns(child.label("parent_id"), number).where(among(child, keys)).subquery("numbered")
+    return select(numbered).where(numbered.c.number <= limit).subquery("page")
+
+
+def look_up(
+    dialect_name: str, statement: Select[Any], model: type[Model], key: ColumnElement[Any], name: str
+) -> tuple[Select[Any], Any]:
+    """The statement with one more row beside each of its own, the one of the model with that id if any, and the
+    columns of that row.
+
+    PostgreSQL goes to the index for each: its estimates prefer to read a table of some thousands whole.
+    """
+    if dialect_name == "postgresql":
+        row = select(model.__table__).where(model.__table__.c.id == key).limit(literal_column("1")).lateral(name)
+        return statement.outerjoin(row, true()), row.c
+    aliased = model.__table__.alias(name)
+    return statement.outerjoin(aliased, aliased.c.id == key), aliased.c
