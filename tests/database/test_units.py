@@ -1,0 +1,154 @@
+"""Units of work, on both databases."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from sqlalchemy import select, text, update
+
+from taskflow_gql.config import Settings
+from taskflow_gql.database.engines import create_engine
+from taskflow_gql.database.units import BoundedReads, Database
+from tests.database.tables import COUNTERS, counted
+
+
+@pytest.mark.usefixtures("tables")
+async def test_what_is_written_is_there_when_the_block_has_ended_and_not_before(database: Database) -> None:
+    async with database.write() as session:
+        await session.execute(update(COUNTERS).values(value=1))
+        assert await counted(database) == 0
+    assert await counted(database) == 1
+
+
+@pytest.mark.usefixtures("tables")
+async def test_a_block_that_raises_leaves_nothing(database: Database) -> None:
+    async def write_and_fail() -> None:
+        async with database.write() as session:
+            await session.execute(update(COUNTERS).values(value=1))
+            raise LookupError
+
+    with pytest.raises(LookupError):
+        await write_and_fail()
+    assert await counted(database) == 0
+    async with database.write() as session:
+        await session.execute(update(COUNTERS).values(value=2))
+    assert await counted(database) == 2
+
+
+@pytest.mark.usefixtures("tables")
+async def test_a_cancelled_block_leaves_nothing_and_frees_the_writer(database: Database) -> None:
+    written = asyncio.Event()
+
+    async def write_and_wait() -> None:
+        async with database.write() as session:
+            await session.execute(update(COUNTERS).values(value=1))
+            written.set()
+            await asyncio.Event().wait()
+
+    task = asyncio.create_task(write_and_wait())
+    await written.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    async with database.write() as session:
+        assert (await session.execute(select(COUNTERS.c.value))).scalar_one() == 0
+
+
+async def increment(database: Database, times: int) -> None:
+    for _ in range(times):
+        async with database.write() as session:
+            # Read, then written: what is lost when two read before either writes.
+            statement = select(COUNTERS.c.value).with_for_update()
+            value = (await session.execute(statement)).scalar_one()
+            await session.execute(update(COUNTERS).values(value=value + 1))
+
+
+@pytest.mark.usefixtures("tables")
+async def test_writers_at_once_lose_no_increment(database: Database) -> None:
+    await asyncio.gather(*(increment(database, 25) for _ in range(4)))
+    assert await counted(database) == 100
+
+
+@pytest.mark.usefixtures("tables")
+async def test_writers_in_two_processes_lose_no_increment(database: Database, settings: Settings) -> None:
+    """Two `Database`s share no lock in Python, as two processes do not."""
+    other = Database(create_engine(settings))
+    await asyncio.gather(increment(database, 50), increment(other, 50))
+    await other.close()
+    assert await counted(database) == 100
+
+
+@pytest.mark.usefixtures("tables")
+async def test_a_writer_does_not_make_readers_wait(database: Database) -> None:
+    async with database.write() as session:
+        await session.execute(update(COUNTERS).values(value=1))
+        async with asyncio.timeout(5):
+            assert await asyncio.gather(*(counted(database) for _ in range(5))) == [0] * 5
+
+
+@pytest.mark.parametrize("records", [True, False])
+async def test_the_doorbell_rings_after_the_commit_of_a_recorded_event_only(
+    database: Database, settings: Settings, records: bool
+) -> None:
+    rung: list[bool] = []
+    ringing = Database(database.engine, on_event=lambda: rung.append(True))
+    async with ringing.write() as session:
+        if records:
+            session.recorded_event = True
+        await session.execute(text("UPDATE stream_state SET last_position = last_position"))
+        assert rung == []
+    assert rung == [True] * records
+
+
+async def test_the_doorbell_does_not_ring_for_a_block_that_raises(database: Database) -> None:
+    rung: list[bool] = []
+    ringing = Database(database.engine, on_event=lambda: rung.append(True))
+
+    async def record_and_fail() -> None:
+        async with ringing.write() as session:
+            session.recorded_event = True
+            raise LookupError
+
+    with pytest.raises(LookupError):
+        await record_and_fail()
+    async with ringing.write() as session:
+        await session.execute(text("SELECT 1"))
+    assert rung == []
+
+
+@pytest.mark.usefixtures("tables")
+async def test_who_hears_the_doorbell_reads_what_was_committed(database: Database, settings: Settings) -> None:
+    seen: list[asyncio.Task[int]] = []
+    ringing = Database(database.engine, on_event=lambda: seen.append(asyncio.create_task(counted(database))))
+    async with ringing.write() as session:
+        await session.execute(update(COUNTERS).values(value=1))
+        session.recorded_event = True
+    assert await asyncio.gather(*seen) == [1]
+
+
+async def test_bounded_reads_are_open_a_few_at_a_time_whatever_becomes_of_them(database: Database) -> None:
+    reads = BoundedReads(database, 2)
+    open_now = most = 0
+
+    async def read(number: int) -> None:
+        nonlocal open_now, most
+        async with reads.read() as session:
+            open_now += 1
+            most = max(most, open_now)
+            try:
+                await session.execute(text("SELECT 1"))
+                if number % 3 == 0:
+                    raise ValueError(number)
+            finally:
+                open_now -= 1
+
+    tasks = [asyncio.create_task(read(number)) for number in range(30)]
+    await asyncio.sleep(0)
+    for task in tasks[1::4]:
+        task.cancel()
+    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+    assert most == 2
+    assert {type(outcome) for outcome in outcomes} == {type(None), ValueError, asyncio.CancelledError}
+    async with asyncio.timeout(5), reads.read(), reads.read():
+        pass
