@@ -10,7 +10,8 @@ import asyncpg
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.pool import PoolProxiedConnection, QueuePool
-from sqlalchemy.util import greenlet_spawn
+
+from taskflow_gql.database.private import max_connections, return_to_pool
 
 # What asyncpg raises on a connection whose other end is gone, or says that it is going.
 HUNG_UP = (
@@ -52,7 +53,7 @@ class Connections:
         # time. They count as the pool's.
         self._at_hand: list[PoolProxiedConnection] = []
         self._pool = cast("QueuePool", engine.pool)
-        self._most_out = 0 if self.is_sqlite else self._pool.size() + self._pool._max_overflow
+        self._most_out = 0 if self.is_sqlite else max_connections(self._pool)
         self._waiting = 0
         # When it ends the pool gets them, and keeps as many as its size.
         self._timer: asyncio.TimerHandle | None = None
@@ -64,7 +65,7 @@ class Connections:
             pooled = self._at_hand.pop()
             if not driver_of(pooled).is_closed():
                 return pooled
-            await greenlet_spawn(pooled.close)
+            await return_to_pool(pooled)
         self._waiting += 1
         try:
             return await self.engine.raw_connection()
@@ -79,7 +80,7 @@ class Connections:
             if self._timer is None:
                 self._timer = asyncio.get_running_loop().call_later(_AT_HAND_SECONDS, self._put_back)
         else:
-            await greenlet_spawn(pooled.close)
+            await return_to_pool(pooled)
 
     def _put_back(self) -> None:
         self._timer = None
@@ -87,7 +88,7 @@ class Connections:
 
     async def _give_to_pool(self) -> None:
         while self._at_hand:
-            await greenlet_spawn(self._at_hand.pop().close)
+            await return_to_pool(self._at_hand.pop())
 
     async def close(self) -> None:
         self._most_out = 0

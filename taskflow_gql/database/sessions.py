@@ -10,12 +10,11 @@ from typing import Any, cast
 
 import asyncpg
 from sqlalchemy import CursorResult, Executable, ScalarResult
-from sqlalchemy.engine import Connection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.pool import PoolProxiedConnection
-from sqlalchemy.util import greenlet_spawn
 
 from taskflow_gql.database.connections import HUNG_UP, Connections, as_sqlalchemy, driver_of, end
+from taskflow_gql.database.private import connection_over
 from taskflow_gql.database.statements import Rows, Statement
 
 
@@ -133,9 +132,7 @@ class PostgresSession(DatabaseSession):
 
     async def _open(self) -> AsyncSession:
         pooled = self._pooled or await self._keep_one()
-        engine = self._connections.reading
-        connection = await greenlet_spawn(Connection, engine.sync_engine, pooled)
-        self._connection = AsyncConnection(engine, connection)
+        self._connection = await connection_over(self._connections.reading, pooled)
         return AsyncSession(self._connection, expire_on_commit=False)
 
     async def _keep_one(self) -> PoolProxiedConnection:

@@ -14,6 +14,8 @@ from sqlalchemy import Dialect, Enum, Executable, SelectBase
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.types import TypeEngine
 
+from taskflow_gql.database.private import positional_parameters, result_types
+
 # Each a tuple of the columns, or what the statement's `Build` makes of them.
 Rows: TypeAlias = list[Any]
 Read: TypeAlias = Callable[[Iterable[Any]], Rows]
@@ -56,15 +58,13 @@ class CompiledStatement:
 
     def __init__(self, clause: Executable, build: Build | None, dialect: Dialect) -> None:
         compiled: SQLCompiler = clause.compile(dialect=dialect)  # type: ignore[attr-defined]
-        if compiled.post_compile_params:
-            raise TypeError("A parameter that expands has no place in what is compiled once; see `database.among`")
-        self.sql = str(compiled)
         self._parameters = [
-            (name, compiled.binds[name], _processor_of_parameter(compiled.binds[name].type, dialect))
-            for name in compiled.positiontup or ()
+            (name, parameter, _processor_of_parameter(parameter.type, dialect))
+            for name, parameter in positional_parameters(compiled)
         ]
-        columns = compiled._result_columns
-        processors = ((place, _processor_of_result(column.type, dialect)) for place, column in enumerate(columns))
+        self.sql = str(compiled)
+        columns = result_types(compiled)
+        processors = ((place, _processor_of_result(type_, dialect)) for place, type_ in enumerate(columns))
         processes = {place: process for place, process in processors if process is not None}
         self.rows = _reader(build, len(columns), processes)
 
