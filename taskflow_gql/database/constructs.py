@@ -29,13 +29,19 @@ from sqlalchemy.sql.operators import OperatorType
 from taskflow_gql.database.types import Model, UtcDateTime, ValueList
 
 
-class _MatchesWords(FunctionElement[bool]):
+class _Condition(FunctionElement[bool]):
+    """A condition that both databases have, each in its own words."""
+
     type = Boolean()
     inherit_cache = True
 
     def self_group(self, against: OperatorType | None = None) -> Any:
-        # SQLAlchemy would compare it with 1 on SQLite, which then goes through all tasks instead of into the index.
+        # SQLAlchemy would write `= 1` after it on SQLite, which then reads the whole table instead of the index.
         return self
+
+
+class _MatchesWords(_Condition):
+    inherit_cache = True
 
 
 @compiles(_MatchesWords, "postgresql")
@@ -119,8 +125,7 @@ def _before_all_times_on_sqlite(_: Any, _compiler: SQLCompiler, **_options: Any)
     return "''"
 
 
-class _Among(FunctionElement[bool]):
-    type = Boolean()
+class _Among(_Condition):
     inherit_cache = True
 
 
