@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy import (
+    Alias,
     Boolean,
     ColumnElement,
     Integer,
@@ -22,10 +23,12 @@ from sqlalchemy import (
 )
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import InstrumentedAttribute
+from sqlalchemy.sql.base import ReadOnlyColumnCollection
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.sql.operators import OperatorType
 
+from taskflow_gql.database.private import alias_of_class
 from taskflow_gql.database.types import Model, UtcDateTime, ValueList
 
 
@@ -165,8 +168,20 @@ def among_few(column: Any, values: str) -> ColumnElement[bool]:
     return _AmongFew(column, bindparam(values, type_=ValueList(column.type)))
 
 
+class _TopOfEach(Select[Any]):
+    """Compiles on SQLite as another statement with the same columns and parameters, made then."""
+
+    inherit_cache = True
+
+    on_sqlite: Callable[[], Select[Any]]
+
+
+@compiles(_TopOfEach, "sqlite")
+def _top_of_each_on_sqlite(element: _TopOfEach, compiler: SQLCompiler, **options: Any) -> str:
+    return compiler.process(element.on_sqlite(), **options)
+
+
 def top_of_each(
-    dialect_name: str,
     rows: Select[Any],
     *,
     parent: InstrumentedAttribute[UUID],
@@ -175,33 +190,69 @@ def top_of_each(
     order_by: Sequence[ColumnElement[Any]],
     limit: int,
 ) -> Subquery:
-    """For each key of the parameter `keys` the first rows whose `child` column is that key, with `parent_id` beside
-    their columns.
+    """The first rows of each key in the parameter `keys`: those whose `child` column is that key.
 
-    PostgreSQL looks into the index once for each key and stops at the limit. SQLite knows no LATERAL and numbers the
-    rows of every key.
+    The key is the column `parent_id` beside their columns. `parent` is the column that `child` refers to.
+
+    PostgreSQL looks each key up in the index and stops at the limit. SQLite has no LATERAL, so it numbers all rows of
+    every key.
     """
-    if dialect_name == "postgresql":
-        parents = select(parent.label("parent_id")).where(among_few(parent, keys)).subquery("parents")
-        rows = rows.where(child == parents.c.parent_id).order_by(*order_by)
-        # Written out, not a parameter: PostgreSQL has to know it to plan well once.
-        top = rows.limit(literal_column(str(limit))).lateral("top")
-        return select(parents.c.parent_id, top).join(top, true()).subquery("page")
-    number = func.row_number().over(partition_by=child, order_by=list(order_by)).label("number")
-    numbered = rows.add_columns(child.label("parent_id"), number).where(among(child, keys)).subquery("numbered")
-    return select(numbered).where(numbered.c.number <= limit).subquery("page")
+    # A literal, not a parameter: PostgreSQL needs the number to make a generic plan that is good.
+    most: ColumnElement[int] = literal_column(str(limit))
+
+    def numbered() -> Select[Any]:
+        number = func.row_number().over(partition_by=child, order_by=list(order_by)).label("number")
+        inner = rows.add_columns(child.label("parent_id"), number).where(among(child, keys)).subquery("numbered")
+        return select(inner).where(inner.c.number <= most)
+
+    parents = select(parent.label("parent_id")).where(among_few(parent, keys)).subquery("parents")
+    top = rows.where(child == parents.c.parent_id).order_by(*order_by).limit(most).lateral("top")
+    both = _TopOfEach(parents.c.parent_id, top).join(top, true())
+    both.on_sqlite = numbered
+    return both.subquery("page")
+
+
+class _LookedUp(Alias):
+    """A table joined by its id. Compiles on PostgreSQL as a LATERAL subquery that contains the condition."""
+
+    inherit_cache = True
+
+    key: ColumnElement[Any] | InstrumentedAttribute[Any]
+
+
+@compiles(_LookedUp, "postgresql")
+def _looked_up_on_postgresql(element: _LookedUp, compiler: SQLCompiler, **options: Any) -> str:
+    table = element.element
+    row = select(table).where(table.c.id == element.key).limit(literal_column("1"))
+    return compiler.process(row.lateral(element.name), **options)
+
+
+class _HasId(_Condition):
+    """The condition of that join, which PostgreSQL finds in the subquery."""
+
+    inherit_cache = True
+
+
+@compiles(_HasId, "postgresql")
+def _has_id_on_postgresql(_: Any, _compiler: SQLCompiler, **_options: Any) -> str:
+    return "true"
+
+
+@compiles(_HasId, "sqlite")
+def _has_id_on_sqlite(element: Any, compiler: SQLCompiler, **options: Any) -> str:
+    id_, key = (compiler.process(clause, **options) for clause in element.clauses)
+    return f"{id_} = {key}"
 
 
 def look_up(
-    dialect_name: str, statement: Select[Any], model: type[Model], key: ColumnElement[Any], name: str
-) -> tuple[Select[Any], Any]:
-    """The statement with one more row beside each of its own, the one of the model with that id if any, and the
-    columns of that row.
+    statement: Select[Any], model: type[Model], key: ColumnElement[Any] | InstrumentedAttribute[Any], name: str
+) -> tuple[Select[Any], ReadOnlyColumnCollection[str, Any]]:
+    """The statement with the row of the model whose id is `key` joined to each of its rows, and that row's columns.
 
-    PostgreSQL goes to the index for each: its estimates prefer to read a table of some thousands whole.
+    An outer join: the columns are NULL when there is no such row. PostgreSQL looks each row up in the index; left to
+    its estimates it would read a table of some thousand rows whole.
     """
-    if dialect_name == "postgresql":
-        row = select(model.__table__).where(model.__table__.c.id == key).limit(literal_column("1")).lateral(name)
-        return statement.outerjoin(row, true()), row.c
-    aliased = model.__table__.alias(name)
-    return statement.outerjoin(aliased, aliased.c.id == key), aliased.c
+    table = model.__table__
+    row = alias_of_class(_LookedUp, table, name)
+    row.key = key
+    return statement.outerjoin(row, _HasId(row.c.id, key)), row.c

@@ -284,7 +284,6 @@ def page_of(
 
 
 def page_of_each(
-    dialect_name: str,
     columns: Sequence[InstrumentedAttribute[Any]],
     parent: InstrumentedAttribute[UUID],
     child: InstrumentedAttribute[Any],
@@ -295,7 +294,6 @@ def page_of_each(
 ) -> Subquery:
     """The same page for each parent of the parameter `parent_ids`, with `parent_id` beside the columns."""
     return top_of_each(
-        dialect_name,
         select(*columns, *_labelled(order)).where(where, *_bounds(order, shape)),
         parent=parent,
         child=child,

@@ -255,7 +255,7 @@ async def history_of_tasks(
     session: DatabaseSession, viewer: Viewer, task_ids: Collection[UUID], position: int, *, limit: int
 ) -> dict[UUID, list[TaskChanged]]:
     """For each task its first placed events after the position that the viewer may see: one statement for all."""
-    statement = _histories(session.dialect_name, viewer.is_admin, limit)
+    statement = _histories(viewer.is_admin, limit)
     parameters = {"task_ids": task_ids, "position": position, "viewer_id": viewer.id}
     events_by_task: dict[UUID, list[TaskChanged]] = {task_id: [] for task_id in task_ids}
     for task_id, *values in await session.run(statement, parameters):
@@ -264,10 +264,9 @@ async def history_of_tasks(
 
 
 @cache
-def _histories(dialect_name: str, is_admin: bool, limit: int) -> Statement:
+def _histories(is_admin: bool, limit: int) -> Statement:
     rows = select(*EVENT_COLUMNS).where(TaskEvent.position > bindparam("position"), events_visible(is_admin=is_admin))
     page = top_of_each(
-        dialect_name,
         rows,
         parent=Task.id,
         child=TaskEvent.task_id,

@@ -139,25 +139,25 @@ async def tasks_by_id(
     session: DatabaseSession, viewer: Viewer, task_ids: Collection[UUID], columns: TaskColumns = ALL_COLUMNS
 ) -> dict[UUID, TaskRow]:
     """Those of the tasks that the viewer may see."""
-    statement = _tasks_by_id(session.dialect_name, viewer.is_admin, columns)
+    statement = _tasks_by_id(viewer.is_admin, columns)
     found: list[TaskRow] = await session.run(statement, {"task_ids": task_ids, "viewer_id": viewer.id})
     return {task.id: task for task in found}
 
 
 @lru_cache(maxsize=128)
-def _tasks_by_id(dialect_name: str, is_admin: bool, columns: TaskColumns) -> Statement:
-    found, build = _select(dialect_name, Task, columns)
+def _tasks_by_id(is_admin: bool, columns: TaskColumns) -> Statement:
+    found, build = _select(Task, columns)
     return Statement(found.where(among_few(Task.id, "task_ids"), visible(is_admin=is_admin)), build)
 
 
-def _select(dialect_name: str, tasks: Any, columns: TaskColumns) -> tuple[Select[Any], Build]:
+def _select(tasks: Any, columns: TaskColumns) -> tuple[Select[Any], Build]:
     """These columns of the tasks and of their people, and how a row is built of them."""
     selected = [getattr(tasks, name) for name in columns.task]
     parts: list[int | Build] = [*range(len(selected))]
     statement: Select[Any] = select(*selected)
     for relation, names in columns.people.items():
         key = getattr(tasks, f"{relation}_id")
-        statement, person = look_up(dialect_name, statement, User, key, relation)
+        statement, person = look_up(statement, User, key, relation)
         places = range(len(selected), len(selected) + len(names))
         selected += [getattr(person, name) for name in names]
         parts.append(Build(row_class_of(UserRow, names), tuple(places), is_optional=True))
@@ -193,9 +193,7 @@ async def list_tasks(session: DatabaseSession, viewer: Viewer, query: TaskQuery)
     """The total is None on a page without rows: there is none for it to come with."""
     shape, parameters = shape_of(query.order, query.request)
     filter_, values = without_values(query.filter)
-    statement = _page_statement(
-        filter_, session.dialect_name, viewer.is_admin, query.order, shape, query.columns, query.with_total
-    )
+    statement = _page_statement(filter_, viewer.is_admin, query.order, shape, query.columns, query.with_total)
     rows = await session.run(statement, {**parameters, **values, "viewer_id": viewer.id})
     total = None
     if query.with_total and rows:
@@ -209,7 +207,6 @@ async def list_tasks(session: DatabaseSession, viewer: Viewer, query: TaskQuery)
 @cached_for_small_filters(maxsize=128)
 def _page_statement(
     filter_: Filter,
-    dialect_name: str,
     is_admin: bool,
     order: Order[TaskRow],
     shape: PageShape,
@@ -223,7 +220,7 @@ def _page_statement(
     filters = search_scopes(filter_) if is_admin else [condition(filter_)]
     scopes = [and_(scope, one) for scope in visible_scopes(is_admin=is_admin) for one in filters]
     page = page_of(_columns_of_page(columns), scopes, order, shape)
-    found, build = _select(dialect_name, page.c, columns)
+    found, build = _select(page.c, columns)
     if with_total:
         build = Build(tuple, (build, len(found.selected_columns)))
         found = found.add_columns(_count(is_admin, filter_).scalar_subquery())
@@ -242,9 +239,7 @@ async def list_tasks_of_users(
     """The same page for each person, of those of their tasks that the viewer may see: one statement for all."""
     shape, parameters = shape_of(query.order, query.request)
     filter_, values = without_values(query.filter)
-    statement = _pages_statement(
-        filter_, session.dialect_name, viewer.is_admin, relation, query.order, shape, query.columns
-    )
+    statement = _pages_statement(filter_, viewer.is_admin, relation, query.order, shape, query.columns)
     parameters |= {**values, "viewer_id": viewer.id, "user_ids": user_ids}
     rows_by_user: dict[UUID, list[TaskRow]] = {user_id: [] for user_id in user_ids}
     for user_id, pairs in groupby(await session.run(statement, parameters), key=itemgetter(0)):
@@ -258,7 +253,6 @@ async def list_tasks_of_users(
 @cached_for_small_filters(maxsize=128)
 def _pages_statement(
     filter_: Filter,
-    dialect_name: str,
     is_admin: bool,
     relation: Relation,
     order: Order[TaskRow],
@@ -269,7 +263,6 @@ def _pages_statement(
     whose page it is and a task.
     """
     page = page_of_each(
-        dialect_name,
         _columns_of_page(columns),
         User.id,
         _COLUMN_OF_RELATION[relation],
@@ -278,7 +271,7 @@ def _pages_statement(
         order,
         shape,
     )
-    found, build = _select(dialect_name, page.c, columns)
+    found, build = _select(page.c, columns)
     pair = Build(tuple, (len(found.selected_columns), build))
     found = found.add_columns(page.c.parent_id).order_by(page.c.parent_id, *sort_columns(page, order, shape))
     return Statement(found, pair)

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from sqlalchemy import ColumnElement, select
+from sqlalchemy import ColumnElement, Dialect, Select, select
+from sqlalchemy.dialects.postgresql.asyncpg import dialect as postgresql_dialect
+from sqlalchemy.dialects.sqlite.aiosqlite import dialect as sqlite_dialect
 
 from taskflow_gql.config import Settings
-from taskflow_gql.database.constructs import among, among_few
+from taskflow_gql.database.constructs import among, among_few, look_up, top_of_each
 from taskflow_gql.database.engines import create_engine
 from taskflow_gql.database.statements import Statement
 from taskflow_gql.database.units import Database
 from taskflow_gql.models import Task, User
-from tests.support.factories import make_user
+from tests.support.factories import make_task, make_user, make_viewer
+
+
+def sql_of(statement: Select[Any], dialect: Dialect) -> str:
+    return " ".join(str(statement.compile(dialect=dialect)).split())
 
 
 async def test_any_number_of_values_is_one_statement(database: Database) -> None:
@@ -35,8 +42,49 @@ async def test_sqlite_finds_a_list_of_values_in_the_index(
     sqlite_settings: Settings, condition: ColumnElement[bool]
 ) -> None:
     engine = create_engine(sqlite_settings)
-    sql = str(select(Task.title).where(condition).compile(dialect=engine.dialect))
+    sql = sql_of(select(Task.title).where(condition), engine.dialect)
     async with engine.connect() as connection:
         plan = (await connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {sql}", ("[]",))).all()
     await engine.dispose()
-    assert re.match(r"SEARCH tasks USING INDEX", plan[0].detail), plan
+    assert re.match("SEARCH tasks USING INDEX", plan[0].detail), plan
+
+
+async def test_top_of_each_reads_the_first_rows_of_each_key(database: Database) -> None:
+    async with database.write() as session:
+        ann, bob, eva = [await make_user(session, name) for name in ("ann", "bob", "eva")]
+        for user, titles in ((ann, ["aaa", "bbb", "ccc"]), (bob, ["ddd"]), (eva, ["eee"])):
+            for title in titles:
+                await make_task(session, make_viewer(user.id), title)
+    for limit in (1, 2):
+        page = top_of_each(
+            select(Task.title),
+            parent=User.id,
+            child=Task.creator_id,
+            keys="user_ids",
+            order_by=[Task.title.desc()],
+            limit=limit,
+        )
+        statement = Statement(select(page.c.parent_id, page.c.title).order_by(page.c.title))
+        expected = [(ann.id, "bbb"), (ann.id, "ccc"), (bob.id, "ddd")][2 - limit :]
+        async with database.read() as session:
+            assert await session.run(statement, {"user_ids": [ann.id, bob.id, uuid4()]}) == expected
+
+
+async def test_look_up_joins_the_row_of_an_id_or_nulls(database: Database) -> None:
+    async with database.write() as session:
+        ann, bob = [await make_user(session, name) for name in ("ann", "bob")]
+        await make_task(session, make_viewer(ann.id), "assigned", assignee_id=str(bob.id))
+        await make_task(session, make_viewer(bob.id), "free")
+    statement, creator = look_up(select(Task.title), User, Task.creator_id, "creator")
+    statement, assignee = look_up(statement, User, Task.assignee_id, "assignee")
+    found = Statement(statement.add_columns(creator.username, assignee.username).order_by(Task.title))
+    async with database.read() as session:
+        assert await session.run(found) == [("assigned", "ann", "bob"), ("free", "bob", None)]
+
+
+def test_each_database_gets_its_own_sql_of_a_look_up() -> None:
+    statement, creator = look_up(select(Task.title), User, Task.creator_id, "creator")
+    statement = statement.with_only_columns(creator.username)
+    assert "LEFT OUTER JOIN users AS creator ON creator.id = tasks.creator_id" in sql_of(statement, sqlite_dialect())
+    sql = sql_of(statement, postgresql_dialect())  # type: ignore[no-untyped-call]
+    assert "WHERE users.id = tasks.creator_id LIMIT 1) AS creator ON true" in sql
