@@ -1,4 +1,4 @@
-"""SQL that is written differently for PostgreSQL and SQLite."""
+"""SQL constructs that compile differently for PostgreSQL and SQLite."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ from taskflow_gql.database.types import Model, UtcDateTime, ValueList
 
 
 class _Condition(FunctionElement[bool]):
-    """A condition that both databases have, each in its own words."""
+    """The base class of conditions."""
 
     type = Boolean()
     inherit_cache = True
 
     def self_group(self, against: OperatorType | None = None) -> Any:
-        # SQLAlchemy would write `= 1` after it on SQLite, which then reads the whole table instead of the index.
+        # SQLAlchemy would append `= 1` on SQLite, which then scans the table instead of using the index.
         return self
 
 
@@ -50,7 +50,7 @@ class _MatchesWords(_Condition):
 @compiles(_MatchesWords, "postgresql")
 def _matches_words_on_postgresql(element: Any, compiler: SQLCompiler, **options: Any) -> str:
     _, words, query = (compiler.process(clause, **options) for clause in element.clauses)
-    # Made of an array, not of text: a text search parser would cut the words again.
+    # From an array, not from text: a text search parser would split the words again.
     return f"(array_to_tsvector(string_to_array({words}, ' ')) @@ CAST({query} AS tsquery))"
 
 
@@ -69,7 +69,7 @@ def matches_words(
     words: ColumnElement[str] | InstrumentedAttribute[str],
     query: ColumnElement[tuple[str, ...]],
 ) -> ColumnElement[bool]:
-    """Whether each word of the query, a WordsQuery, starts a word of the task, by the index on words."""
+    """Whether each word of the query, a WordsQuery, is the prefix of a word of the task. Uses the index on words."""
     return _MatchesWords(task_id, words, query)
 
 
@@ -89,12 +89,12 @@ def _position_on_sqlite(element: Any, compiler: SQLCompiler, **options: Any) -> 
 
 
 def position_of(text: Any, part: ColumnElement[str] | str) -> ColumnElement[int]:
-    """Where the part begins in the text, counted from 1; 0 when it is not there. Case counts."""
+    """The position of the part in the text, counted from 1; 0 when it is absent. Case-sensitive."""
     return _PositionOf(text, literal(part) if isinstance(part, str) else part)
 
 
 class AfterAllTimes(ColumnElement[datetime]):
-    """Later than every time. Literal, so that an index on an expression with it is recognised."""
+    """Later than every time. A literal, so that the databases recognise indexes on expressions that contain it."""
 
     type = UtcDateTime()
     inherit_cache = True
@@ -119,7 +119,7 @@ def _before_all_times_on_postgresql(_: Any, _compiler: SQLCompiler, **_options: 
 
 @compiles(AfterAllTimes, "sqlite")
 def _after_all_times_on_sqlite(_: Any, _compiler: SQLCompiler, **_options: Any) -> str:
-    # Times are text there, and no minute has a 60th second.
+    # SQLite stores times as text, and no minute has a 60th second.
     return "'9999-12-31 23:59:60'"
 
 
@@ -145,7 +145,7 @@ def _among_on_sqlite(element: Any, compiler: SQLCompiler, **options: Any) -> str
 
 
 def among(column: Any, values: ColumnElement[Any] | str) -> ColumnElement[bool]:
-    """Whether the column is one of the values of the parameter, or of the parameter of this name, a ValueList."""
+    """Whether the column is one of `values`: a parameter of type ValueList, or the name of one."""
     return _Among(column, bindparam(values, type_=ValueList(column.type)) if isinstance(values, str) else values)
 
 
@@ -160,16 +160,17 @@ def _among_few_on_postgresql(element: Any, compiler: SQLCompiler, **options: Any
 
 
 def among_few(column: Any, values: str) -> ColumnElement[bool]:
-    """As `among`, for a list that is short as a rule and asked for all the time.
+    """As `among`, for frequent statements whose list is usually short.
 
-    PostgreSQL's estimate for a parameter is ten values. With fewer it finds that dear, and plans anew for each
-    execution, which takes longer than the look-up; of a list that it cannot look into it knows nothing else.
+    PostgreSQL assumes ten values for an array parameter. With fewer, the generic plan looks too expensive and it
+    re-plans every execution, which costs more than the look-up. The subquery hides the length of the list, so both
+    plans cost the same.
     """
     return _AmongFew(column, bindparam(values, type_=ValueList(column.type)))
 
 
 class _TopOfEach(Select[Any]):
-    """Compiles on SQLite as another statement with the same columns and parameters, made then."""
+    """Compiles on SQLite as the statement of `on_sqlite`, which has the same columns and parameters."""
 
     inherit_cache = True
 
@@ -190,14 +191,14 @@ def top_of_each(
     order_by: Sequence[ColumnElement[Any]],
     limit: int,
 ) -> Subquery:
-    """The first rows of each key in the parameter `keys`: those whose `child` column is that key.
+    """The first `limit` rows for each key in the parameter `keys`: rows whose `child` column equals the key.
 
-    The key is the column `parent_id` beside their columns. `parent` is the column that `child` refers to.
+    The subquery has the columns of `rows` and the key as `parent_id`. `parent` is the column that `child` refers to.
 
-    PostgreSQL looks each key up in the index and stops at the limit. SQLite has no LATERAL, so it numbers all rows of
+    PostgreSQL looks each key up in the index and stops at the limit. SQLite has no LATERAL and numbers all rows of
     every key.
     """
-    # A literal, not a parameter: PostgreSQL needs the number to make a generic plan that is good.
+    # A literal, because a generic plan is good only if PostgreSQL knows the limit.
     most: ColumnElement[int] = literal_column(str(limit))
 
     def numbered() -> Select[Any]:
@@ -213,7 +214,7 @@ def top_of_each(
 
 
 class _LookedUp(Alias):
-    """A table joined by its id. Compiles on PostgreSQL as a LATERAL subquery that contains the condition."""
+    """A table joined by its id. On PostgreSQL it is a LATERAL subquery that contains the join condition."""
 
     inherit_cache = True
 
@@ -228,7 +229,7 @@ def _looked_up_on_postgresql(element: _LookedUp, compiler: SQLCompiler, **option
 
 
 class _HasId(_Condition):
-    """The condition of that join, which PostgreSQL finds in the subquery."""
+    """The join condition of `_LookedUp`: `true` on PostgreSQL, whose subquery contains it."""
 
     inherit_cache = True
 
@@ -247,10 +248,10 @@ def _has_id_on_sqlite(element: Any, compiler: SQLCompiler, **options: Any) -> st
 def look_up(
     statement: Select[Any], model: type[Model], key: ColumnElement[Any] | InstrumentedAttribute[Any], name: str
 ) -> tuple[Select[Any], ReadOnlyColumnCollection[str, Any]]:
-    """The statement with the row of the model whose id is `key` joined to each of its rows, and that row's columns.
+    """The statement joined to the row of the model whose id is `key`, and the columns of that row.
 
-    An outer join: the columns are NULL when there is no such row. PostgreSQL looks each row up in the index; left to
-    its estimates it would read a table of some thousand rows whole.
+    It is an outer join: the columns are NULL when there is no such row. The subquery makes PostgreSQL look each row up
+    in the index. For a plain join its estimates prefer to scan a table of some thousand rows.
     """
     table = model.__table__
     row = alias_of_class(_LookedUp, table, name)

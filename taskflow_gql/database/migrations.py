@@ -1,4 +1,4 @@
-"""Alembic, run from inside the package with the package's own engine."""
+"""Migrations: Alembic, run inside the process on the package's own engine."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 
 def _migrations_folder() -> Path:
-    """Beside the package in a checkout, inside it when installed from a wheel."""
+    """The folder is beside the package in a checkout, and inside it when installed from a wheel."""
     package = Path(__file__).parent.parent
     inside = package / "migrations"
     return inside if inside.is_dir() else package.parent / "migrations"
@@ -34,7 +34,7 @@ def head_revision() -> str | None:
 
 
 async def current_revision(engine: AsyncEngine) -> str | None:
-    """None for a database that was never migrated."""
+    """The revision of the database, or None if it was never migrated."""
 
     def read(connection: Connection) -> str | None:
         return MigrationContext.configure(connection).get_current_revision()
@@ -44,10 +44,11 @@ async def current_revision(engine: AsyncEngine) -> str | None:
 
 
 async def migrate(engine: AsyncEngine, revision: str = "head") -> None:
-    """Up or down to the revision, all the steps in one transaction. Of several processes that migrate at once one does
-    it and the others wait.
+    """Migrate up or down to the revision, all steps in one transaction.
+
+    When several processes migrate at once, one of them does it and the others wait.
     """
-    # `writes`: on SQLite the transaction takes the write lock before it looks at what there is to do.
+    # `writes` makes the transaction on SQLite take the write lock before it reads the current revision.
     async with engine.execution_options(writes=True).connect() as connection:
         await connection.run_sync(_migrate, revision)
 
@@ -58,7 +59,7 @@ def _migrate(connection: Connection, revision: str) -> None:
     is_sqlite = connection.dialect.name == "sqlite"
     with foreign_keys_off(connection):
         if not is_sqlite:
-            # Any constant will do; it only has to be the same in every process.
+            # The key is arbitrary, but the same in every process.
             connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7416543001)")
         config.attributes["connection"] = connection
         current = MigrationContext.configure(connection).get_current_revision()
@@ -69,19 +70,20 @@ def _migrate(connection: Connection, revision: str) -> None:
         else:
             command.upgrade(config, revision)
         if is_sqlite and connection.exec_driver_sql("PRAGMA foreign_key_check").first() is not None:
-            raise CommandError("The migration leaves rows that refer to rows that are gone; nothing was changed")
+            raise CommandError("The migration would leave rows with broken foreign keys; nothing was changed")
         connection.commit()
 
 
 @contextmanager
 def foreign_keys_off(connection: Connection) -> Iterator[None]:
-    """Matters on SQLite, where Alembic alters a table by copying it and dropping the old one: with foreign keys on,
-    that deletes whatever refers to its rows.
+    """Disable foreign keys on SQLite, where Alembic alters a table by copying it and dropping the original.
+
+    With foreign keys enabled, dropping it would delete the rows that refer to it.
     """
     if connection.dialect.name != "sqlite":
         yield
         return
-    # A cursor of the driver, because this PRAGMA does nothing within a transaction.
+    # Through the driver's cursor, because this PRAGMA has no effect inside a transaction.
     cursor = connection.connection.cursor()
     cursor.execute("PRAGMA foreign_keys = OFF")
     try:

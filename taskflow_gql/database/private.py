@@ -38,7 +38,9 @@ async def connection_over(engine: AsyncEngine, pooled: PoolProxiedConnection) ->
 def positional_parameters(compiled: SQLCompiler) -> list[tuple[str, BindParameter[Any]]]:
     """The parameters in the order of the placeholders. Raises TypeError when one expands at execution."""
     if compiled.post_compile_params:
-        raise TypeError("A parameter that expands has no place in what is compiled once; see `database.among`")
+        raise TypeError(
+            "A statement that is compiled once cannot have a parameter that expands; use `constructs.among`"
+        )
     return [(name, compiled.binds[name]) for name in compiled.positiontup or ()]
 
 

@@ -1,4 +1,4 @@
-"""Rows that hold only what was asked for."""
+"""Row classes with only the selected columns."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ Row = TypeVar("Row", bound="tuple[Any, ...]")
 
 @lru_cache(maxsize=512)
 def row_class_of(whole: type[Row], names: tuple[str, ...]) -> type[Row]:
-    """A subclass of a NamedTuple whose rows hold the values of these names in this order, some perhaps of none of its
-    fields. To read another field of it raises AttributeError.
+    """A subclass of the NamedTuple `whole` whose rows hold the values of `names`, in this order.
+
+    Names that are not fields of `whole` become additional attributes. Reading a field of `whole` that is not in `names`
+    raises AttributeError.
     """
     fields: tuple[str, ...] = whole._fields  # type: ignore[attr-defined]
     if names == fields:
         return whole
-    # Held until its members are copied: the garbage collector empties a class that nobody holds.
+    # Keep a reference until its members are copied: the garbage collector clears a class without references.
     narrow = namedtuple(whole.__name__, names)  # type: ignore[misc]
     members = dict(vars(narrow))
     members.update({name: property() for name in fields if name not in names})

@@ -1,4 +1,4 @@
-"""Units of work on either database."""
+"""Sessions: what a unit of work sends its statements with, on either database."""
 
 from __future__ import annotations
 
@@ -13,16 +13,25 @@ from sqlalchemy import CursorResult, Executable, ScalarResult
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.pool import PoolProxiedConnection
 
-from taskflow_gql.database.connections import HUNG_UP, Connections, as_sqlalchemy, driver_of, end
+from taskflow_gql.database.connections import (
+    CONNECTION_LOST,
+    Connections,
+    as_sqlalchemy_error,
+    disconnect,
+    driver_of,
+)
 from taskflow_gql.database.private import connection_over
 from taskflow_gql.database.statements import Rows, Statement
 
 
 class DatabaseSession:
-    """One unit of work: `run` is for statements that are built once, `execute` for all others."""
+    """One unit of work. `run` is for statements that are built once, `execute` for all others.
+
+    This class itself reads from SQLite.
+    """
 
     def __init__(self, connections: Connections) -> None:
-        # Set by whoever records an event, so that the doorbell rings after the commit.
+        # Set by the code that records an event. `Database.on_event` is then called after the commit.
         self.recorded_event = False
         self.dialect_name = connections.dialect.name
         self._connections = connections
@@ -32,10 +41,10 @@ class DatabaseSession:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self.close_undisturbed()
+        await self.close_shielded()
 
     async def run(self, statement: Statement, parameters: Mapping[str, Any] = MappingProxyType({})) -> Rows:
-        """The rows of a statement; none of one that gives none."""
+        """The rows that the statement returns; an empty list when it returns none."""
         connection = await (await self._opened()).connection()
         result = await connection.execute(statement.clause, dict(parameters))
         return statement.read(result) if result.returns_rows else []
@@ -48,12 +57,12 @@ class DatabaseSession:
 
     @asynccontextmanager
     async def savepoint(self) -> AsyncIterator[None]:
-        """What fails in the block leaves the rest of the transaction as it is."""
+        """An error in the block rolls back the block only, not the transaction."""
         async with (await self._opened()).begin_nested():
             yield
 
-    async def close_undisturbed(self) -> None:
-        """To the end, even when who closes is cancelled meanwhile."""
+    async def close_shielded(self) -> None:
+        """Close the session even when the calling task is cancelled meanwhile."""
         if self.is_open:
             await asyncio.shield(self.close())
 
@@ -88,14 +97,14 @@ class SqliteTransaction(DatabaseSession):
 
 
 class PostgresSession(DatabaseSession):
-    """Reads. `run` takes whichever connection is free for each statement; `execute` keeps one."""
+    """Reads. `run` checks out a connection for each statement, `execute` keeps one until the session closes."""
 
-    # What the kept connection begins with. An empty statement, to see whether there is anybody at the other end.
+    # The first statement on the kept connection. This empty one finds out whether the server still answers.
     _opening = "SELECT"
 
     def __init__(self, connections: Connections) -> None:
         super().__init__(connections)
-        # Kept until the end; and what SQLAlchemy sees of it, once `execute` has asked for that.
+        # The kept connection, and SQLAlchemy's connection over it once `execute` was called.
         self._pooled: PoolProxiedConnection | None = None
         self._connection: AsyncConnection | None = None
 
@@ -108,53 +117,54 @@ class PostgresSession(DatabaseSession):
         try:
             return compiled.rows(await self._fetch(compiled.sql, arguments))
         except connections.driver_errors as error:
-            raise as_sqlalchemy(error, compiled.sql) from error
+            raise as_sqlalchemy_error(error, compiled.sql) from error
 
     async def _fetch(self, sql: str, arguments: list[Any]) -> list[asyncpg.Record]:
         try:
             return await self._fetch_once(sql, arguments)
-        except HUNG_UP:
-            # The server did so while the connection lay in the pool, as a rule. A read may be asked again.
+        except CONNECTION_LOST:
+            # Usually the server closed the connection while it was idle. A read can be retried.
             return await self._fetch_once(sql, arguments)
 
     async def _fetch_once(self, sql: str, arguments: list[Any]) -> list[asyncpg.Record]:
-        pooled = await self._connections.borrow()
+        pooled = await self._connections.check_out()
         driver = driver_of(pooled)
         try:
             return await driver.fetch(sql, *arguments)
         except BaseException as error:
-            # After a wrong statement it is as good as before. Cancelled or out of time, it may still be answering.
-            if not isinstance(error, asyncpg.PostgresError) or isinstance(error, HUNG_UP):
-                await end(driver)
+            # A refused statement leaves the connection usable. After a cancellation or a timeout the statement may
+            # still be running on it.
+            if not isinstance(error, asyncpg.PostgresError) or isinstance(error, CONNECTION_LOST):
+                await disconnect(driver)
             raise
         finally:
-            await self._connections.give_back(pooled)
+            await self._connections.check_in(pooled)
 
     async def _open(self) -> AsyncSession:
-        pooled = self._pooled or await self._keep_one()
+        pooled = self._pooled or await self._keep_connection()
         self._connection = await connection_over(self._connections.reading, pooled)
         return AsyncSession(self._connection, expire_on_commit=False)
 
-    async def _keep_one(self) -> PoolProxiedConnection:
+    async def _keep_connection(self) -> PoolProxiedConnection:
         try:
             try:
-                self._pooled = await self._borrow_opened()
-            except HUNG_UP:
-                self._pooled = await self._borrow_opened()
+                self._pooled = await self._check_out_opened()
+            except CONNECTION_LOST:
+                self._pooled = await self._check_out_opened()
         except self._connections.driver_errors as error:
-            raise as_sqlalchemy(error, self._opening) from error
+            raise as_sqlalchemy_error(error, self._opening) from error
         return self._pooled
 
-    async def _borrow_opened(self) -> PoolProxiedConnection:
-        pooled = await self._connections.borrow()
+    async def _check_out_opened(self) -> PoolProxiedConnection:
+        pooled = await self._connections.check_out()
         driver = driver_of(pooled)
         try:
             await driver.execute(self._opening)
         except BaseException:
             try:
-                await end(driver)
+                await disconnect(driver)
             finally:
-                await self._connections.give_back(pooled)
+                await self._connections.check_in(pooled)
             raise
         return pooled
 
@@ -169,28 +179,29 @@ class PostgresSession(DatabaseSession):
             if self._connection is not None:
                 await self._connection.close()
             elif self._pooled is not None:
-                await self._connections.give_back(self._pooled)
+                await self._connections.check_in(self._pooled)
 
 
 class PostgresTransaction(PostgresSession):
-    """All on one connection, to which we say BEGIN and COMMIT ourselves, as two ways lead to it: the driver's for `run`
-    and SQLAlchemy's for `execute`.
+    """A transaction on one connection.
+
+    It sends BEGIN and COMMIT itself, because `run` uses the driver and `execute` uses SQLAlchemy.
     """
 
     _opening = "BEGIN"
 
     def __init__(self, connections: Connections) -> None:
         super().__init__(connections)
-        # While it is in the transaction.
+        # The driver's connection while it is in the transaction.
         self._driver: asyncpg.Connection | None = None
 
     async def _fetch(self, sql: str, arguments: list[Any]) -> list[asyncpg.Record]:
         if self._driver is None:
-            await self._keep_one()
+            await self._keep_connection()
         return await cast("asyncpg.Connection", self._driver).fetch(sql, *arguments)
 
-    async def _keep_one(self) -> PoolProxiedConnection:
-        pooled = await super()._keep_one()
+    async def _keep_connection(self) -> PoolProxiedConnection:
+        pooled = await super()._keep_connection()
         self._driver = driver_of(pooled)
         return pooled
 
@@ -200,20 +211,20 @@ class PostgresTransaction(PostgresSession):
         try:
             status = await self._driver.execute("COMMIT")
         except self._connections.driver_errors as error:
-            raise as_sqlalchemy(error, "COMMIT") from error
+            raise as_sqlalchemy_error(error, "COMMIT") from error
         self._driver = None
         if status != "COMMIT":
-            # So PostgreSQL answers after a statement that failed, whatever was made of its error.
-            raise RuntimeError("The transaction had failed and was rolled back")
+            # PostgreSQL answers ROLLBACK when a statement failed, even if its error was caught.
+            raise RuntimeError("The transaction was rolled back, because one of its statements had failed")
 
     async def rollback(self) -> None:
         if self._driver is not None:
-            with suppress(*HUNG_UP):
+            with suppress(*CONNECTION_LOST):
                 await self._driver.execute("ROLLBACK")
                 self._driver = None
 
     async def close(self) -> None:
         if self._driver is not None:
-            # Neither committed nor rolled back. Nobody must get it in this state.
-            await end(self._driver)
+            # Neither committed nor rolled back: the connection must not be used again.
+            await disconnect(self._driver)
         await super().close()

@@ -1,7 +1,8 @@
-"""Statements that are built once and run with every request.
+"""Statements that are built once and run for many requests.
 
-SQLAlchemy builds them and knows their types. On PostgreSQL it also compiles them, once, and from then on they go
-straight to the driver: its own way there costs more than the round trip (docs/decisions/0007-short-ways.md).
+SQLAlchemy builds them and knows their types. For PostgreSQL it also compiles them once; from then on they are sent
+directly through the driver, because SQLAlchemy's execution costs more than the round trip
+(docs/decisions/0007-short-ways.md).
 """
 
 from __future__ import annotations
@@ -16,23 +17,23 @@ from sqlalchemy.types import TypeEngine
 
 from taskflow_gql.database.private import positional_parameters, result_types
 
-# Each a tuple of the columns, or what the statement's `Build` makes of them.
+# Each row is a tuple of the columns, or what the statement's `Build` makes of them.
 Rows: TypeAlias = list[Any]
 Read: TypeAlias = Callable[[Iterable[Any]], Rows]
 
 
 @dataclass(frozen=True, slots=True)
 class Build:
-    """What to make of a record: a tuple of this class of these parts, each the place of a column or a tuple in turn."""
+    """How to make a row from a record: a tuple of `row_class` whose parts are columns, by index, or nested rows."""
 
     row_class: type[tuple[Any, ...]]
     parts: tuple[int | Build, ...]
-    # For an outer join: None where the first part is null.
+    # For an outer join: the row is None when its first part is NULL.
     is_optional: bool = False
 
 
 class Statement:
-    """A statement of SQLAlchemy's Core whose values are parameters, given by name to `DatabaseSession.run`."""
+    """A SQLAlchemy Core statement. All its values are parameters, passed by name to `DatabaseSession.run`."""
 
     def __init__(self, clause: Executable, build: Build | None = None) -> None:
         self.clause = clause
@@ -46,7 +47,7 @@ class Statement:
         return self._compiled
 
     def read(self, rows: Iterable[Any]) -> Rows:
-        """What is to be made of rows that SQLAlchemy has read."""
+        """The statement's rows, made from rows that SQLAlchemy has read."""
         if self._read is None:
             width = len(self.clause.selected_columns) if isinstance(self.clause, SelectBase) else 0
             self._read = _reader(self.build, width, {}) if self.build else list
@@ -54,7 +55,7 @@ class Statement:
 
 
 class CompiledStatement:
-    """A statement as PostgreSQL's driver takes it, and what is to be done to values on their way in and out."""
+    """A statement in the form that asyncpg takes, with the conversions of its parameters and results."""
 
     def __init__(self, clause: Executable, build: Build | None, dialect: Dialect) -> None:
         compiled: SQLCompiler = clause.compile(dialect=dialect)  # type: ignore[attr-defined]
@@ -69,7 +70,7 @@ class CompiledStatement:
         self.rows = _reader(build, len(columns), processes)
 
     def arguments(self, parameters: Mapping[str, Any]) -> list[Any]:
-        """Raises KeyError when a parameter without a value of its own is left out."""
+        """The values in the order of the placeholders. Raises KeyError for a missing parameter without a default."""
         values = []
         for name, parameter, process in self._parameters:
             value = parameters[name] if parameter.required else parameters.get(name, parameter.effective_value)
@@ -78,9 +79,10 @@ class CompiledStatement:
 
 
 def _reader(build: Build | None, width: int, processes: Mapping[int, Callable[[Any], Any]]) -> Read:
-    """A function from records of so many columns to rows; a process is for values of its column that are not null.
+    """A function that makes rows from records with `width` columns.
 
-    Generated: of what is done with a page of rows, to go from column to column in a loop would be the dearest part.
+    `processes` converts the values of a column that are not NULL. The function is generated source, because a loop over
+    the columns of each row would be the most expensive part of reading a page.
     """
     names: dict[str, Any] = {"new": tuple.__new__}
 
@@ -100,7 +102,7 @@ def _reader(build: Build | None, width: int, processes: Mapping[int, Callable[[A
     columns = "".join(f"c{place}, " for place in range(width))
     row = expression(build or Build(tuple, tuple(range(width))))
     source = f"def read(records): return [{row} for {columns} in records]" if width else "def read(_records): return []"
-    # Source of our own making: there are numbers in it and nothing else that is not written above.
+    # The source is safe: everything in it is written above, except numbers.
     exec(source, names)  # noqa: S102
     read: Read = names["read"]
     return read

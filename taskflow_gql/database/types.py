@@ -13,7 +13,7 @@ from sqlalchemy.types import TypeEngine
 
 
 class Model(DeclarativeBase):
-    """Every constraint has a name, so that migrations and error handlers can speak of it."""
+    """The base class of models. It names every constraint, so that migrations and error handlers can refer to it."""
 
     metadata = MetaData(
         naming_convention={
@@ -26,14 +26,14 @@ class Model(DeclarativeBase):
     )
 
 
-# asyncpg writes these two as -infinity and infinity, which PostgreSQL sorts with what has no date. Comparisons with
-# them are right all the same as long as no column holds them, and none does: see `check_due_date`.
+# asyncpg sends these two as -infinity and infinity, which PostgreSQL sorts together with missing dates. Comparisons
+# with them are correct as long as no column holds them, which `check_due_date` ensures.
 FIRST_MOMENT = datetime.min.replace(tzinfo=UTC)
 LAST_MOMENT = datetime.max.replace(tzinfo=UTC)
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """An aware datetime in UTC. SQLite has no such type and gives naive values back."""
+    """An aware datetime in UTC. SQLite has no such type and returns naive values."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
@@ -45,7 +45,7 @@ class UtcDateTime(TypeDecorator[datetime]):
         return value.replace(tzinfo=None) if dialect.name == "sqlite" else value
 
     def result_processor(self, dialect: Dialect, coltype: object) -> Any:
-        # asyncpg gives them in UTC as they come.
+        # asyncpg already returns them in UTC.
         return None if dialect.name == "postgresql" else super().result_processor(dialect, coltype)
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
@@ -55,10 +55,10 @@ class UtcDateTime(TypeDecorator[datetime]):
 
 
 class WordList(TypeDecorator[str]):
-    """Words with one blank between them, as the index on words wants them.
+    """Words separated by one space, in the form that the index on words needs.
 
-    PostgreSQL keeps the words as they are. FTS5 would cut and fold them once more by rules of its own, so it gets each
-    word as the hexadecimal digits of its UTF-8: what is a prefix stays a prefix, and nothing is left to cut.
+    PostgreSQL stores the words unchanged. FTS5 would split and fold them again by its own rules, so each word is stored
+    as the hexadecimal digits of its UTF-8. A prefix of a word stays a prefix, and FTS5 finds nothing to split.
     """
 
     impl = Text
@@ -71,7 +71,7 @@ class WordList(TypeDecorator[str]):
 
 
 class WordsQuery(TypeDecorator[tuple[str, ...]]):
-    """Words as the query that finds rows in which each of them starts a word."""
+    """A full-text query for rows in which each of these words is the prefix of a word."""
 
     impl = Text
     cache_ok = True
@@ -79,19 +79,19 @@ class WordsQuery(TypeDecorator[tuple[str, ...]]):
     def process_bind_param(self, value: tuple[str, ...] | None, dialect: Dialect) -> str | None:
         if value is None:
             return None
-        # Words are letters and digits only, so between quotes nothing of them can be syntax.
+        # Words consist of letters and digits only, so quoted words contain no syntax.
         if dialect.name == "sqlite":
             return " AND ".join(f'"{word.encode().hex()}" *' for word in value)
         return " & ".join(f"'{word}':*" for word in value)
 
 
 def sorted_text(length: int) -> String:
-    """Text that sorts by code point on both databases, whatever locale the PostgreSQL cluster was made with."""
+    """Text that sorts by code point on both databases, whatever the locale of the PostgreSQL cluster."""
     return String(length).with_variant(String(length, collation="C"), "postgresql")
 
 
 class ValueList(TypeDecorator[Collection[Any]]):
-    """Any number of values as one parameter, so that there is one statement however many there are."""
+    """Any number of values as one parameter, so that the number does not change the statement."""
 
     impl = Text
     cache_ok = True

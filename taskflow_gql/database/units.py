@@ -1,4 +1,4 @@
-"""The database as services see it: units of work for reading and for writing."""
+"""The database as services see it: units of work that read or write."""
 
 from __future__ import annotations
 
@@ -14,23 +14,24 @@ from taskflow_gql.database.sessions import DatabaseSession, PostgresSession, Pos
 
 
 class Database:
-    """Units of work over one engine. `on_event` is called after each commit that recorded an event."""
+    """Units of work over one engine. Calls `on_event` after each commit that recorded an event."""
 
     def __init__(self, engine: AsyncEngine, on_event: Callable[[], None] = lambda: None) -> None:
         self.engine = engine
         self.on_event = on_event
         self.is_sqlite = engine.dialect.name == "sqlite"
         self.connections = Connections(engine)
-        # SQLite has one writer at a time. Waiting here is fair and free; its own busy handler sleeps and polls.
+        # SQLite has one writer at a time. Waiting for this lock is fair and costs nothing; SQLite itself would poll.
         self._writer: asyncio.Lock | nullcontext[None] = asyncio.Lock() if self.is_sqlite else nullcontext()
 
     def read(self) -> AbstractAsyncContextManager[DatabaseSession]:
-        """A session for reading. Every statement sees what was committed when it began."""
+        """A session that reads. Each statement sees what was committed when it began."""
         return DatabaseSession(self.connections) if self.is_sqlite else PostgresSession(self.connections)
 
-    def write_at_once(self) -> AbstractAsyncContextManager[DatabaseSession]:
-        """A session for what PostgreSQL writes with one statement, which then is a transaction of its own. It may be
-        sent twice, when a connection breaks off.
+    def write_single_statement(self) -> AbstractAsyncContextManager[DatabaseSession]:
+        """A session for a write that is one statement on PostgreSQL, where it needs no BEGIN and COMMIT.
+
+        The statement may be sent twice, because it is retried when its connection is lost.
         """
         return self.write() if self.is_sqlite else self.read()
 
@@ -47,7 +48,7 @@ class Database:
                     raise
                 await session.commit()
             finally:
-                await session.close_undisturbed()
+                await session.close_shielded()
         if session.recorded_event:
             self.on_event()
 
@@ -62,30 +63,30 @@ class Database:
 
 
 class BoundedReads:
-    """Read sessions of which only a few are open at once, in the order in which they were asked for.
+    """Read sessions of which at most `limit` are open at once. Further ones wait in order.
 
-    One operation may have sixty fields that count. Without a bound it would take every connection of the pool.
+    One operation can have sixty fields that count rows. Without a limit it would check out every connection.
     """
 
     def __init__(self, database: Database, limit: int) -> None:
         self._database = database
-        self._room = asyncio.Semaphore(limit)
+        self._slots = asyncio.Semaphore(limit)
 
     def read(self) -> AbstractAsyncContextManager[DatabaseSession]:
-        return _BoundedRead(self._database.read(), self._room)
+        return _BoundedRead(self._database.read(), self._slots)
 
 
 class _BoundedRead:
-    def __init__(self, session: AbstractAsyncContextManager[DatabaseSession], room: asyncio.Semaphore) -> None:
+    def __init__(self, session: AbstractAsyncContextManager[DatabaseSession], slots: asyncio.Semaphore) -> None:
         self._session = session
-        self._room = room
+        self._slots = slots
 
     async def __aenter__(self) -> DatabaseSession:
-        await self._room.acquire()
+        await self._slots.acquire()
         try:
             return await self._session.__aenter__()
         except BaseException:
-            self._room.release()
+            self._slots.release()
             raise
 
     async def __aexit__(
@@ -94,4 +95,4 @@ class _BoundedRead:
         try:
             await self._session.__aexit__(kind, error, trace)
         finally:
-            self._room.release()
+            self._slots.release()

@@ -148,8 +148,8 @@ _STREAM_END = Statement(
 
 
 async def place_events(session: DatabaseSession, *, limit: int) -> tuple[int, bool]:
-    """Give positions to committed events that have none, oldest first, in `Database.write_at_once`. Returns how many,
-    and whether there may be more.
+    """Give positions to committed events that have none, oldest first, in `Database.write_single_statement`. Returns
+    how many, and whether there may be more.
 
     The lock on the state's row is held until the transaction ends, so positions are given by one process at a time
     and become visible in order.

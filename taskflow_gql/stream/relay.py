@@ -79,7 +79,7 @@ class Relay:
     async def _place_all(self) -> None:
         may_be_more = True
         while may_be_more:
-            async with self._database.write_at_once() as session:
+            async with self._database.write_single_statement() as session:
                 placed, may_be_more = await place_events(session, limit=_BATCH)
             if placed:
                 self._bus.announce()

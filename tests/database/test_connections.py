@@ -22,7 +22,7 @@ from tests.support.servers import PostgresServer
 async def test_a_few_more_at_once_than_the_pool_s_size_keep_their_connections_while_they_come(
     postgresql_settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("taskflow_gql.database.connections._AT_HAND_SECONDS", 1.0)
+    monkeypatch.setattr("taskflow_gql.database.connections._IDLE_SECONDS", 1.0)
     sizes = {"database_pool_size": 2, "database_max_overflow": 10}
     database = Database(create_engine(postgresql_settings.model_copy(update=sizes)))
     opened: list[Any] = []

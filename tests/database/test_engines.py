@@ -70,9 +70,15 @@ def test_without_a_url_the_database_is_a_file_in_the_data_folder(tmp_path: Path)
             "postgresql://db.example:99999/tasks",
             "DATABASE_URL is not a database URL; it looks like postgresql://user:password@host:5432/name",
         ),
-        ("sqlite://", "DATABASE_URL names no file, and memory forgets; write sqlite:///file.sqlite3"),
-        ("sqlite:///:memory:", "DATABASE_URL names no file, and memory forgets; write sqlite:///file.sqlite3"),
-        ("sqlite:///tasks.sqlite3?mode=ro", "DATABASE_URL: a SQLite file takes no parameters; leave them out"),
+        (
+            "sqlite://",
+            "DATABASE_URL names no file, and an in-memory database is lost at exit; write sqlite:///file.sqlite3",
+        ),
+        (
+            "sqlite:///:memory:",
+            "DATABASE_URL names no file, and an in-memory database is lost at exit; write sqlite:///file.sqlite3",
+        ),
+        ("sqlite:///tasks.sqlite3?mode=ro", "DATABASE_URL: SQLite takes no parameters; remove them"),
         ("mysql://db.example/tasks", "DATABASE_URL names 'mysql'; it must be postgresql:// or sqlite:///"),
         (
             "postgresql://db.example/tasks?sslmode=maybe",
@@ -84,7 +90,7 @@ def test_without_a_url_the_database_is_a_file_in_the_data_folder(tmp_path: Path)
         ),
         (
             "postgresql://db.example/tasks?schema=public&pgbouncer=true",
-            "DATABASE_URL: this server knows no parameter pgbouncer, schema; leave it out",
+            "DATABASE_URL: unknown parameter pgbouncer, schema; remove it",
         ),
         (
             "postgresql://db.example/tasks?connect_timeout=soon",

@@ -133,7 +133,7 @@ async def test_who_waited_for_the_lock_places_nothing_by_what_it_saw_before(post
         await create(one.database, ann, "First")
 
         async def place() -> tuple[int, bool]:
-            async with other.database.write_at_once() as session:
+            async with other.database.write_single_statement() as session:
                 return await place_events(session, limit=10)
 
         async with one.database.write() as session:
@@ -167,7 +167,7 @@ async def test_many_who_place_at_once_leave_no_gap(postgresql_settings: Settings
                 await update(database, ann, task_id, f"Title {n}")
                 may_be_more = True
                 while may_be_more:
-                    async with database.write_at_once() as session:
+                    async with database.write_single_statement() as session:
                         _, may_be_more = await place_events(session, limit=3)
 
         databases = (one.database, other.database) * 2
