@@ -50,7 +50,7 @@ def _declare_batch(schema: GraphQLSchema) -> None:
     field = schema.type_map["Task"].fields["owner"]  # type: ignore[attr-defined]
     batch = Batch(users_by_id, "owner_id")
     field.extensions[BATCH] = batch
-    field.resolve = batch_resolver(batch, lambda context: context)
+    field.resolve = batch_resolver(batch)
 
 
 _declare_batch(SCHEMA)

@@ -1,14 +1,14 @@
 """Relations that are loaded for many objects at once.
 
 A field declares its `Batch` under `GraphQLField.extensions[BATCH]`. The compiling executor reads the keys of all
-objects of a level and calls `load` once. Any other executor uses the field's resolver, which `batch_resolver` makes
-from the same declaration: there the keys asked for in one turn of the event loop make up one call.
+objects of a level and calls `load` once. Every other executor uses the field's resolver. `batch_resolver` makes it
+from the same declaration; the keys that are asked for in one turn of the event loop then share one call.
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable, Hashable, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from graphql import GraphQLResolveInfo
 
@@ -20,19 +20,19 @@ Load = Callable[..., Awaitable[Mapping[Any, Any]]]
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """How the values of a relation field are loaded.
+    """Declares how the values of a relation field are loaded.
 
-    `load(context, keys, **arguments)` takes distinct keys, none of them None, in the order they were met, and the
-    field's arguments by their Python names. It returns values by key; a value that is an exception is the error of
-    the fields that asked for that key.
+    `load(context, keys, **arguments)` takes distinct keys in the order of their objects, and the field's arguments by
+    their Python names. No key is None. It returns values by key. A value that is an exception is the error of the
+    fields that asked for that key.
 
-    `key` is the attribute (or mapping entry) of the object that holds the key, or a function of the object. An object
-    whose key is None has no related value: null.
+    `key` is the attribute (or mapping entry) of the object that holds the key, or a function of the object. If the key
+    is None, the field is null.
 
-    A key without a value is null, or an empty list for a relation to `many`.
+    A key without a value is null, or an empty list if `many` is set.
 
-    An object whose class has an attribute called `carried_as` has the value with it, and nothing is loaded for it. Not
-    for fields with arguments.
+    If the object's class has an attribute named by `carried_as`, the object carries the value and nothing is loaded.
+    Fields with arguments ignore `carried_as`.
     """
 
     load: Load
@@ -53,57 +53,69 @@ class Batch:
         return [] if value is None and self.many else value
 
 
-def batch_resolver(batch: Batch, loaders_of: Callable[[Any], dict[Any, Any]]) -> Callable[..., Any]:
-    """A resolver for executors that know nothing of batches.
+def batch_resolver(batch: Batch) -> Callable[..., Any]:
+    """Make a resolver for executors that do not know batches.
 
-    `loaders_of(context)` returns the dict in which the loaders of one operation are kept: the same one for the same
-    context, a fresh one for every operation.
+    Keys that are asked for in one turn of the event loop, with the same context and equal arguments, share one call of
+    `load`. Nothing has to be kept in the context for it.
     """
 
     def resolve(source: Any, info: GraphQLResolveInfo[Any], **arguments: Any) -> Any:
         if not arguments and batch.is_carried_by(type(source)):
             return getattr(source, batch.carried_as or "")
         key = batch.key_of(source)
-        if key is None:
-            return None
-        # Equal arguments share a call. Arguments may have no hash (lists, dicts), and 1 and True are equal.
-        loader_key = (batch, repr(sorted(arguments.items())))
-        loaders = loaders_of(info.context)
-        loader = cast("_Loader | None", loaders.get(loader_key))
-        if loader is None or loader.arguments != arguments:
-            loader = loaders[loader_key] = _Loader(batch, info.context, arguments)
-        return loader.value(key)
+        return None if key is None else _value(batch, info.context, arguments, key)
 
     return resolve
 
 
-class _Loader:
-    """Collects keys for one turn of the event loop. Keeps no values: a mutation may have changed them since."""
+async def _value(batch: Batch, context: Any, arguments: dict[str, Any], key: Key) -> Any:
+    loop = asyncio.get_running_loop()
+    # Argument values may have no hash (lists, dicts), and 1 and True are equal but print differently.
+    name = (id(loop), id(context), batch, repr(sorted(arguments.items())))
+    loader = _collecting.get(name)
+    # A loader keeps its loop and context alive, so an id in a name is not reused while the loader collects keys.
+    if loader is None or loader.loop is not loop or loader.arguments != arguments:
+        loader = _collecting[name] = _Loader(name, loop, batch, context, arguments)
+        loop.call_soon(loader.dispatch)
+    return await loader.value(key)
 
-    def __init__(self, batch: Batch, context: Any, arguments: dict[str, Any]) -> None:
+
+class _Loader:
+    """Collects keys for one turn of the event loop. Values are not kept: a mutation may change them."""
+
+    def __init__(
+        self,
+        name: tuple[Any, ...],
+        loop: asyncio.AbstractEventLoop,
+        batch: Batch,
+        context: Any,
+        arguments: dict[str, Any],
+    ) -> None:
+        self.name = name
+        self.loop = loop
         self.batch = batch
         self.context = context
         self.arguments = arguments
         self.waiting: dict[Key, asyncio.Future[Any]] = {}
-        self.tasks: set[asyncio.Task[None]] = set()
 
     async def value(self, key: Key) -> Any:
         future = self.waiting.get(key)
         if future is None:
-            loop = asyncio.get_running_loop()
-            if not self.waiting:
-                loop.call_soon(self.dispatch)
-            future = self.waiting[key] = loop.create_future()
-        # One caller's cancellation must not take the value from the others.
+            future = self.waiting[key] = self.loop.create_future()
+        # One caller's cancellation must not cancel the load for the others.
         return await asyncio.shield(future)
 
     def dispatch(self) -> None:
-        waiting, self.waiting = self.waiting, {}
-        task = asyncio.ensure_future(self.fulfil(waiting))
-        self.tasks.add(task)
-        task.add_done_callback(self.tasks.discard)
+        if _collecting.get(self.name) is self:
+            del _collecting[self.name]
+        task = self.loop.create_task(self.load())
+        # The event loop keeps only a weak reference to a task.
+        _loading.add(task)
+        task.add_done_callback(_loading.discard)
 
-    async def fulfil(self, waiting: dict[Key, asyncio.Future[Any]]) -> None:
+    async def load(self) -> None:
+        waiting = self.waiting
         try:
             loaded = await self.batch.load(self.context, list(waiting), **self.arguments)
             values = {key: self.batch.value_of(loaded, key) for key in waiting}
@@ -114,8 +126,13 @@ class _Loader:
         except Exception as error:
             for future in waiting.values():
                 future.set_exception(error)
-                # Whoever asked may be gone; its error is then nobody's to retrieve.
+                # If the caller is gone nobody retrieves the error, and asyncio would log that.
                 future.exception()
             return
         for key, future in waiting.items():
             future.set_result(values[key])
+
+
+# The loaders that collect keys in the current turn of their event loop. Event loops in other threads have other names.
+_collecting: dict[tuple[Any, ...], _Loader] = {}
+_loading: set[asyncio.Task[None]] = set()

@@ -33,11 +33,11 @@ from strawberry.types.graphql import OperationType
 
 from taskflow_gql.config import Settings
 from taskflow_gql.execution import CompilingExecutor
+from taskflow_gql.execution.strawberry import build_quickly
 from taskflow_gql.operations.context import OperationContext
 from taskflow_gql.operations.cost import Prices, problems_of_request
 from taskflow_gql.operations.documents import Document, Documents, DocumentSource, Operation
 from taskflow_gql.operations.errors import BAD_USER_INPUT, TOO_COMPLEX, VALIDATION_FAILED, ErrorRenderer
-from taskflow_gql.operations.inputs import build_quickly
 from taskflow_gql.operations.validation import RULES, TooComplex, parse, validate
 
 _ALL_TYPES = frozenset(OperationType)

@@ -74,7 +74,7 @@ def make_schema() -> GraphQLSchema:
     for (type_name, field_name), batch in BATCHES.items():
         field = schema.type_map[type_name].fields[field_name]  # type: ignore[attr-defined]
         field.extensions[BATCH] = batch
-        field.resolve = batch_resolver(batch, vars)
+        field.resolve = batch_resolver(batch)
     return schema
 
 
@@ -220,7 +220,7 @@ async def run_loading(load: Any, executor_class: Any) -> ExecutionResult:
     batch = Batch(load, "id")
     field = schema.type_map["Task"].fields["loaded"]  # type: ignore[attr-defined]
     field.extensions[BATCH] = batch
-    field.resolve = batch_resolver(batch, vars)
+    field.resolve = batch_resolver(batch)
     document = parse("query($one: X, $yes: X) { tasks { one: loaded(x: $one) yes: loaded(x: $yes) } }")
     variables = {"one": {"a": 1}, "yes": {"a": True}}
     result = execute(
@@ -266,7 +266,7 @@ async def test_values_are_loaded_again_after_a_mutation(executor_class: type[Com
     batch = Batch(lambda _, keys: _immediately({key: {"name": names.pop(0)} for key in keys}), "boss_id")
     field = schema.type_map["User"].fields["boss"]  # type: ignore[attr-defined]
     field.extensions[BATCH] = batch
-    field.resolve = batch_resolver(batch, lambda context: context)
+    field.resolve = batch_resolver(batch)
     document = parse("mutation { a: rename { boss { name } } b: rename { boss { name } } }")
     result = execute(schema, document, {"rename": {"boss_id": 1}}, {}, executor_class=executor_class)
     assert not isinstance(result, ExecutionResult)

@@ -99,7 +99,7 @@ def make_schema() -> GraphQLSchema:
         fields["laters"].resolve = resolve_later([{"id": "3"}, {"id": "4"}])
         fields["pending"].resolve = pending
         fields["loaded"].extensions[BATCH] = batch
-        fields["loaded"].resolve = batch_resolver(batch, vars)
+        fields["loaded"].resolve = batch_resolver(batch)
         fields["value"].resolve = resolve_sync(1)
         fields["later_value"].resolve = resolve_later(1)
         fields["failing"].resolve = fail
@@ -218,7 +218,7 @@ async def test_a_variable_may_have_values_that_cannot_be_compared() -> None:
     batch = Batch(load, "id")
     boss = schema.type_map["User"].fields["boss"]  # type: ignore[attr-defined]
     boss.extensions[BATCH] = batch
-    boss.resolve = batch_resolver(batch, vars)
+    boss.resolve = batch_resolver(batch)
 
     def name(_source: Any, _info: Any) -> str:
         has_first = variable.get() is first

@@ -87,7 +87,7 @@ def make_schema() -> GraphQLSchema:
     batch = Batch(users_by_id, "boss_id")
     field = schema.type_map["User"].fields["boss"]  # type: ignore[attr-defined]
     field.extensions[BATCH] = batch
-    field.resolve = batch_resolver(batch, lambda context: context)
+    field.resolve = batch_resolver(batch)
     schema.type_map["Node"].resolve_type = lambda *_: "User"  # type: ignore[attr-defined]
     return schema
 

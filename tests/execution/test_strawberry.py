@@ -39,7 +39,6 @@ class TaskRow:
 
 @dataclass
 class Context:
-    batch_loaders: dict[Any, Any] = field(default_factory=dict)
     loads: list[Any] = field(default_factory=list)
 
 

@@ -120,7 +120,7 @@ class World:
         # Fields with arguments carry nothing; and not every source has attributes for its class to show.
         carried_as = None if arguments else random.choice([None, name])
         batch = Batch(self._load(owner, name, type_), f"key_{name}", carried_as=carried_as)
-        resolver = batch_resolver(batch, lambda context: context.setdefault("loaders", {}))
+        resolver = batch_resolver(batch)
         return GraphQLField(type_, arguments, resolve=resolver, extensions={BATCH: batch})
 
     # What it does

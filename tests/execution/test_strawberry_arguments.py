@@ -16,8 +16,7 @@ from strawberry.types.base import StrawberryObjectDefinition
 from strawberry.types.field import StrawberryField
 from strawberry.types.fields.resolver import StrawberryResolver
 
-from taskflow_gql.execution.strawberry import BatchingExecutor
-from taskflow_gql.operations.inputs import build_quickly
+from taskflow_gql.execution.strawberry import BatchingExecutor, build_quickly
 
 T = TypeVar("T")
 
@@ -61,7 +60,7 @@ class Outer:
     maybe: strawberry.Maybe[int]
     maybe_null: strawberry.Maybe[int | None]
     global_ids: list[relay.GlobalID] | None = None
-    lazy: Annotated["Inner", strawberry.lazy("tests.api.test_arguments")] | None = None
+    lazy: Annotated["Inner", strawberry.lazy("tests.execution.test_strawberry_arguments")] | None = None
 
 
 class Shouting(FieldExtension):
