@@ -146,7 +146,7 @@ class BatchingExecutor(CompilingExecutor, StrawberryGraphQLCoreExecutionContext)
 
     @classmethod
     def function_of(cls, schema: GraphQLSchema, field: GraphQLField) -> Callable[[Any], Any] | None:
-        """Return the method itself if it takes neither arguments nor info, which Strawberry's resolver mostly handles."""
+        """Return the method itself if it takes neither arguments nor info: Strawberry's resolver does nothing else."""
         definition = field.extensions.get(DEFINITION)
         if (
             not isinstance(definition, StrawberryField)

@@ -14,9 +14,9 @@ from taskflow_gql.database.connections import is_unreachable
 from taskflow_gql.database.engines import create_engine
 from taskflow_gql.database.statements import Statement
 from taskflow_gql.database.units import Database
-from tests.support.serving import make_settings
 from tests.support.client import PATIENCE_SECONDS
 from tests.support.servers import PostgresServer
+from tests.support.serving import make_settings
 
 
 async def test_a_few_more_at_once_than_the_pool_s_size_keep_their_connections_while_they_come(

@@ -14,9 +14,9 @@ from taskflow_gql.config import Settings
 from taskflow_gql.database.engines import create_engine, database_url, forbid_writes
 from taskflow_gql.database.units import Database
 from taskflow_gql.errors import ConfigurationError
-from tests.support.serving import make_settings
 from tests.database.tables import COUNTERS, counted
 from tests.support.servers import PostgresServer
+from tests.support.serving import make_settings
 
 # Made for this file; its key was thrown away.
 CERTIFICATE = """\
