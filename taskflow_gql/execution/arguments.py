@@ -1,7 +1,7 @@
-"""What a field's arguments are, worked out from their literals once.
+"""Compiles a field's arguments into functions of the variables.
 
-graphql-core walks the literals of a field and the types of its arguments for every request. Here one walk leaves a tree
-of functions of the variables' values. Whatever is out of the ordinary is left to graphql-core, which has the words.
+graphql-core walks the literals of a field and the types of its arguments for every request. Here one walk makes a tree
+of functions of the variables' values. Unusual arguments are left to graphql-core, which has the error messages.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -28,34 +28,36 @@ from graphql import (
 )
 from graphql.pyutils import Undefined
 from graphql.utilities import coerce_input_literal
-from graphql.utilities.coerce_input_value import coerce_default_value
+
+from .core import coerce_default_value
 
 Variables = Mapping[str, Any]
 Read = Callable[[Variables], Any]
 Definition = GraphQLArgument | GraphQLInputField
-# A name and how its value is read.
+# The Python name and the function that reads the value.
 Entry = tuple[str, Read]
 
-# Of one field. With more, it is not the walk that takes the time.
-MOST_LITERALS = 250
+# Literals of one field. With more of them, the walk is not what takes the time.
+MAX_LITERALS = 250
 
 
 class Unusual(Exception):
-    """These variables, or these literals, are for graphql-core."""
+    """Leaves these variables, or these literals, to graphql-core."""
 
 
 class ArgumentReaders:
-    """The functions of one document: a field that is planned in many places, as those of fragments are, has one."""
+    """The functions of one document. A field that is planned in many places, like those of fragments, has one."""
 
     def __init__(self) -> None:
-        # By the identities of the field and its node, which is kept so that no other gets its identity.
+        # By the identities of the field and its node. The node is kept so that no other one gets its identity.
         self._readers: dict[tuple[int, int], tuple[FieldNode, Read | None]] = {}
-        # Of what is left out: one for each definition, however often that is.
+        # For arguments and input fields that are left out: one entry for each definition.
         self._defaults: dict[int, Entry | None] = {}
 
     def reader(self, definition: GraphQLField, node: FieldNode) -> Read | None:
-        """A function from the variables' coerced values to new argument values, which may raise `Unusual`; None where
-        graphql-core has to be asked each time.
+        """Return a function from the variables' coerced values to fresh argument values. It may raise `Unusual`.
+
+        None if graphql-core has to read the arguments each time.
         """
         key = (id(definition), id(node))
         known = self._readers.get(key)
@@ -88,7 +90,7 @@ class ArgumentReaders:
         return read_dict
 
     def _entry(self, name: str, definition: Definition, node: ValueNode | None) -> Entry | None:
-        """Of an argument, or of a field of an input object. None, or Undefined from the function: there is no value."""
+        """Return the entry of an argument or input field. No value is None, or Undefined from the function."""
         if node is None:
             if id(definition) not in self._defaults:
                 self._defaults[id(definition)] = _default_entry(name, definition)
@@ -114,7 +116,7 @@ class ArgumentReaders:
             return lambda variables: [read(variables) for read in reads]
         if is_input_object_type(type_):
             return self._input_object(node, type_)
-        if isinstance(node, ListValueNode | ObjectValueNode):  # with variables in it, for all we know
+        if isinstance(node, ListValueNode | ObjectValueNode):  # it may contain variables
             raise Unusual
         return _leaf(node, type_)
 
@@ -133,7 +135,7 @@ def _are_few(nodes: Iterable[ValueNode]) -> bool:
     while stack:
         node = stack.pop()
         count += 1
-        if count > MOST_LITERALS:
+        if count > MAX_LITERALS:
             return False
         if isinstance(node, ListValueNode):
             stack += node.values
@@ -150,7 +152,7 @@ def _is_required(definition: Definition) -> bool:
 
 def _default_of(definition: Definition) -> Any:
     try:
-        # graphql-core gives the same object each time as well.
+        # graphql-core returns the same object each time, too.
         return coerce_default_value(definition)
     except TypeError as error:
         raise Unusual from error
@@ -189,7 +191,7 @@ def _leaf(node: ValueNode, type_: Any) -> Read:
         return lambda _variables: value
 
     def read_again(_variables: Variables) -> Any:
-        # Somebody's own scalar may say something else each time.
+        # A custom scalar may return another value each time.
         value = coerce_input_literal(node, type_)
         if value is Undefined:
             raise Unusual

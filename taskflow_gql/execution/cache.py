@@ -1,8 +1,8 @@
-"""The plans of a schema, bounded in number and size, and hard to spoil.
+"""The cache of a schema's plans: bounded in number and size, and resistant to floods of new documents.
 
-A document is planned when it has been seen twice, and once there is no room, for another document or for its fields,
-only when it has been seen more often than the one that would have to go. So a client that sends ever new documents, or
-more documents than fit, in turn, does not cost the others their plans, nor the server the planning.
+A document is planned when it is seen the second time. When the cache is full, it is planned only if it was seen more
+often than the document that would be evicted. A client that sends only new documents, or more documents in turn than
+fit, therefore neither evicts the plans of others nor makes the server plan.
 """
 
 import threading
@@ -24,14 +24,14 @@ from .arguments import ArgumentReaders
 from .sightings import Sightings
 from .tree import Plan
 
-# Bounds. A planned field takes about 5 KB, the syntax tree of 16 (terse) to 100 characters about 4: the whole cache
-# stays below 130 MB, whatever clients send.
-MOST_DOCUMENTS = 512
-MOST_FIELDS = 24_576
-MOST_FIELDS_OF_DOCUMENT = 1_024
-MOST_PLANS_OF_DOCUMENT = 16
+# A planned field takes about 5 KB, and the syntax tree of 16 (terse) to 100 characters about 4 KB. With these bounds
+# the whole cache stays below 130 MB, whatever clients send.
+MAX_DOCUMENTS = 512
+MAX_FIELDS = 24_576
+MAX_FIELDS_OF_DOCUMENT = 1_024
+MAX_PLANS_OF_DOCUMENT = 16
 CHARACTERS_FOR_A_FIELD = 16
-LONGEST_DOCUMENT = 65_536  # characters
+MAX_DOCUMENT_CHARACTERS = 65_536
 
 Key = tuple[str | int, int]
 
@@ -52,10 +52,10 @@ class Document:
         self.plans: dict[tuple[Any, ...], Plan | None] = {}
         self.argument_readers = ArgumentReaders()
         self.fields = 0
-        # What is kept of it without a plan, in fields.
+        # The memory that it takes without a plan, in planned fields.
         self.size = _size_of(key)
         self._take_room = take_room
-        # Of this operation alone: fragments of others may have variables that it does not know.
+        # This operation's alone: fragments of other operations may use variables that it does not have.
         selections = list(_selections(operation, fragments))
         directives = [directive for selection in selections for directive in selection.directives or ()]
         spread = {selection.name.value for selection in selections if isinstance(selection, FragmentSpreadNode)}
@@ -74,38 +74,38 @@ class Document:
         )
 
     def is_of(self, operation: OperationDefinitionNode, fragments: dict[str, FragmentDefinitionNode]) -> bool:
-        # The same text need not be the same document: someone may have rewritten the syntax tree after parsing.
+        # The same text need not be the same document: the syntax tree may have been rewritten after parsing.
         if self.operation is not operation:
             return self.operation == operation and self.fragments == fragments
         if not fragments:
             return not self.fragments
-        # `Run.details` assumes that the fragments are the same nodes if the operation is.
+        # `Run.details` relies on this: if the operation is the same node, the fragments are, too.
         return self.fragments.keys() == fragments.keys() and all(
             node is fragments[name] for name, node in self.fragments.items()
         )
 
     def admit(self, fields: int) -> bool:
-        """Whether so many more fields may be planned for this document."""
-        return self.fields + fields <= MOST_FIELDS_OF_DOCUMENT and self._take_room(self, fields)
+        """Tell whether so many more fields may be planned for this document, and count them if so."""
+        return self.fields + fields <= MAX_FIELDS_OF_DOCUMENT and self._take_room(self, fields)
 
 
 class PlanCache:
-    """Threads may share it."""
+    """The documents with plans, for one schema and one executor class. Threads may share it."""
 
-    def __init__(self, seen_before_planned: int, most_documents: int = MOST_DOCUMENTS) -> None:
+    def __init__(self, seen_before_planned: int, max_documents: int = MAX_DOCUMENTS) -> None:
         self.seen_before_planned = seen_before_planned
-        self.most_documents = most_documents
-        # The least recently used first.
+        self.max_documents = max_documents
+        # The least recently used comes first.
         self._documents: dict[Key, Document] = {}
-        self._sightings = Sightings(16 * most_documents)
-        # In fields, as all that is kept is measured.
+        self._sightings = Sightings(16 * max_documents)
+        # In planned fields, the unit of everything that is kept.
         self._size = 0
         self._lock = threading.Lock()
 
     def get(
         self, key: Key, operation: OperationDefinitionNode, fragments: dict[str, FragmentDefinitionNode]
     ) -> Document | None:
-        """The document, or None if it is not to be planned."""
+        """Return the document, or None if it is not planned."""
         with self._lock:
             seen = self._sightings.add(key)
             document = self._documents.pop(key, None)
@@ -113,7 +113,7 @@ class PlanCache:
                 if seen < self.seen_before_planned:
                     return None
                 size = _size_of(key)
-                is_too_long = size > LONGEST_DOCUMENT // CHARACTERS_FOR_A_FIELD
+                is_too_long = size > MAX_DOCUMENT_CHARACTERS // CHARACTERS_FOR_A_FIELD
                 if is_too_long or not self._make_room(size, seen, documents=1):
                     return None
                 document = Document(key, operation, fragments, self._take_room)
@@ -126,7 +126,7 @@ class PlanCache:
 
     def _take_room(self, document: Document, fields: int) -> bool:
         with self._lock:
-            # One that had to go while it was being executed gets no more plans.
+            # A document that was evicted while it was executed gets no more plans.
             if self._documents.get(document.key) is not document:
                 return False
             if not self._make_room(fields, self._sightings.of(document.key)):
@@ -136,12 +136,12 @@ class PlanCache:
             return True
 
     def _make_room(self, size: int, seen: int, *, documents: int = 0) -> bool:
-        """Drop documents that were seen less often, as many as it takes. False where one was seen as often."""
-        while self._size + size > MOST_FIELDS or len(self._documents) + documents > self.most_documents:
+        """Evict as many documents as necessary that were seen less often. False if one was seen as often."""
+        while self._size + size > MAX_FIELDS or len(self._documents) + documents > self.max_documents:
             oldest = next(iter(self._documents))
             document = self._documents.pop(oldest)
             if seen <= self._sightings.of(oldest):
-                # It stays. The next newcomer is compared with another one.
+                # It stays, and the next new document is compared with another one.
                 self._documents[oldest] = document
                 return False
             self._size -= document.size + document.fields
@@ -149,21 +149,21 @@ class PlanCache:
 
 
 class _Caches:
-    """The caches of a schema by executor class, kept with the schema. A copy of the schema starts with none."""
+    """The caches of a schema by executor class, kept in its extensions. A copy of the schema starts with none."""
 
     def __init__(self, schema: GraphQLSchema | None = None) -> None:
         self.schema = schema
         self.by_class: dict[type, PlanCache] = {}
 
     def __reduce__(self) -> tuple[type, tuple[()]]:
-        # For pickle and deepcopy.
+        # Used by pickle and deepcopy.
         return _Caches, ()
 
 
 def document_for_once(
     key: Key, operation: OperationDefinitionNode, fragments: dict[str, FragmentDefinitionNode]
 ) -> Document | None:
-    """A document that no cache keeps, with the bound of one that is kept. None if it is not to be planned."""
+    """Make a document that no cache keeps, with the same bound. None if it cannot be planned."""
 
     def take_room(document: Document, fields: int) -> bool:
         document.fields += fields
@@ -186,7 +186,7 @@ def plans_of(schema: GraphQLSchema, executor_class: type, seen_before_planned: i
 def _selections(
     operation: OperationDefinitionNode, fragments: dict[str, FragmentDefinitionNode]
 ) -> Iterator[SelectionNode]:
-    """All that the operation selects, fragments counted once."""
+    """Iterate over everything that the operation selects, each fragment once."""
     sets = [operation.selection_set]
     spread: set[str] = set()
     while sets:

@@ -1,12 +1,14 @@
 """Generates the functions that make the answer for one object of a selection.
 
-`fill` does for each field what graphql-core's `execute_field` does, in the same order, with what is known beforehand
-left out. Where it has no shortcut it calls into `completion`. Its source is registered under a name like
-`<plan Query.tasks.nodes>`, so a traceback shows the field.
+`fill` does the same for each field as graphql-core's `execute_field`, in the same order, without the tests whose
+results are known beforehand. Where it has no shortcut it calls `completion`. Its source is registered under a name
+like `<plan Query.tasks.nodes>`, so a traceback shows the field.
 
-`quick` is for the many objects that hold all there is to know: it makes the answer, or gives None when anything about
-an object is out of the ordinary, and then `fill` does it. As it only reads what is stored, nobody sees it try.
+`quick` is for objects that store everything that is selected. It returns the answer, or None when anything about the
+object is unusual, and then `fill` does it. `quick` only reads stored values, so a failed try has no side effects.
 """
+
+from __future__ import annotations
 
 import itertools
 import keyword
@@ -14,19 +16,16 @@ import linecache
 import math
 import textwrap
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from graphql import GraphQLBoolean, GraphQLFloat, GraphQLID, GraphQLInt, GraphQLString, is_enum_type, is_object_type
 from graphql.type import GRAPHQL_MAX_INT, GRAPHQL_MIN_INT
 
 from .completion import PRINTED, SERIALISED, place_serialised, unusual_leaf
 from .sources import PLAIN, AsItIs, IsInstance, is_stored, names_in_tuple
-from .wait import Wait
+from .tree import Field, Fill, Quick, Selection, Wait
 
-if TYPE_CHECKING:
-    from .tree import Field, Fill, Quick, Selection
-
-# When a value of a built-in scalar may not be taken as it is, but has to go through the type's own serialisation.
+# Conditions under which a value of a built-in scalar has to go through the type's own serialisation.
 _UNUSUAL = {
     GraphQLString: "type({0}) is not str",
     GraphQLID: "type({0}) is not str",
@@ -38,27 +37,27 @@ _UNUSUAL = {
 _serial = itertools.count(1)
 
 
-def generate(selection: "Selection", of_mapping: bool, carried: frozenset[str] = frozenset()) -> "Fill":
+def generate(selection: Selection, of_mapping: bool, carried: frozenset[str] = frozenset()) -> Fill:
     source = source_of(selection, of_mapping, carried)
     fill: Fill = _compile(selection, "fill", source, _names_used(selection))
     return fill
 
 
-def generate_quick(selection: "Selection", cls: type, fill: "Fill") -> "Quick | None":
-    """`quick` for objects of this class, for which there is this `fill`. None where it takes more."""
+def generate_quick(selection: Selection, cls: type, fill: Fill) -> Quick | None:
+    """Make `quick` for objects of this class, whose `fill` exists. None if a field needs more than stored values."""
     source = quick_source_of(selection, cls)
     if source is None:
         return None
-    # They use the same names, which are most of what a function costs.
+    # Both functions share one namespace, which is most of the memory of a function.
     quick: Quick = _compile(selection, "quick", source, fill.__globals__)
     return quick
 
 
-def _compile(selection: "Selection", name: str, source: str, names: dict[str, Any]) -> Any:
+def _compile(selection: Selection, name: str, source: str, names: dict[str, Any]) -> Any:
     filename = f"<plan {selection.path}>"
     if filename in linecache.cache:
         filename = f"<plan {selection.path} #{next(_serial)}>"
-    # Source of our own making: the client's names appear in it only as string literals and counted variables.
+    # The source is generated here. Names from the client appear in it only as string literals and GraphQL names.
     exec(compile(source, filename, "exec"), names)  # noqa: S102
     function = names.pop(name)
     # An entry without a modification time is never checked against the disk.
@@ -67,18 +66,18 @@ def _compile(selection: "Selection", name: str, source: str, names: dict[str, An
     return function
 
 
-def source_of(selection: "Selection", of_mapping: bool, carried: frozenset[str] = frozenset()) -> str:
-    """The source of `fill`; read mappings by key or other objects by attribute. Relations that the object carries with
-    it are read as well.
+def source_of(selection: Selection, of_mapping: bool, carried: frozenset[str] = frozenset()) -> str:
+    """Return the source of `fill`. It reads mappings by key and other objects by attribute, also for the relations that
+    the object carries.
     """
     body = "\n".join(_field_source(field, of_mapping, field.name in carried) for field in selection.fields) or "pass"
     return "def fill(run, answer, source, position):\n" + textwrap.indent(body, "    ")
 
 
-def quick_source_of(selection: "Selection", cls: type) -> str | None:
-    """The source of `quick` for objects of this class; None where a field needs more than is stored in them."""
+def quick_source_of(selection: Selection, cls: type) -> str | None:
+    """Return the source of `quick` for objects of this class, None if a field needs more than their stored values."""
     reads, checks, entries = [], [], []
-    # The variables by the name of what they hold: fields under two names may read the same.
+    # Variables by the name of the stored value: fields with different aliases may read the same one.
     variables: dict[str, str] = {}
     of_tuple = names_in_tuple(cls)
     for number, field in enumerate(selection.fields):
@@ -98,7 +97,7 @@ def quick_source_of(selection: "Selection", cls: type) -> str | None:
         checks.append(check)
         entries.append(f"{field.name!r}: {variable}")
     if of_tuple is not None and variables:
-        # All at once, which is cheaper.
+        # Unpacking the tuple is cheaper than reading each place.
         reads.insert(0, f"{' '.join(variables.get(name, '_') + ',' for name in of_tuple)} = source")
     body = "\n".join([*reads, *checks, f"return {{{', '.join(entries)}}}"])
     return (
@@ -106,8 +105,8 @@ def quick_source_of(selection: "Selection", cls: type) -> str | None:
     )
 
 
-def _stored_as(field: "Field", cls: type) -> str | None:
-    """Under which name objects of the class hold the field's value; None where it is not just read."""
+def _stored_as(field: Field, cls: type) -> str | None:
+    """Return the name under which objects of the class store the field's value, None if it is not just read."""
     if field.is_read_by_default:
         name: str | None = field.field_name
     elif cls is dict:
@@ -119,8 +118,10 @@ def _stored_as(field: "Field", cls: type) -> str | None:
     return name if name is not None and is_stored(cls, name) else None
 
 
-def _quick_check(field: "Field", value: str) -> str | None:
-    """What makes the value in this variable one of the answer's, or returns None; None where it takes more."""
+def _quick_check(field: Field, value: str) -> str | None:
+    """Return the source that turns this variable into the answer's value or returns None from `quick`; None if that
+    takes more than `quick` may do.
+    """
     name, level = field.name, field.level
     type_ = level.nullable_type
     but_null = f" and {value} is not None" if level.nullable else ""
@@ -154,7 +155,7 @@ def _quick_check(field: "Field", value: str) -> str | None:
     return f"if {value} is not None:\n{textwrap.indent(check, '    ')}" if level.nullable else check
 
 
-def _names_used(selection: "Selection") -> dict[str, Any]:
+def _names_used(selection: Selection) -> dict[str, Any]:
     names: dict[str, Any] = {
         "PLAIN": PLAIN,
         "PRINTED": PRINTED,
@@ -185,7 +186,7 @@ def _names_used(selection: "Selection") -> dict[str, Any]:
     return names
 
 
-def _field_source(field: "Field", of_mapping: bool, is_carried: bool) -> str:
+def _field_source(field: Field, of_mapping: bool, is_carried: bool) -> str:
     title = f"# {field.name}: {field.definition.type}"
     if field.is_typename:
         return f"{title}\nanswer[{field.name!r}] = {field.parent_type.name!r}"
@@ -205,13 +206,13 @@ def _field_source(field: "Field", of_mapping: bool, is_carried: bool) -> str:
     )
 
 
-def _batch_source(field: "Field", of_mapping: bool) -> str:
+def _batch_source(field: Field, of_mapping: bool) -> str:
     assert field.batch is not None
     if not isinstance(field.batch.key, str):
         key = f"key_{field.name}(source)"
     else:
         key = f"source[{field.batch.key!r}]" if of_mapping else _attribute(field.batch.key)
-    # The arguments count when the objects are loaded, but they are wrong for each object, loaded or not.
+    # `load` uses the arguments later, but wrong arguments are an error of each object, even of one without a key.
     arguments = f"run.arguments(field_{field.name})\n" if field.has_arguments else ""
     return (
         f"{arguments}"
@@ -222,8 +223,8 @@ def _batch_source(field: "Field", of_mapping: bool) -> str:
     ) + ("" if field.level.nullable else f"\nelse:\n    field_{field.name}.level.null()")
 
 
-def _unusual(field: "Field", value: str) -> str | None:
-    """When the value in this variable may not be taken as it is; None where there is no telling."""
+def _unusual(field: Field, value: str) -> str | None:
+    """Return the condition under which this variable needs the type's serialisation, None if it always does."""
     if _is_as_it_is(field.level.nullable_type):
         return f"type({value}) not in as_they_are_{field.name}"
     condition = _UNUSUAL.get(field.level.nullable_type)
@@ -231,12 +232,12 @@ def _unusual(field: "Field", value: str) -> str | None:
 
 
 def _is_as_it_is(type_: Any) -> bool:
-    # What may be awaited, or null, has to be looked at.
+    # Other classes may be awaitable or null, so their values have to be tested.
     coerce = getattr(type_, "coerce_output_value", None)
     return isinstance(coerce, AsItIs) and SERIALISED.issuperset(coerce.classes)
 
 
-def _leaf_source(field: "Field", of_mapping: bool) -> str:
+def _leaf_source(field: Field, of_mapping: bool) -> str:
     name, type_ = field.name, field.level.nullable_type
     info = ", info" if field.resolve is not None else ""
     lines = [_read_source(field, of_mapping)]
@@ -245,7 +246,7 @@ def _leaf_source(field: "Field", of_mapping: bool) -> str:
     if is_unusual is not None:
         lines.append(f"if {is_unusual}{' and value is not None' if field.level.nullable else ''}:")
         if type_ is GraphQLID:
-            # Often a UUID or the like.
+            # IDs are often UUIDs or numbers.
             lines.append("    if type(value) in PRINTED:\n        value = str(value)\n    else:")
             unusual = f"    {unusual}"
         lines.append(f"    {unusual}")
@@ -271,7 +272,7 @@ def _leaf_source(field: "Field", of_mapping: bool) -> str:
     return "\n".join(lines)
 
 
-def _composite_source(field: "Field", of_mapping: bool) -> str:
+def _composite_source(field: Field, of_mapping: bool) -> str:
     name = field.name
     complete = []
     if field.resolve is None:
@@ -287,7 +288,7 @@ def _composite_source(field: "Field", of_mapping: bool) -> str:
     if field.resolve is None:
         lines.append(f"at = (position, {name!r}, {field.parent_type.name!r})")
     if field.level.items is None:
-        # Nearly always of a class whose function is there.
+        # Nearly always the function of the value's class exists already.
         lines.append(
             f"fill = fills_{name}.get(type(value))\n"
             f"if fill is not None:\n"
@@ -303,7 +304,7 @@ def _composite_source(field: "Field", of_mapping: bool) -> str:
     return "\n".join([*lines, textwrap.indent("\n".join(complete), "    ")])
 
 
-def _read_source(field: "Field", of_mapping: bool) -> str:
+def _read_source(field: Field, of_mapping: bool) -> str:
     if field.batch is not None:
         return f"value = {_attribute(field.batch.carried_as or '')}"
     if field.attribute is not None:
@@ -322,6 +323,6 @@ def _read_source(field: "Field", of_mapping: bool) -> str:
 
 
 def _attribute(name: str) -> str:
-    # Not every attribute can be written with a dot.
+    # Not every attribute name can follow a dot.
     plain = name.isidentifier() and not keyword.iskeyword(name)
     return f"source.{name}" if plain else f"getattr(source, {name!r})"

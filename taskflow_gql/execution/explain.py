@@ -1,4 +1,4 @@
-"""Shows what the executor makes of an operation: the plan as a tree, then the generated functions."""
+"""Shows the plan of an operation as a tree, and the functions generated for it."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,12 +17,13 @@ from graphql import (
 from .cache import Document
 from .codegen import quick_source_of, source_of
 from .executor import CompilingExecutor
+from .planner import may_be_quick
 from .tree import Field, Selection
 
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """`source` is empty where there is no plan."""
+    """A plan and its generated source, which is empty if there is no plan."""
 
     plan: str
     source: str
@@ -39,10 +40,10 @@ def explain(
     variables: dict[str, Any] | None = None,
     executor_class: type[CompilingExecutor] = CompilingExecutor,
 ) -> Explanation:
-    """The plan of a valid operation, and its source for objects with attributes: for any, and where that makes a
-    difference for those that hold all that is asked of them. Raises the first GraphQLError.
+    """Return the plan of a valid operation and its source for objects with attributes.
 
-    The variables matter where @skip and @include look at them.
+    The source has `fill`, and `quick` for objects that store everything that is selected. Raises the first
+    GraphQLError. Only the variables that @skip and @include use make a difference.
     """
     if isinstance(document, str):
         document = parse(document)
@@ -61,33 +62,35 @@ def explain(
     lines = [f"{operation.operation.value} {name}".rstrip() + (", one field after the other" if is_serial else "")]
     sources: list[str] = []
     for selection in plan.serial if is_serial else [plan.root]:
-        _explain(selection, "  ", lines, sources)
+        _explain(selection, executor_class, "  ", lines, sources)
     return Explanation("\n".join(lines), "\n".join(sources))
 
 
-def _explain(selection: Selection, indent: str, lines: list[str], sources: list[str]) -> None:
+def _explain(
+    selection: Selection, executor_class: type[CompilingExecutor], indent: str, lines: list[str], sources: list[str]
+) -> None:
     sources.append(f"# <plan {selection.path}>\n{source_of(selection, of_mapping=False)}\n")
-    quick = quick_source_of(selection, _class_that_holds(selection)) if selection.may_be_quick else None
+    quick = quick_source_of(selection, _class_that_holds(selection)) if may_be_quick(selection) else None
     if quick is not None:
         sources.append(f"# <plan {selection.path}>, in lists, of objects that hold all of it\n{quick}\n")
     for field in selection.fields:
-        lines.append(f"{indent}{field.name}: {field.definition.type}  {_reading(field)}")
+        lines.append(f"{indent}{field.name}: {field.definition.type}  {_reading(field, executor_class)}")
         named_type = get_named_type(field.definition.type)
         for inner in _selections_of(field):
             if inner.type is named_type:
-                _explain(inner, f"{indent}  ", lines, sources)
+                _explain(inner, executor_class, f"{indent}  ", lines, sources)
             else:
                 lines.append(f"{indent}  on {inner.type}")
-                _explain(inner, f"{indent}    ", lines, sources)
+                _explain(inner, executor_class, f"{indent}    ", lines, sources)
 
 
 def _class_that_holds(selection: Selection) -> type:
-    """A class whose objects carry with them what they can."""
+    """Make a class whose objects carry all relations that can be carried."""
     carried = [field.batch.carried_as for field in selection.fields if field.batch and field.batch.carried_as]
     return type("Row", (), dict.fromkeys(carried))
 
 
-def _reading(field: Field) -> str:
+def _reading(field: Field, executor_class: type[CompilingExecutor]) -> str:
     if field.is_typename:
         return "is known"
     if field.batch is not None:
@@ -101,7 +104,7 @@ def _reading(field: Field) -> str:
         return f"by {getattr(field.function, '__qualname__', repr(field.function))}, called directly"
     if field.is_read_by_default:
         return f"read from .{field.field_name}"
-    return f"resolved by {field.plan.executor_class.resolver_name(field.definition)}"
+    return f"resolved by {executor_class.resolver_name(field.definition)}"
 
 
 def _selections_of(field: Field) -> Iterator[Selection]:

@@ -1,118 +1,87 @@
-"""One execution of a plan.
+"""Runs a plan once.
 
-The first part is synchronous and depth first, as in graphql-core: generated functions fill in the answer. Where
-something has to be awaited they leave a `Wait` in the answer, and where a batch has to be loaded a key in `asked`.
-The second part, `_settle`, awaits what was left and completes it, which may leave more, until the answer is whole.
+The first part is synchronous and depth first, as in graphql-core: generated functions fill in the answer. For an
+awaitable they leave a `Wait` in the answer, and for a batched relation a key in `asked`. The second part, `_settle`,
+awaits what was left and completes it. A completion may leave more of both, so `_settle` goes on until nothing is left.
 
-Every value is completed as soon as it is there, in the task that awaited it, and nothing waits for its neighbours.
-Loads start when the event loop has gone round: what was asked for in the same turn is one batch.
+Every value is completed as soon as it arrives, in the task that awaited it, and never waits for its neighbours. A load
+starts after one turn of the event loop: everything that was asked for in the same turn is one batch.
 
-Context variables are seen where graphql-core shows them. There, one awaitable of an object or list is awaited in the
-task at hand, and several get a task each, with a copy of its context. So the only thing that a completion leaves goes
-on in the same context, and of several things each has a copy.
+Context variables are visible where they are under graphql-core. It awaits the only awaitable of an object or list in
+the current task, and several awaitables in a task each, with a copy of the context. Likewise, if a completion leaves a
+single thing, that goes on in the same context; if it leaves several, each has a copy.
 """
+
+from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from contextvars import Context, copy_context
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
-from graphql import FieldNode, GraphQLError, GraphQLResolveInfo
-from graphql.execution.collect_fields import FieldDetailsList, GroupedFieldSet, collect_fields
-from graphql.execution.values import get_argument_values
+from graphql import FieldNode, GraphQLError
 from graphql.pyutils import Path
 
 from .arguments import Unusual
 from .batch import Batch
 from .completion import resume
-from .wait import Wait, in_context
+from .core import FieldDetailsList, GroupedFieldSet, IncrementalExecutor, arguments_of, root_fields
+from .tree import Field, Fill, Info, Level, Position, Selection, Slot, Wait, in_context, is_below, path_of
 
-if TYPE_CHECKING:
-    from .executor import CompilingExecutor
-    from .tree import Field, Fill, Level, Selection
-
-Info: TypeAlias = GraphQLResolveInfo[Any]
-
-# What `Path` holds (previous position, key, type name) in a bare tuple: cheaper to make, and rarely looked at.
-Position: TypeAlias = Any
-
-# An object that asks for a related one: its answer, the key, its position.
-Slot: TypeAlias = tuple[dict[str, Any], Any, Position]
-
-# What one completion has asked for under one field: its context (None is the caller's), whether it is the only thing
-# that the completion has left, and the objects.
+# What one completion has asked for under one field: the completion's context (None for the caller's), whether this is
+# the only thing that it has left, the field, and the objects.
 _Asked: TypeAlias = "tuple[Context | None, bool, Field, list[Slot]]"
 
-# What was loaded for so many objects is completed together, and after so long others have a turn of the event loop.
-MOST_SLOTS_OF_PART = 8
-LONGEST_PART_SECONDS = 0.01
+# Loaded values are completed in parts of so many objects. After so many seconds the event loop gets a turn in between.
+MAX_SLOTS_OF_PART = 8
+MAX_PART_SECONDS = 0.01
 
-# Argument values that a resolver cannot change under its neighbour.
+# Classes of argument values that resolvers may share, since no resolver can change them.
 _IMMUTABLE = frozenset({str, int, float, bool, type(None)})
 
 
-def path_of(position: Position) -> Any:
-    # Not recursive: there is no limit to how deep an asynchronous answer may be.
-    inner: list[tuple[Position, str | int, str | None]] = []
-    while type(position) is tuple:
-        inner.append(position)
-        position = position[0]
-    path = position
-    for _, key, type_name in reversed(inner):
-        path = Path(path, key, type_name)
-    return path
-
-
-def is_below(position: Position, above: Position) -> bool:
-    while position is not above:
-        if type(position) is not tuple:
-            return False
-        position = position[0]
-    return True
-
-
 def has_changed(context: Context, untouched: Context) -> bool:
-    """Whether a variable has another value than in the context it was copied from. Quick if none has been set."""
+    """Tell whether a variable has another value than in the original of this copy. Fast if none has been set."""
     try:
         return context != untouched
-    except Exception:  # of values that cannot be compared
+    except Exception:  # the values cannot be compared
         return True
 
 
 class Run:
-    # What is used when something has to be awaited, from `_fill_rest` on.
-    _to_load: "list[_Asked]"  # what completions have asked for, until it is loaded
-    _tasks: (
-        "dict[asyncio.Task[None], Wait | None]"  # under way, with the awaitable that each began with; None for loads
-    )
-    _unwanted: "set[asyncio.Task[None]]"  # those of them whose value nobody wants any more
-    _wake: "asyncio.Future[None] | None"
-    _in_parts: int  # how many loads are being completed in parts
-    _broken: BaseException | None  # what a task has ended with, if not with a value
-    _rising: "list[tuple[Level, Path, GraphQLError]]"  # errors on their way up: the level and path they came from
+    """One execution of a plan."""
 
-    def __init__(self, executor: "CompilingExecutor") -> None:
+    # These exist once something has to be awaited, from `_fill_rest` on.
+    _to_load: list[_Asked]  # what completions have asked for, until it is loaded
+    _tasks: dict[asyncio.Task[None], Wait | None]  # running, with the awaitable that each began with; None for loads
+    _unwanted: set[asyncio.Task[None]]  # the tasks whose value is needed no more
+    _wake: asyncio.Future[None] | None
+    _in_parts: int  # the number of loads that are being completed in parts
+    _broken: BaseException | None  # what a task has raised
+    _rising: list[tuple[Level, Path, GraphQLError]]  # errors to propagate: the level and path that they come from
+
+    def __init__(self, executor: IncrementalExecutor) -> None:
         self.executor = executor
         self.is_awaitable: Callable[[Any], bool] = executor.is_awaitable
         self.answer: dict[str, Any] = {}
-        # What the completion under way has left.
+        # What the current completion has left.
         self.asked: defaultdict[Field, list[Slot]] = defaultdict(list)
         self._waits: list[Wait] = []
         self._arguments: dict[Field, dict[str, Any]] = {}
         # What `details` has collected.
         self._groups: dict[Selection | None, GroupedFieldSet] | None = None
 
-    def fill(self, fills: "Sequence[Fill]") -> dict[str, Any] | Awaitable[dict[str, Any]]:
-        """Fill in the answer of the root object. Each function's part is settled before the next is called."""
+    def fill(self, fills: Sequence[Fill]) -> dict[str, Any] | Awaitable[dict[str, Any]]:
+        """Fill in the answer of the root object. Each function's part is settled before the next one is called."""
         for index, fill in enumerate(fills):
             self._fill_root(fill)
             if self._waits or self.asked:
                 return self._fill_rest(fills[index + 1 :])
         return self.answer
 
-    async def _fill_rest(self, fills: "Sequence[Fill]") -> dict[str, Any]:
+    async def _fill_rest(self, fills: Sequence[Fill]) -> dict[str, Any]:
         self._to_load = []
         self._tasks = {}
         self._unwanted = set()
@@ -125,34 +94,34 @@ class Run:
             await self._settle()
         return self.answer
 
-    def _fill_root(self, fill: "Fill") -> None:
+    def _fill_root(self, fill: Fill) -> None:
         try:
             fill(self, self.answer, self.executor.root_value, None)
         except BaseException:
             self._give_up(self._waits)
             raise
 
-    # For the generated functions and their completion
+    # Called by the generated functions and by completions
 
-    def info(self, field: "Field", position: Position) -> Info:
+    def info(self, field: Field, position: Position) -> Info:
         return self.executor.build_resolve_info(
             field.definition, self._nodes(field), field.parent_type, path_of(position)
         )
 
-    def info_at(self, level: "Level", position: Position) -> Info:
-        """The info of the level's field, which its items share."""
+    def info_at(self, level: Level, position: Position) -> Info:
+        """Return the info of the level's field, which the items of a list share."""
         while level is not level.field.level:
             assert level.parent is not None
             level, position = level.parent, position[0]
         return self.info(level.field, position)
 
-    def details(self, field: "Field") -> FieldDetailsList:
-        """The field's nodes in the document that is executed, which need not be the one that was planned, but equal."""
+    def details(self, field: Field) -> FieldDetailsList:
+        """Return the field's nodes in the executed document, which may be another parse of the planned one."""
         if field.plan.operation is self.executor.operation:
             return field.details
         if self._groups is None:
             self._groups = {}
-        # As graphql-core collects them, from the innermost selection that has been collected before.
+        # Collect them as graphql-core does, beginning below the innermost selection that is already collected.
         selections = []
         selection: Selection | None = field.selection
         while selection is not None and selection not in self._groups:
@@ -163,38 +132,38 @@ class Run:
             groups = self._groups[inner] = self._collect(inner, groups)
         return groups[field.name]
 
-    def _collect(self, selection: "Selection", around: GroupedFieldSet) -> GroupedFieldSet:
+    def _collect(self, selection: Selection, around: GroupedFieldSet) -> GroupedFieldSet:
         executor = self.executor
         if selection.level is not None:
             return executor.collect_subfields(selection.type, around[selection.level.field.name]).grouped_field_set
-        # Once: each field of a mutation is in a selection of its own.
+        # Collect the root once: each field of a mutation has a selection of its own.
         assert self._groups is not None
         if None not in self._groups:
-            self._groups[None] = collect_fields(
+            self._groups[None] = root_fields(
                 executor.schema,
                 executor.fragments,
                 executor.variable_values,
                 selection.type,
                 executor.operation,
                 executor.hide_suggestions,
-            ).grouped_field_set
+            )
         return self._groups[None]
 
-    def _nodes(self, field: "Field") -> list[FieldNode]:
+    def _nodes(self, field: Field) -> list[FieldNode]:
         if field.plan.operation is self.executor.operation:
             return field.nodes
         return [detail.node for detail in self.details(field)]
 
-    def arguments(self, field: "Field") -> dict[str, Any]:
+    def arguments(self, field: Field) -> dict[str, Any]:
         arguments = self._arguments.get(field)
         if arguments is None:
             arguments = self._read_arguments(field)
-            # A batch function is called once, a resolver often: each time with values nobody has had before.
+            # A batch function is called once. A resolver is called often, and gets fresh values if one is mutable.
             if field.batch is not None or all(type(value) in _IMMUTABLE for value in arguments.values()):
                 self._arguments[field] = arguments
         return arguments
 
-    def _read_arguments(self, field: "Field") -> dict[str, Any]:
+    def _read_arguments(self, field: Field) -> dict[str, Any]:
         executor = self.executor
         if field.read_arguments is not None and field.plan.operation is executor.operation:
             try:
@@ -203,13 +172,13 @@ class Run:
                 pass
             else:
                 return values
-        return get_argument_values(
-            field.definition, self._nodes(field)[0], executor.variable_values, None, executor.hide_suggestions
+        return arguments_of(
+            field.definition, self._nodes(field)[0], executor.variable_values, executor.hide_suggestions
         )
 
     def wait(
         self,
-        level: "Level",
+        level: Level,
         position: Position,
         awaitable: Awaitable[Any],
         complete: Callable[[Any], Any] | None = None,
@@ -218,8 +187,8 @@ class Run:
         self._waits.append(wait)
         return wait
 
-    def exact(self, level: "Level", value: Any, position: Position, info: Info | None) -> Any:
-        """Have graphql-core complete the value, with all that is below it."""
+    def exact(self, level: Level, value: Any, position: Position, info: Info | None) -> Any:
+        """Let graphql-core complete the value and everything below it."""
         completed = self.executor.complete_value(
             level.type,
             self.details(level.field),
@@ -230,8 +199,8 @@ class Run:
         )
         return self.wait(level, position, completed) if self.is_awaitable(completed) else completed
 
-    def exact_fields(self, selection: "Selection", value: Any, position: Position) -> Any:
-        """Have graphql-core execute the selection on an object whose type has been checked."""
+    def exact_fields(self, selection: Selection, value: Any, position: Position) -> Any:
+        """Let graphql-core execute the selection on an object whose type is already checked."""
         level = selection.level
         assert level is not None
         completed: Any = self.executor.collect_and_execute_subfields(
@@ -239,21 +208,21 @@ class Run:
         )
         return self.wait(level, position, completed) if self.is_awaitable(completed) else completed
 
-    def field_failed(self, field: "Field", error: Exception, position: Position) -> None:
-        """Record the error of a field, given the position of its object. Raises it if the field may not be null."""
+    def field_failed(self, field: Field, error: Exception, position: Position) -> None:
+        """Record the error of a field, given the position of its object. Raise it if the field may not be null."""
         path = Path(path_of(position), field.name, field.parent_type.name)
         try:
             self.executor.handle_field_error(error, field.level.type, self.details(field), path)
         finally:
-            # What is raised may be this error, whose traceback then has this frame.
+            # The raised error may be this one. Its traceback has this frame, so the frame must not keep it.
             del error
 
-    def item_failed(self, level: "Level", error: Exception, position: Position, items: Sequence[Any]) -> Any:
-        """Record the error of an item of a list; its value is null, or else the list is lost and the error raised."""
+    def item_failed(self, level: Level, error: Exception, position: Position, items: Sequence[Any]) -> Any:
+        """Record the error of a list's item and return null. If the item may not be null, the error is raised."""
         try:
             self.executor.handle_field_error(error, level.type, self.details(level.field), path_of(position))
         except GraphQLError:
-            # The list is lost. Awaitables further on in it still have to be awaited by someone.
+            # The list is lost, but its remaining awaitables still have to be awaited.
             self.executor.track_async_work(items[position[1] + 1 :])
             raise
         finally:
@@ -266,15 +235,15 @@ class Run:
             alone = self._take_alone(is_callers=True)
             while True:
                 if alone is not None:
-                    # Nothing else to do meanwhile: no need of a task.
+                    # Nothing else runs meanwhile, so this needs no task.
                     await self._carry(alone, is_callers=True)
-                # A task may have ended between the parts of a load, when nothing waited to be woken.
+                # A task may have failed between the parts of a load, when nothing waited for `_wake`.
                 self._raise_broken()
                 if self._rising:
                     self._raise_errors()
-                # What the parts of one load ask for is loaded together.
+                # The keys that all parts of a load ask for are loaded together.
                 loads = self._take_loads() if self._to_load and not self._in_parts else []
-                if self._rising:  # from keys without a hash
+                if self._rising:  # keys without a hash are errors
                     self._raise_errors()
                 if len(loads) == 1 and not self._tasks:
                     alone = await self._load_alone(loads[0])
@@ -289,19 +258,19 @@ class Run:
             for task in self._tasks:
                 task.cancel()
             self._give_up(self._waits)
-            # When the coroutine is closed, not cancelled, it may not await any more.
+            # A coroutine that is closed, not cancelled, must not await any more.
             if self._tasks and not isinstance(error, GeneratorExit):
                 await asyncio.gather(*self._tasks, return_exceptions=True)
             raise
 
     def _leave(self) -> None:
-        """Go on with what a completion has left. Called in the completion's context."""
+        """Start what a completion has left. Must be called in the completion's context."""
         alone = self._take_alone()
         if alone is not None:
             self._start(self._carry(alone), alone)
 
     def _take_alone(self, *, is_callers: bool = False) -> Wait | None:
-        """Start what a completion has left. One awaitable alone is returned instead."""
+        """Start what a completion has left. A single awaitable is returned instead of started."""
         if self.executor.collected_errors.errors:
             self._drop_lost()
         waits, asked = self._waits, self.asked
@@ -321,7 +290,7 @@ class Run:
         return None
 
     async def _carry(self, wait: Wait, *, is_callers: bool = False) -> None:
-        """Await the value and complete it, and go on with what that leaves as long as it is one thing."""
+        """Await the value and complete it. Repeat that as long as the completion leaves a single awaitable."""
         left: Wait | None = wait
         while left is not None:
             wait = left
@@ -345,7 +314,7 @@ class Run:
             left = self._take_alone(is_callers=is_callers)
 
     def _start(self, work: Coroutine[Any, Any, None], wait: Wait | None, context: Context | None = None) -> None:
-        """Without a context the task has a copy of the current one."""
+        """Start a task, with a copy of the current context unless one is given."""
         task = asyncio.create_task(work, context=context)
         self._tasks[task] = wait
         task.add_done_callback(self._ended)
@@ -353,12 +322,12 @@ class Run:
     def _ended(self, task: asyncio.Task[None]) -> None:
         wait = self._tasks.pop(task)
         if task.cancelled() and wait is not None and asyncio.iscoroutine(wait.awaitable):
-            # Nobody has begun to await it if the task had not begun.
+            # If the task was cancelled before it began, the coroutine was never awaited.
             wait.awaitable.close()
             wait.forget()
         if task in self._unwanted:
             self._unwanted.remove(task)
-            # Its error, if any, has to be looked at or asyncio reports it.
+            # The error has to be retrieved, or asyncio logs it.
             _ = task.cancelled() or task.exception()
         elif task.cancelled():
             self._broken = asyncio.CancelledError()
@@ -372,12 +341,12 @@ class Run:
             self._wake.set_result(None)
 
     async def _woken(self) -> None:
-        """Wait until there is something to load, or an error to raise, or nothing under way any more."""
+        """Wait until there is something to load or an error to propagate, or until no task is running."""
         self._wake = asyncio.get_running_loop().create_future()
         await self._wake
         if self._rising and self._tasks:
-            # graphql-core takes two turns of the event loop to raise an error out of a task and cancel the others. What
-            # fails meanwhile is reported too.
+            # graphql-core takes two turns of the event loop to raise an error out of a task and cancel the others. It
+            # also reports what fails in the meantime.
             await asyncio.sleep(0)
 
     def _raise_broken(self) -> None:
@@ -385,13 +354,13 @@ class Run:
             try:
                 raise self._broken
             finally:
-                # Or the error, which knows this frame, would know itself.
+                # The error's traceback has this frame, so keeping the error would be a reference cycle.
                 self._broken = None
 
     # Loading
 
-    def _take_loads(self) -> "list[_Load]":
-        """One load for each batch function and arguments: two fields that load the same things do it together."""
+    def _take_loads(self) -> list[_Load]:
+        """Make one load for each batch function and set of arguments, which different fields may share."""
         to_load, self._to_load = self._to_load, []
         loads: list[_Load] = []
         by_field: dict[Field, _Load] = {}
@@ -411,7 +380,7 @@ class Run:
             load.asked.append(one)
         return [load for load in loads if load.keys]
 
-    def _load_of(self, field: "Field", loads: "list[_Load]", context: Context | None) -> "_Load":
+    def _load_of(self, field: Field, loads: list[_Load], context: Context | None) -> _Load:
         batch, arguments = field.batch, self.arguments(field)
         assert batch is not None
         load = next((load for load in loads if load.is_of(batch, arguments)), None)
@@ -420,7 +389,7 @@ class Run:
             loads.append(load)
         return load
 
-    def _add_key(self, load: "_Load", field: "Field", slot: Slot) -> bool:
+    def _add_key(self, load: _Load, field: Field, slot: Slot) -> bool:
         answer, key, position = slot
         try:
             load.keys[key] = None
@@ -429,8 +398,8 @@ class Run:
             return False
         return True
 
-    async def _load_alone(self, load: "_Load") -> Wait | None:
-        """Without a task, as there is nothing else to do meanwhile, but in the context that a task would have."""
+    async def _load_alone(self, load: _Load) -> Wait | None:
+        """Load without a task, since nothing else runs meanwhile, but in the context that a task would have."""
         try:
             loaded = await in_context(load.context, load.load(self.executor.context_value))
         except Exception as error:
@@ -438,7 +407,7 @@ class Run:
             return None
         return await self._loaded_in_parts(load, loaded)
 
-    async def _load(self, load: "_Load") -> None:
+    async def _load(self, load: _Load) -> None:
         try:
             loaded = await load.load(self.executor.context_value)
         except Exception as error:
@@ -446,19 +415,19 @@ class Run:
         else:
             await self._loaded_in_parts(load, loaded)
 
-    def _load_failed(self, load: "_Load", error: Exception) -> None:
+    def _load_failed(self, load: _Load, error: Exception) -> None:
         for _context, _is_alone, field, slots in load.asked:
             for answer, _key, position in slots:
                 self._slot_failed(field, error, answer, position)
 
-    async def _loaded_in_parts(self, load: "_Load", loaded: Any) -> Wait | None:
-        """`_loaded`, but that the event loop has a turn between the parts of what takes long to complete."""
+    async def _loaded_in_parts(self, load: _Load, loaded: Any) -> Wait | None:
+        """Complete what was loaded, in parts. When that takes long, the event loop gets a turn between them."""
         left: Wait | None = None
         began = perf_counter()
         self._in_parts += 1
         try:
             for part in load.parts():
-                if perf_counter() - began > LONGEST_PART_SECONDS:
+                if perf_counter() - began > MAX_PART_SECONDS:
                     await asyncio.sleep(0)
                     began = perf_counter()
                 left = self._loaded(part, loaded)
@@ -467,8 +436,8 @@ class Run:
             self._wake_up()
         return left
 
-    def _loaded(self, load: "_Load", loaded: Any) -> Wait | None:
-        """Complete what was loaded. Returns what is left of a load for one object alone, as `_take_alone` does."""
+    def _loaded(self, load: _Load, loaded: Any) -> Wait | None:
+        """Complete what was loaded. Return what a load for a single object leaves, as `_take_alone` does."""
         for context, is_alone, field, slots in load.asked:
             if context is None:
                 self._complete_slots(load.batch, loaded, field, slots, is_callers=True)
@@ -476,7 +445,7 @@ class Run:
             if is_alone:
                 context.run(self._complete_slots, load.batch, loaded, field, slots)
                 continue
-            # Each object has a copy of the context. As long as nobody sets a variable, they share one.
+            # Each object has a copy of the context. They share one copy until a variable is set.
             remaining = iter(slots)
             is_at_end = False
             while not is_at_end:
@@ -488,15 +457,15 @@ class Run:
         self,
         batch: Batch,
         loaded: Any,
-        field: "Field",
+        field: Field,
         slots: Iterable[Slot],
         own: Context | None = None,
         untouched: Context | None = None,
         *,
         is_callers: bool = False,
     ) -> bool:
-        """Complete objects until one of them has changed the context. Returns whether it was all of them."""
-        # Not the errors themselves: their tracebacks may have this frame.
+        """Complete objects until one of them has changed the context. Return whether these were all."""
+        # A boolean, because the tracebacks of the errors themselves may have this frame.
         has_errors = bool(self.executor.collected_errors.errors)
         level, name, type_name = field.level, field.name, field.parent_type.name
         for answer, key, position in slots:
@@ -526,14 +495,14 @@ class Run:
         return True
 
     def _set_apart(self, at: Position, untouched: Context) -> None:
-        """Go on with what was left below this position in the current context, with the rest in the untouched one."""
+        """Start what was left below this position in the current context, and the rest in the untouched one."""
         waits, asked = self._take_below(at)
         untouched.copy().run(self._leave)
         self._waits, self.asked = waits, asked
         self._leave()
 
-    def _take_below(self, at: Position) -> "tuple[list[Wait], defaultdict[Field, list[Slot]]]":
-        """What the completion under way has left below this position."""
+    def _take_below(self, at: Position) -> tuple[list[Wait], defaultdict[Field, list[Slot]]]:
+        """Take what the current completion has left below this position."""
         waits, self._waits = self._waits, []
         asked, self.asked = self.asked, defaultdict(list)
         below_waits: list[Wait] = []
@@ -545,20 +514,20 @@ class Run:
                 (below_asked if is_below(slot[2], at) else self.asked)[field].append(slot)
         return below_waits, below_asked
 
-    # Failing: what graphql-core does by raising through its coroutines, done from outside
+    # Failing. graphql-core raises through its coroutines; here the answer is changed from outside
 
-    def _slot_failed(self, field: "Field", error: Exception, answer: dict[str, Any], position: Position) -> None:
+    def _slot_failed(self, field: Field, error: Exception, answer: dict[str, Any], position: Position) -> None:
         at = (position, field.name, field.parent_type.name)
         self._fail(field.level, error, at, answer, field.name)
 
-    def _fail(self, level: "Level", error: Exception, position: Position, container: Any, key: str | int) -> None:
+    def _fail(self, level: Level, error: Exception, position: Position, container: Any, key: str | int) -> None:
         path = path_of(position)
         try:
             self.executor.handle_field_error(error, level.type, self.details(level.field), path)
         except GraphQLError as located_error:
             self._rising.append((level, path, located_error))
             self._wake_up()
-        # No value, even if that is not all that is lost.
+        # The field has no value, even if more of the answer is lost with it.
         container[key] = None
 
     def _raise_errors(self) -> None:
@@ -569,12 +538,12 @@ class Run:
                 try:
                     raise error
                 finally:
-                    # Or the error, which knows this frame, would know itself.
+                    # The error's traceback has this frame, so keeping the error would be a reference cycle.
                     del error
         self._cancel_lost()
 
-    def _null_around(self, level: "Level", path: Path, error: GraphQLError) -> bool:
-        """Make the nearest position around that may be null null. Returns whether there is one."""
+    def _null_around(self, level: Level, path: Path, error: GraphQLError) -> bool:
+        """Set the nearest enclosing nullable position to null. Return whether there is one."""
         around, at = level.parent, path.prev
         while around is not None and not around.nullable:
             assert at is not None
@@ -592,12 +561,12 @@ class Run:
         return True
 
     def _is_lost(self, position: Position) -> bool:
-        """Whether the position is in a part of the answer that an error has made null."""
+        """Tell whether an error has set a part of the answer to null that contains the position."""
         errors = self.executor.collected_errors
         return bool(errors.errors) and errors.has_nulled_position(path_of(position))
 
     def _drop_lost(self) -> None:
-        """Forget what was left in parts of the answer that are null by now."""
+        """Drop what was left in parts of the answer that are null by now."""
         if not self.executor.collected_errors.errors:
             return
         kept: list[Wait] = []
@@ -630,13 +599,13 @@ class Run:
 
 
 class _Load:
-    """One call of a batch function: the keys, the context of who asked first, and all who asked with theirs."""
+    """One call of a batch function: its keys, the context of the first that asked, and all that was asked for."""
 
     def __init__(self, batch: Batch, arguments: dict[str, Any], context: Context) -> None:
         self.batch = batch
         self.arguments = arguments
         self.context = context
-        # A dict for its order: every key once, as first asked for.
+        # A dict instead of a set, for its order: every key once, in the order of first asking.
         self.keys: dict[Any, None] = {}
         self.asked: list[_Asked] = []
 
@@ -645,16 +614,16 @@ class _Load:
             self.batch.load == batch.load
             and self.batch.many == batch.many
             and self.arguments == arguments
-            # 1 and True are equal, and yet two arguments.
+            # 1 and True are equal but different arguments.
             and repr(self.arguments) == repr(arguments)
         )
 
-    def parts(self) -> "Iterator[_Load]":
-        """Loads that have been asked for by some of the objects each."""
+    def parts(self) -> Iterator[_Load]:
+        """Split the load into parts for a few objects each."""
         for context, is_alone, field, slots in self.asked:
-            for start in range(0, len(slots), MOST_SLOTS_OF_PART):
+            for start in range(0, len(slots), MAX_SLOTS_OF_PART):
                 part = _Load(self.batch, self.arguments, self.context)
-                part.asked.append((context, is_alone, field, slots[start : start + MOST_SLOTS_OF_PART]))
+                part.asked.append((context, is_alone, field, slots[start : start + MAX_SLOTS_OF_PART]))
                 yield part
 
     async def load(self, context: Any) -> Any:

@@ -1,12 +1,12 @@
-"""How often things were seen lately: what a cache needs to know to be hard to spoil."""
+"""Counts how often things were seen lately, so that a cache keeps what is popular."""
 
 from collections.abc import Hashable
 
 
 class Sightings:
-    """Counts by hash. The keys themselves are not kept: that would be a way to fill memory.
+    """Counts by hash. Keys are not kept, because clients could fill the memory with them.
 
-    After `memory` sightings all counts are halved, so what was popular yesterday has to make way some day.
+    After `memory` sightings all counts are halved, so formerly popular things can be evicted.
     """
 
     def __init__(self, memory: int) -> None:
@@ -15,7 +15,7 @@ class Sightings:
         self._total = 0
 
     def add(self, key: Hashable) -> int:
-        """Count one more. Returns how often the key was seen, this time included."""
+        """Count one more sighting. Return the count, this one included."""
         if self._total >= self._memory:
             self._counts = {key_hash: count // 2 for key_hash, count in self._counts.items() if count > 1}
             self._total = sum(self._counts.values())

@@ -1,7 +1,7 @@
-"""What may be assumed of a value from its class alone.
+"""Tells what a value's class says about the value.
 
-graphql-core asks of every value whether it is an exception, awaitable, callable or a mapping. Nearly always the
-class tells, so the question is put once per class and the answer remembered.
+graphql-core tests every value: is it an exception, awaitable, callable, a mapping? Nearly always the class decides, so
+each class is examined once and the result is cached.
 """
 
 import sys
@@ -16,7 +16,8 @@ from graphql.pyutils import Undefined
 
 
 class IsInstance:
-    """An `is_type_of` that asks for nothing but the class of the value, so that the executor remembers its verdict.
+    """An `is_type_of` that tests nothing but the class of the value, so the executor caches its result per class.
+
     Any other function is called for each object.
     """
 
@@ -28,8 +29,8 @@ class IsInstance:
 
 
 class AsItIs:
-    """A scalar's `serialize` for what the encoder of answers can write: it hands on values of these classes, and the
-    executor, which sees that, does not call it for them.
+    """A scalar's `serialize` that returns values of these classes unchanged, for encoders that can write them. The
+    executor recognises it and does not call it for them.
     """
 
     def __init__(self, *classes: type) -> None:
@@ -41,37 +42,37 @@ class AsItIs:
         raise TypeError(f"{value!r} is none of {', '.join(cls.__name__ for cls in self.classes)}")
 
 
-# Classes of source objects remembered in one place of a plan; the bound is for programs that make classes as they go.
-MOST_CLASSES = 64
+# The number of source classes cached at one place of a plan: enough unless a program makes classes at run time.
+MAX_CLASSES = 64
 
 
 class Kind(Enum):
     """How much the class of a value says about it."""
 
     PLAIN = "neither exception nor awaitable nor callable"
-    ASK = "the same, but an instance may pretend to have any attribute: ask whether it is awaitable"
-    ODD = "none of that is certain: leave the value to graphql-core"
+    ASK = "the same, but an instance may claim any attribute: test whether it is awaitable"
+    ODD = "nothing is certain: leave the value to graphql-core"
 
 
-# What reads a place of a tuple under a name; the module that has the class does not show it.
+# The class of the descriptors that read a field of a named tuple. No module exports it.
 _TupleGetter = type(vars(namedtuple("_Pair", "first second"))["first"])
 
-# Any other metaclass, or way of reading, may have a mind of its own.
+# Any other metaclass, or `__getattribute__`, may run code.
 _METACLASSES = {type, ABCMeta}
 _READS_WHAT_IS_STORED = {object.__getattribute__, tuple.__getattribute__, SimpleNamespace.__getattribute__}
 
-# Enough for any application; the bound is for one that makes classes as it goes.
-_MOST_CLASSES = 4096
+# The number of examined classes to cache: enough unless a program makes classes at run time.
+_MAX_CLASSES = 4096
 _kinds: dict[type, Kind] = {}
 
-# The classes known to be plain. The generated code tests `type(value) in PLAIN`.
+# Classes known to be plain. The generated code tests `type(value) in PLAIN`.
 PLAIN: set[type] = set()
 
 
 def kind_of(cls: type) -> Kind:
     kind = _kinds.get(cls)
     if kind is None:
-        if len(_kinds) >= _MOST_CLASSES:
+        if len(_kinds) >= _MAX_CLASSES:
             _kinds.clear()
             PLAIN.clear()
         kind = _kinds[cls] = _examine(cls)
@@ -81,7 +82,7 @@ def kind_of(cls: type) -> Kind:
 
 
 def trust(cls: type) -> None:
-    """Say that instances of this class are plain, although it has a `__getattr__` (a row of a database library)."""
+    """Declare that instances of this class are plain although it has a `__getattr__` (a database library's row)."""
     _kinds[cls] = Kind.PLAIN
     PLAIN.add(cls)
 
@@ -91,7 +92,7 @@ def is_mapping(cls: type) -> bool:
 
 
 def names_in_tuple(cls: type) -> tuple[str, ...] | None:
-    """The fields of a class of named tuples whose objects are read as such; None for any other class."""
+    """Return the fields of a named tuple's class if it reads them in the standard way, None for any other class."""
     names = getattr_static(cls, "_fields", None) if issubclass(cls, tuple) else None
     if not isinstance(names, tuple) or getattr_static(cls, "__iter__") is not tuple.__iter__:
         return None
@@ -99,10 +100,10 @@ def names_in_tuple(cls: type) -> tuple[str, ...] | None:
 
 
 def is_stored(cls: type, name: str) -> bool:
-    """Whether objects of a plain class hold what is read of them under this name, so that reading runs no code."""
+    """Tell whether objects of a plain class store the value of this attribute, so that reading it runs no code."""
     if cls is dict:
         return True
-    # One with `__getattr__` may be called plain by `trust`.
+    # A class with `__getattr__` may be plain because of `trust`.
     if (
         type(cls) not in _METACLASSES
         or getattr_static(cls, "__getattribute__") not in _READS_WHAT_IS_STORED
@@ -111,7 +112,7 @@ def is_stored(cls: type, name: str) -> bool:
         return False
     if issubclass(cls, tuple):
         return name in (names_in_tuple(cls) or ())
-    # In the object's own dict, unless the class says how to get it.
+    # Stored in a slot, or in the object's own dict unless the class has a descriptor for it.
     described = getattr_static(cls, name, None)
     return type(described) is MemberDescriptorType or getattr_static(type(described), "__get__", None) is None
 
@@ -137,5 +138,5 @@ def _examine(cls: type) -> Kind:
 
 
 def _is_standard(cls: type) -> bool:
-    # The built-in classes name object's own lookup as theirs; a foreign extension class may really have another.
+    # Built-in classes list object's own look-up as theirs; an extension class may have another.
     return cls.__module__.partition(".")[0] in sys.stdlib_module_names

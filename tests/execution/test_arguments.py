@@ -6,7 +6,7 @@ import pytest
 from graphql import FieldNode, GraphQLError, OperationDefinitionNode, build_schema, get_argument_values, parse
 from graphql.execution.values import VariableValues
 
-from taskflow_gql.execution.arguments import MOST_LITERALS, ArgumentReaders, Unusual
+from taskflow_gql.execution.arguments import MAX_LITERALS, ArgumentReaders, Unusual
 
 SCHEMA = build_schema(
     """
@@ -131,7 +131,7 @@ def test_what_is_planned_in_many_places_is_read_by_one_function() -> None:
 def test_large_literals_are_left_to_graphql_core() -> None:
     assert SCHEMA.query_type is not None
     definition = SCHEMA.query_type.fields["field"]
-    for count, is_read in ((MOST_LITERALS - 1, True), (MOST_LITERALS, False)):
+    for count, is_read in ((MAX_LITERALS - 1, True), (MAX_LITERALS, False)):
         operation = parse(f"{{ field(c: [{'1 ' * count}]) }}").definitions[0]
         node = operation.selection_set.selections[0]  # type: ignore[attr-defined]
         assert (ArgumentReaders().reader(definition, node) is not None) is is_read

@@ -126,7 +126,7 @@ async def test_each_level_is_one_load() -> None:
 async def test_others_have_a_turn_while_much_is_completed_and_it_is_still_one_load(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(execution_run, "LONGEST_PART_SECONDS", 0)
+    monkeypatch.setattr(execution_run, "MAX_PART_SECONDS", 0)
     root = {"users": [{"id": str(number), "name": "x", "boss_id": None} for number in range(80)]}
     turns = 0
 
@@ -141,11 +141,11 @@ async def test_others_have_a_turn_while_much_is_completed_and_it_is_still_one_lo
     counting.cancel()
     assert result.errors is None
     assert [name for name, *_ in database.loads] == ["tasks_by_user_id", "users_by_id", "users_by_id"]
-    assert turns > 80 / execution_run.MOST_SLOTS_OF_PART
+    assert turns > 80 / execution_run.MAX_SLOTS_OF_PART
 
 
 async def test_what_breaks_between_the_parts_of_a_load_breaks_the_operation(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(execution_run, "LONGEST_PART_SECONDS", 0)
+    monkeypatch.setattr(execution_run, "MAX_PART_SECONDS", 0)
 
     async def cancelled(_user: Any, _info: Any) -> str:
         raise asyncio.CancelledError

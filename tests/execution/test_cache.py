@@ -45,14 +45,14 @@ def test_a_document_is_planned_when_seen_again() -> None:
 
 
 def test_the_number_of_documents_is_bounded() -> None:
-    cache = PlanCache(seen_before_planned=1, most_documents=4)
+    cache = PlanCache(seen_before_planned=1, max_documents=4)
     for number in range(100):
         see(cache, f"{{ a{number} }}", times=number // 10 + 1)
     assert len(cache) == 4
 
 
 def test_a_flood_of_documents_leaves_the_popular_ones() -> None:
-    cache = PlanCache(seen_before_planned=2, most_documents=4)
+    cache = PlanCache(seen_before_planned=2, max_documents=4)
     popular = [f"{{ popular{number} }}" for number in range(4)]
     for text in popular:
         see(cache, text, times=10)
@@ -65,14 +65,14 @@ def test_a_flood_of_documents_leaves_the_popular_ones() -> None:
 
 
 def test_what_is_popular_changes() -> None:
-    cache = PlanCache(seen_before_planned=2, most_documents=2)
+    cache = PlanCache(seen_before_planned=2, max_documents=2)
     see(cache, "{ old }", times=30)
     see(cache, "{ older }", times=30)
     assert any(see(cache, "{ new }") for _ in range(100))
 
 
 def test_what_is_remembered_of_passing_documents_is_bounded() -> None:
-    cache = PlanCache(seen_before_planned=2, most_documents=4)
+    cache = PlanCache(seen_before_planned=2, max_documents=4)
     for number in range(10_000):
         see(cache, f"{{ a{number} }}")
     assert len(cache) == 0
@@ -118,7 +118,7 @@ def test_the_size_of_a_plan_is_bounded() -> None:
     result = run(schema, text)
     assert str(result.data).count("ann") == 2**10
     [document] = plans_of(schema, PlansAtOnce, 1)._documents.values()
-    assert document.fields <= cache_module.MOST_FIELDS_OF_DOCUMENT
+    assert document.fields <= cache_module.MAX_FIELDS_OF_DOCUMENT
 
 
 def planned(schema: GraphQLSchema) -> dict[str | int, int]:
@@ -132,7 +132,7 @@ def four_fields(name: str) -> str:
 
 
 def test_the_size_of_all_plans_is_bounded(monkeypatch: Any) -> None:
-    monkeypatch.setattr(cache_module, "MOST_FIELDS", 50)
+    monkeypatch.setattr(cache_module, "MAX_FIELDS", 50)
     schema = build_schema(SCHEMA)
     for number in range(50):
         for _ in range(number // 10 + 1):
@@ -143,7 +143,7 @@ def test_the_size_of_all_plans_is_bounded(monkeypatch: Any) -> None:
 
 
 def test_documents_that_do_not_fit_leave_the_others_their_plans(monkeypatch: Any) -> None:
-    monkeypatch.setattr(cache_module, "MOST_FIELDS", 50)
+    monkeypatch.setattr(cache_module, "MAX_FIELDS", 50)
     schema = build_schema(SCHEMA)
     for _ in range(20):
         run(schema, four_fields("popular"))
@@ -161,13 +161,16 @@ def test_documents_that_do_not_fit_leave_the_others_their_plans(monkeypatch: Any
 def test_long_documents_take_room_and_longer_ones_have_none() -> None:
     cache = PlanCache(seen_before_planned=1)
     for number in range(20):
-        see(cache, f"{{ a{number} }}".ljust(cache_module.LONGEST_DOCUMENT))
-        assert not see(cache, f"{{ a{number} }}".ljust(cache_module.LONGEST_DOCUMENT + 16))
-    assert len(cache) == cache_module.MOST_FIELDS * cache_module.CHARACTERS_FOR_A_FIELD // cache_module.LONGEST_DOCUMENT
+        see(cache, f"{{ a{number} }}".ljust(cache_module.MAX_DOCUMENT_CHARACTERS))
+        assert not see(cache, f"{{ a{number} }}".ljust(cache_module.MAX_DOCUMENT_CHARACTERS + 16))
+    assert (
+        len(cache)
+        == cache_module.MAX_FIELDS * cache_module.CHARACTERS_FOR_A_FIELD // cache_module.MAX_DOCUMENT_CHARACTERS
+    )
 
 
 def test_threads_may_share_a_schema(monkeypatch: Any) -> None:
-    monkeypatch.setattr(cache_module, "MOST_DOCUMENTS", 32)
+    monkeypatch.setattr(cache_module, "MAX_DOCUMENTS", 32)
     schema = build_schema(SCHEMA)
     texts = [four_fields(f"a{number}") for number in range(64)]
 
@@ -195,7 +198,7 @@ def test_the_plans_of_a_document_are_bounded() -> None:
         expected = {name: "ann" for name in names if variables[name]}
         assert run(schema, text, variables).data == {"me": expected}
     [document] = plans_of(schema, PlansAtOnce, 1)._documents.values()
-    assert len(document.plans) == cache_module.MOST_PLANS_OF_DOCUMENT
+    assert len(document.plans) == cache_module.MAX_PLANS_OF_DOCUMENT
 
 
 def test_operations_of_a_document_have_plans_of_their_own() -> None:

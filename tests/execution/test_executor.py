@@ -27,7 +27,7 @@ from graphql.execution import ExecutionHooks, MiddlewareManager
 from graphql.pyutils import AbortController
 
 from taskflow_gql.execution import AsItIs, CompilingExecutor, trust
-from taskflow_gql.execution.cache import MOST_FIELDS_OF_DOCUMENT
+from taskflow_gql.execution.cache import MAX_FIELDS_OF_DOCUMENT
 
 SCHEMA = build_schema("""
 type Query { users: [User!]! maybe: [User] strict: User! a: User b: User name: String node: Node }
@@ -193,7 +193,7 @@ async def test_an_asynchronous_answer_may_be_deeper_than_the_stack() -> None:
             return friend()
 
     # As deep as a plan may be, and deeper than Python's own limit, which is 1,000.
-    depth = MOST_FIELDS_OF_DOCUMENT - 2
+    depth = MAX_FIELDS_OF_DOCUMENT - 2
     fragments = [f"fragment F{number} on User {{ friend {{ ...F{number + 1} }} }}" for number in range(depth)]
     query = "\n".join(["{ a { ...F0 } }", *fragments, f"fragment F{depth} on User {{ id }}"])
     result = await run(query, {"a": Endless()})

@@ -176,7 +176,7 @@ def tries(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
         return quick and watched
 
-    monkeypatch.setattr("taskflow_gql.execution.tree.generate_quick", generate_watched)
+    monkeypatch.setattr("taskflow_gql.execution.planner.generate_quick", generate_watched)
     return made
 
 
