@@ -1,4 +1,4 @@
-"""What tests of the database share."""
+"""Fixtures for tests of the database."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.servers import PostgresServer
 
 @pytest.fixture
 async def tables(database: Database) -> AsyncIterator[None]:
-    """Two tables of our own beside the server's, with a counter at 0."""
+    """The two tables of `tests.database.tables`, with one counter at 0."""
     async with database.engine.begin() as connection:
         await connection.run_sync(TABLES.drop_all)
         await connection.run_sync(TABLES.create_all)
@@ -26,6 +26,6 @@ async def tables(database: Database) -> AsyncIterator[None]:
 
 @pytest.fixture(scope="module")
 def own_postgres() -> Iterator[PostgresServer]:
-    """One that may be restarted, and that certainly speaks no TLS."""
+    """A PostgreSQL server without TLS that tests can restart."""
     with PostgresServer() as server:
         yield server

@@ -1,4 +1,4 @@
-"""Tables for tests of the database, and what they hold."""
+"""Tables for tests of the database."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from sqlalchemy import Column, Integer, MetaData, Table, select
 from taskflow_gql.database.types import UtcDateTime
 from taskflow_gql.database.units import Database
 
-# Beside the server's own tables in the database of the tests.
+# Created beside the application's tables.
 TABLES = MetaData()
 COUNTERS = Table("test_counters", TABLES, Column("id", Integer, primary_key=True), Column("value", Integer))
 MOMENTS = Table("test_moments", TABLES, Column("id", Integer, primary_key=True), Column("moment", UtcDateTime))

@@ -1,4 +1,4 @@
-"""The pool, and a server that goes away."""
+"""The connection pool, and a server that is restarted or unreachable."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.servers import PostgresServer
 from tests.support.serving import make_settings
 
 
-async def test_a_few_more_at_once_than_the_pool_s_size_keep_their_connections_while_they_come(
+async def test_load_slightly_above_pool_size_does_not_reconnect(
     postgresql_settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("taskflow_gql.database.connections._IDLE_SECONDS", 1.0)
@@ -35,11 +35,11 @@ async def test_a_few_more_at_once_than_the_pool_s_size_keep_their_connections_wh
     for _ in range(5):
         await asyncio.gather(*(write() for _ in range(8)))
     assert len(opened) == 8
-    # Afterwards there are so many as the pool keeps.
+    # When idle, only pool_size connections stay open.
     async with asyncio.timeout(PATIENCE_SECONDS):
         while sum(not one.driver_connection.is_closed() for one in opened) > 2:
             await use_connection(database)
-    # And with all of them out, somebody who asks the pool itself gets one.
+    # While all are checked out, a caller that waits for the pool itself still gets one.
     async with asyncio.timeout(PATIENCE_SECONDS):
         await asyncio.gather(*(write() for _ in range(40)), *(use_connection(database) for _ in range(5)))
     await database.close()
@@ -58,7 +58,7 @@ async def test_the_pool_survives_a_restart_of_postgresql(own_postgres: PostgresS
         async with database.read() as session:
             return (await session.execute(text("SELECT pg_backend_pid()"))).scalar_one()  # type: ignore[no-any-return]
 
-    # Several connections, all of them dead afterwards.
+    # Several connections, all of which the restart closes.
     before = set(await asyncio.gather(*(backend() for _ in range(5))))
     own_postgres.restart()
     after = set(await asyncio.gather(*(backend() for _ in range(5))))
@@ -67,7 +67,7 @@ async def test_the_pool_survives_a_restart_of_postgresql(own_postgres: PostgresS
     await database.close()
 
 
-async def test_the_pool_is_back_when_postgresql_is(own_postgres: PostgresServer) -> None:
+async def test_the_pool_recovers_when_postgresql_is_started_again(own_postgres: PostgresServer) -> None:
     database = Database(create_engine(make_settings(database_url=own_postgres.url())))
     async with database.read() as session:
         await session.execute(text("SELECT 1"))
@@ -82,7 +82,7 @@ async def test_the_pool_is_back_when_postgresql_is(own_postgres: PostgresServer)
     await database.close()
 
 
-async def test_a_server_without_a_free_connection_is_unreachable(own_postgres: PostgresServer) -> None:
+async def test_a_server_without_free_connections_is_unreachable(own_postgres: PostgresServer) -> None:
     engine = create_engine(make_settings(database_url=own_postgres.url()))
     async with engine.begin() as connection:
         await connection.execute(text("CREATE ROLE guest LOGIN CONNECTION LIMIT 0"))
@@ -95,7 +95,7 @@ async def test_a_server_without_a_free_connection_is_unreachable(own_postgres: P
     await engine.dispose()
 
 
-async def test_a_wrong_statement_is_no_unreachable_database(database: Database) -> None:
+async def test_a_failed_statement_does_not_count_as_unreachable(database: Database) -> None:
     with pytest.raises(DBAPIError) as failure:
         async with database.read() as session:
             await session.execute(text("SELECT nonsense FROM nowhere"))

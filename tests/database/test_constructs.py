@@ -1,4 +1,4 @@
-"""SQL that is written differently for each database, and means the same."""
+"""Constructs that compile differently for each database return the same rows on both."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def sql_of(statement: Select[Any], dialect: Dialect) -> str:
     return " ".join(str(statement.compile(dialect=dialect)).split())
 
 
-async def test_any_number_of_values_is_one_statement(database: Database) -> None:
+async def test_among_takes_any_number_of_values_in_one_statement(database: Database) -> None:
     async with database.write() as session:
         users = [await make_user(session, name) for name in ("ann", "bob", "eva")]
     by_id = Statement(select(User.username).where(among(User.id, "ids")).order_by(User.username))
@@ -38,7 +38,7 @@ async def test_any_number_of_values_is_one_statement(database: Database) -> None
 
 
 @pytest.mark.parametrize("condition", [among(Task.id, "ids"), among(Task.creator_id, "ids"), among_few(Task.id, "ids")])
-async def test_sqlite_finds_a_list_of_values_in_the_index(
+async def test_sqlite_looks_up_lists_of_values_in_the_index(
     sqlite_settings: Settings, condition: ColumnElement[bool]
 ) -> None:
     engine = create_engine(sqlite_settings)
@@ -82,7 +82,7 @@ async def test_look_up_joins_the_row_of_an_id_or_nulls(database: Database) -> No
         assert await session.run(found) == [("assigned", "ann", "bob"), ("free", "bob", None)]
 
 
-def test_each_database_gets_its_own_sql_of_a_look_up() -> None:
+def test_look_up_compiles_for_each_database() -> None:
     statement, creator = look_up(select(Task.title), User, Task.creator_id, "creator")
     statement = statement.with_only_columns(creator.username)
     assert "LEFT OUTER JOIN users AS creator ON creator.id = tasks.creator_id" in sql_of(statement, sqlite_dialect())

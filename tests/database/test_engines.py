@@ -1,4 +1,4 @@
-"""URLs, and what an engine is set up with."""
+"""Database URLs and the settings of connections."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.database.tables import COUNTERS, counted
 from tests.support.servers import PostgresServer
 from tests.support.serving import make_settings
 
-# Made for this file; its key was thrown away.
+# Made for these tests. Its key does not exist any more.
 CERTIFICATE = """\
 -----BEGIN CERTIFICATE-----
 MIIBdTCCARugAwIBAgIUbBEEEQhOoq4XpB3SbC3alAuHHbkwCgYIKoZIzj0EAwIw
@@ -45,11 +45,11 @@ P4RiX5QhAiEAq51alAVTSKdnPIStM7zTvvPXvWGUHabACX80LsGXp+Q=
         ("sqlite+aiosqlite:///tasks.sqlite3", "sqlite+aiosqlite:///tasks.sqlite3"),
     ],
 )
-def test_urls_get_our_drivers(given: str, used: str) -> None:
+def test_urls_get_the_driver_of_their_database(given: str, used: str) -> None:
     assert database_url(make_settings(database_url=given)).render_as_string(hide_password=False) == used
 
 
-def test_without_a_url_the_database_is_a_file_in_the_data_folder(tmp_path: Path) -> None:
+def test_the_default_database_is_a_file_in_the_data_directory(tmp_path: Path) -> None:
     url = database_url(make_settings(data_dir=tmp_path / "data"))
     assert url.render_as_string() == f"sqlite+aiosqlite:///{tmp_path}/data/taskflow.sqlite3"
     assert (tmp_path / "data").is_dir()
@@ -98,14 +98,14 @@ def test_without_a_url_the_database_is_a_file_in_the_data_folder(tmp_path: Path)
         ),
     ],
 )
-def test_a_url_that_cannot_be_used_is_refused_in_one_line(given: str, problem: str) -> None:
+def test_an_unusable_url_is_refused_with_one_line(given: str, problem: str) -> None:
     with pytest.raises(ConfigurationError) as refused:
         create_engine(make_settings(database_url=given))
     assert str(refused.value) == problem
 
 
 def connect_arguments(url: str) -> dict[str, Any]:
-    """What the driver would be called with."""
+    """The arguments that the driver would connect with."""
     engine = create_engine(make_settings(database_url=url))
     arguments: list[dict[str, Any]] = []
 
@@ -120,20 +120,18 @@ def connect_arguments(url: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("mode", ["disable", "allow", "prefer", "require", "verify-full"])
-def test_sslmode_becomes_the_argument_that_asyncpg_knows(mode: str) -> None:
+def test_sslmode_becomes_asyncpgs_ssl_argument(mode: str) -> None:
     arguments = connect_arguments(f"postgresql://db.example/tasks?sslmode={mode}&channel_binding=require")
     assert arguments["ssl"] == mode
     assert not {"sslmode", "channel_binding"} & arguments.keys()
 
 
-def test_without_sslmode_the_driver_decides() -> None:
+def test_without_sslmode_asyncpg_uses_its_default() -> None:
     assert "ssl" not in connect_arguments("postgresql://db.example/tasks")
 
 
 @pytest.mark.parametrize(("mode", "checks_host"), [("verify-ca", False), ("verify-full", True)])
-def test_sslrootcert_is_what_the_server_s_certificate_is_checked_against(
-    tmp_path: Path, mode: str, checks_host: bool
-) -> None:
+def test_sslrootcert_verifies_the_servers_certificate(tmp_path: Path, mode: str, checks_host: bool) -> None:
     (tmp_path / "root.pem").write_text(CERTIFICATE)
     url = f"postgresql://db.example/tasks?sslmode={mode}&sslrootcert={tmp_path}/root.pem"
     context = connect_arguments(url)["ssl"]
@@ -142,7 +140,7 @@ def test_sslrootcert_is_what_the_server_s_certificate_is_checked_against(
     assert (context.verify_mode, context.check_hostname) == (ssl.CERT_REQUIRED, checks_host)
 
 
-def test_other_parameters_of_libpq_and_of_pgbouncer_s_users_are_translated() -> None:
+def test_other_parameters_of_libpq_and_for_pgbouncer_are_translated() -> None:
     arguments = connect_arguments(
         "postgresql://db.example/tasks?application_name=tasks-eu&connect_timeout=3"
         "&statement_cache_size=0&prepared_statement_cache_size=0"
@@ -152,7 +150,7 @@ def test_other_parameters_of_libpq_and_of_pgbouncer_s_users_are_translated() -> 
     assert arguments["prepared_statement_cache_size"] == 0
 
 
-async def test_a_server_without_tls_is_named_when_tls_is_required(own_postgres: PostgresServer) -> None:
+async def test_the_error_names_a_server_without_the_required_tls(own_postgres: PostgresServer) -> None:
     engine = create_engine(make_settings(database_url=f"{own_postgres.url()}?sslmode=require"))
     with pytest.raises(ConnectionError) as refused:
         async with engine.connect():
@@ -161,14 +159,14 @@ async def test_a_server_without_tls_is_named_when_tls_is_required(own_postgres: 
     await engine.dispose()
 
 
-async def test_a_server_without_tls_serves_who_only_prefers_it(own_postgres: PostgresServer) -> None:
+async def test_sslmode_prefer_connects_to_a_server_without_tls(own_postgres: PostgresServer) -> None:
     engine = create_engine(make_settings(database_url=f"{own_postgres.url()}?sslmode=prefer"))
     async with engine.connect() as connection:
         assert (await connection.execute(text("SELECT 1"))).scalar_one() == 1
     await engine.dispose()
 
 
-async def test_sqlite_is_set_up_for_durable_writes_and_foreign_keys(sqlite_settings: Settings) -> None:
+async def test_sqlite_connections_have_durable_writes_and_foreign_keys(sqlite_settings: Settings) -> None:
     engine = create_engine(sqlite_settings)
     async with engine.connect() as connection:
         names = ["journal_mode", "synchronous", "foreign_keys"]
@@ -177,7 +175,7 @@ async def test_sqlite_is_set_up_for_durable_writes_and_foreign_keys(sqlite_setti
     assert values == ["wal", 2, 1]  # 2 is FULL.
 
 
-async def test_nothing_is_written_where_it_is_forbidden(settings: Settings, tables: None) -> None:
+async def test_forbid_writes_makes_every_session_read_only(settings: Settings, tables: None) -> None:
     engine = create_engine(settings)
     forbid_writes(engine)
     database = Database(engine)
@@ -191,7 +189,7 @@ async def test_nothing_is_written_where_it_is_forbidden(settings: Settings, tabl
     await database.close()
 
 
-async def test_a_statement_that_never_ends_is_given_up(own_postgres: PostgresServer) -> None:
+async def test_a_statement_times_out(own_postgres: PostgresServer) -> None:
     engine = create_engine(make_settings(database_url=own_postgres.url()), command_timeout_seconds=0.2)
     async with engine.connect() as connection:
         with pytest.raises(TimeoutError):

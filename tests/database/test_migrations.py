@@ -1,4 +1,4 @@
-"""Migrations make the tables of the models, on both databases, up and down, alone and at once."""
+"""Migrations on both databases: up and down, by one process and by several."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 async def new_postgres(postgres_url: str) -> AsyncIterator[str]:
-    """URL of a database without tables."""
+    """The URL of a database without tables."""
     name = f"taskflow_test_{uuid4().hex[:12]}"
     maintenance = await asyncpg.connect(postgres_url)
     await maintenance.execute(f'CREATE DATABASE "{name}"')
@@ -49,7 +49,7 @@ async def new_postgres(postgres_url: str) -> AsyncIterator[str]:
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def empty(request: pytest.FixtureRequest, tmp_path: Path) -> Settings:
-    """Settings of a server on a database without tables."""
+    """Settings with a database without tables."""
     if request.param == "sqlite":
         return make_settings(data_dir=tmp_path, database_url=f"sqlite:///{tmp_path}/new.sqlite3")
     return make_settings(data_dir=tmp_path, database_url=request.getfixturevalue("new_postgres"))
@@ -67,11 +67,11 @@ def by_name(constraints: Sequence[Any]) -> list[Any]:
 
 
 def tables_of(connection: Connection) -> dict[str, Any]:
-    """What the database itself says of the tables that the models know."""
+    """The models' tables as the database describes them."""
     inspector = inspect(connection)
     return {
         name: {
-            # By name: a column that a later migration adds stands at the end of its table.
+            # By name, because a later migration adds columns at the end of the table.
             "columns": {column["name"]: repr(column) for column in inspector.get_columns(name)},
             "primary key": inspector.get_pk_constraint(name),
             "foreign keys": by_name(inspector.get_foreign_keys(name)),
@@ -87,7 +87,7 @@ async def names_of_tables(engine: AsyncEngine) -> list[str]:
         return await connection.run_sync(lambda sync: inspect(sync).get_table_names())
 
 
-async def test_migrations_make_the_tables_columns_and_constraints_of_the_models(engine: AsyncEngine) -> None:
+async def test_migrations_create_the_tables_columns_and_constraints_of_the_models(engine: AsyncEngine) -> None:
     await migrate(engine)
     async with engine.connect() as connection:
         migrated = await connection.run_sync(tables_of)
@@ -97,20 +97,20 @@ async def test_migrations_make_the_tables_columns_and_constraints_of_the_models(
         assert await connection.run_sync(tables_of) == migrated
 
 
-async def test_every_constraint_has_a_name_of_its_own(engine: AsyncEngine) -> None:
+async def test_every_constraint_has_a_unique_name(engine: AsyncEngine) -> None:
     await migrate(engine)
     async with engine.connect() as connection:
         tables = await connection.run_sync(tables_of)
     kinds = ("foreign keys", "unique", "checks")
     names = [constraint["name"] for table in tables.values() for kind in kinds for constraint in table[kind]]
-    # The primary key that is a row number in SQLite has none there.
+    # On SQLite the primary key of task_events is the row number and has no name.
     names += [table["primary key"]["name"] for name, table in tables.items() if name != "task_events"]
     assert [name for name in names if not re.match("(pk|fk|uq|ck)_", str(name))] == []
     assert sorted(names) == sorted(set(names))
     assert {"pk_users", "uq_users_email_key", "ck_tasks_status", "fk_tasks_creator_id_users"} <= set(names)
 
 
-async def test_the_revision_is_nothing_before_and_the_newest_after(engine: AsyncEngine) -> None:
+async def test_migrating_sets_the_newest_revision(engine: AsyncEngine) -> None:
     assert await current_revision(engine) is None
     await migrate(engine)
     assert await current_revision(engine) == head_revision()
@@ -118,7 +118,7 @@ async def test_the_revision_is_nothing_before_and_the_newest_after(engine: Async
     assert await current_revision(engine) == head_revision()
 
 
-async def test_the_stream_begins_at_0_with_an_id_of_its_own(engine: AsyncEngine) -> None:
+async def test_a_new_stream_starts_at_0_with_a_unique_id(engine: AsyncEngine) -> None:
     statement = select(StreamState.id, StreamState.stream_id, StreamState.last_position)
     ids = []
     for _ in range(2):
@@ -148,7 +148,7 @@ async def count(engine: AsyncEngine) -> dict[str, int]:
         }
 
 
-async def test_down_to_nothing_leaves_nothing_and_up_again_works(engine: AsyncEngine) -> None:
+async def test_downgrading_to_base_drops_everything_and_upgrading_works_again(engine: AsyncEngine) -> None:
     await migrate(engine)
     await fill(engine)
     await migrate(engine, "base")
@@ -166,8 +166,8 @@ async def test_an_unknown_revision_is_refused_and_changes_nothing(engine: AsyncE
     assert await current_revision(engine) == head_revision()
 
 
-async def test_a_migrated_database_still_keeps_its_foreign_keys(engine: AsyncEngine) -> None:
-    """On SQLite they are a switch of the connection, which goes back into the pool."""
+async def test_foreign_keys_are_enforced_after_a_migration(engine: AsyncEngine) -> None:
+    """On SQLite this is a setting of the connection, which returns to the pool after the migration."""
     await migrate(engine)
     if engine.dialect.name == "sqlite":
         async with engine.connect() as connection:
@@ -175,7 +175,7 @@ async def test_a_migrated_database_still_keeps_its_foreign_keys(engine: AsyncEng
     await fill(engine)
 
 
-async def test_a_process_that_has_migrated_does_not_keep_others_from_it(engine: AsyncEngine, empty: Settings) -> None:
+async def test_a_migration_releases_its_lock(engine: AsyncEngine, empty: Settings) -> None:
     await migrate(engine)
     other = create_engine(empty)
     async with asyncio.timeout(5):
@@ -201,7 +201,7 @@ asyncio.run(main())
 
 
 def migrate_at_once(settings: Settings, count: int) -> list[int]:
-    """The exit codes of that many processes, all of which begin when all are ready."""
+    """The exit codes of `count` processes, which start to migrate when all are ready."""
     command = [sys.executable, "-c", MIGRATE_WHEN_TOLD, str(settings.database_url)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with ExitStack() as stack:
@@ -218,17 +218,15 @@ def migrate_at_once(settings: Settings, count: int) -> list[int]:
     return [process.returncode for process in processes]
 
 
-async def test_of_processes_that_migrate_at_once_one_does_it_and_the_others_wait(
-    engine: AsyncEngine, empty: Settings
-) -> None:
+async def test_processes_that_migrate_at_once_wait_for_one_another(engine: AsyncEngine, empty: Settings) -> None:
     assert await asyncio.to_thread(migrate_at_once, empty, 3) == [0, 0, 0]
     assert await current_revision(engine) == head_revision()
     async with engine.connect() as connection:
         assert (await connection.execute(select(func.count()).select_from(StreamState))).scalar_one() == 1
 
 
-async def test_due_dates_at_the_ends_of_time_move_inside(engine: AsyncEngine) -> None:
-    """The first release stored them; on PostgreSQL as infinities."""
+async def test_the_earliest_and_latest_due_dates_are_moved_by_a_microsecond(engine: AsyncEngine) -> None:
+    """The first release stored them, on PostgreSQL as infinities. The migration moves them inside the range."""
     await migrate(engine, "0001")
     await fill(engine)
     first, last = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
@@ -247,7 +245,7 @@ async def test_due_dates_at_the_ends_of_time_move_inside(engine: AsyncEngine) ->
     await migrate(engine)
 
 
-async def test_postgresql_keeps_no_infinite_due_date(new_postgres: str) -> None:
+async def test_postgresql_refuses_infinite_due_dates(new_postgres: str) -> None:
     engine = create_engine(make_settings(database_url=new_postgres))
     await migrate(engine)
     await fill(engine)
@@ -263,7 +261,7 @@ async def test_postgresql_keeps_no_infinite_due_date(new_postgres: str) -> None:
 
 
 async def alembic(settings: Settings, *arguments: str) -> str:
-    """What `alembic` says, run from the root of the repository."""
+    """The output of `alembic`, run in the root of the repository."""
     assert settings.database_url is not None
     environment = os.environ | {"TASKFLOW_DATABASE_URL": settings.database_url}
     command = (sys.executable, "-m", "alembic", *arguments)
@@ -275,14 +273,14 @@ async def alembic(settings: Settings, *arguments: str) -> str:
 
 @pytest.fixture
 def copied_migrations(tmp_path: Path) -> Path:
-    """The repository's migrations, where a test may add to them."""
+    """A copy of the repository's migrations that a test can add to."""
     shutil.copy(ROOT / "alembic.ini", tmp_path)
     shutil.copytree(ROOT / "migrations", tmp_path / "migrations", ignore=shutil.ignore_patterns("__pycache__"))
     return tmp_path
 
 
 def add_migration(folder: Path, steps: str) -> None:
-    """A migration after the newest."""
+    """Add a migration after the newest one."""
     (folder / "migrations/versions/next.py").write_text(
         "import sqlalchemy as sa\nfrom alembic import op\n"
         f"revision, down_revision = 'next', {head_revision()!r}\n"
@@ -290,7 +288,7 @@ def add_migration(folder: Path, steps: str) -> None:
     )
 
 
-async def test_the_alembic_command_migrates_and_finds_nothing_more_to_do(
+async def test_the_alembic_command_migrates_and_detects_no_difference(
     engine: AsyncEngine, empty: Settings, copied_migrations: Path
 ) -> None:
     await alembic(empty, "upgrade", "head")
@@ -304,7 +302,7 @@ async def test_the_alembic_command_migrates_and_finds_nothing_more_to_do(
     assert re.findall(r"def (\w+)\(.*\).*:\n(?:    #.*\n)*    pass\n", made) == ["upgrade", "downgrade"]
 
 
-async def test_the_alembic_command_goes_down(engine: AsyncEngine, empty: Settings) -> None:
+async def test_the_alembic_command_downgrades(engine: AsyncEngine, empty: Settings) -> None:
     await migrate(engine)
     await alembic(empty, "downgrade", "base")
     assert await names_of_tables(engine) == ["alembic_version"]

@@ -39,13 +39,13 @@ def compiled(statement: Select[*tuple[object, ...]]) -> SQLCompiler:
     return result
 
 
-def test_a_pool_tells_its_overflow() -> None:
+def test_a_pool_has_its_maximum_overflow() -> None:
     pool = QueuePool(lambda: None, pool_size=2, max_overflow=3)  # type: ignore[arg-type]
     assert hasattr(pool, "_max_overflow"), changed("QueuePool._max_overflow", max_connections)
     assert max_connections(pool) == 5, changed("the meaning of QueuePool._max_overflow", max_connections)
 
 
-async def test_a_connection_is_made_over_a_checked_out_one(postgresql_settings: Settings) -> None:
+async def test_a_connection_can_wrap_a_checked_out_one(postgresql_settings: Settings) -> None:
     names = list(inspect.signature(Connection).parameters)[:2]
     assert names == ["engine", "connection"], changed("the arguments of Connection", connection_over)
     names = list(inspect.signature(AsyncConnection).parameters)[:2]
@@ -60,7 +60,7 @@ async def test_a_connection_is_made_over_a_checked_out_one(postgresql_settings: 
     await engine.dispose()
 
 
-async def test_a_closed_connection_is_back_in_the_pool(postgresql_settings: Settings) -> None:
+async def test_closing_a_connection_returns_it_to_the_pool(postgresql_settings: Settings) -> None:
     engine = create_engine(postgresql_settings)
     pooled = await engine.raw_connection()
     assert isinstance(engine.pool, QueuePool), changed("the pool of asynchronous engines", max_connections)
@@ -99,7 +99,7 @@ def test_a_compiled_statement_lists_the_types_of_its_columns() -> None:
     assert types == [String, Integer], changed("SQLCompiler._result_columns", result_types)
 
 
-def test_an_alias_may_be_of_a_class_with_its_own_compilation() -> None:
+def test_a_subclass_of_alias_can_have_its_own_compilation() -> None:
     class Shouted(Alias):
         inherit_cache = True
 

@@ -1,4 +1,4 @@
-"""Sessions on both ways to a database."""
+"""Sessions: `run`, which bypasses SQLAlchemy on PostgreSQL, and `execute`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.client import PATIENCE_SECONDS
 from tests.support.factories import make_user
 
 
-async def test_both_ways_are_one_transaction(database: Database) -> None:
+async def test_run_and_execute_share_one_transaction(database: Database) -> None:
     counted = Statement(select(func.count()).select_from(User))
     with suppress(ZeroDivisionError):
         async with database.write() as session:
@@ -32,7 +32,7 @@ async def test_both_ways_are_one_transaction(database: Database) -> None:
         assert (await session.run(counted))[0][0] == 0
 
 
-async def test_a_transaction_that_has_failed_is_not_taken_for_committed(postgresql_settings: Settings) -> None:
+async def test_committing_a_failed_transaction_raises(postgresql_settings: Settings) -> None:
     database = Database(create_engine(postgresql_settings))
     wrong = Statement(select(literal(1) % literal(0)))
 
@@ -49,23 +49,21 @@ async def test_a_transaction_that_has_failed_is_not_taken_for_committed(postgres
     await database.close()
 
 
-async def test_a_read_finds_another_connection_when_its_own_was_ended(postgresql_settings: Settings) -> None:
+async def test_a_read_is_retried_when_its_connection_was_terminated(postgresql_settings: Settings) -> None:
     database = Database(create_engine(postgresql_settings))
     one = Statement(select(StreamState.id))
     async with database.read() as session:
         await asyncio.gather(*(session.run(one) for _ in range(8)))
     async with database.connect() as connection:
-        ended = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database()"
-        await connection.execute(text(f"{ended} AND pid <> pg_backend_pid()"))
+        terminate = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database()"
+        await connection.execute(text(f"{terminate} AND pid <> pg_backend_pid()"))
     async with database.read() as session:
         assert [len(rows) for rows in await asyncio.gather(*(session.run(one) for _ in range(8)))] == [1] * 8
     await database.close()
 
 
 @pytest.mark.parametrize("kind", ["read", "write"])
-async def test_who_is_cancelled_in_a_statement_leaves_no_connection_behind(
-    postgresql_settings: Settings, kind: str
-) -> None:
+async def test_a_cancelled_statement_leaks_no_connection(postgresql_settings: Settings, kind: str) -> None:
     database = Database(create_engine(postgresql_settings.model_copy(update={"database_max_overflow": 0})))
     sleeping = Statement(select(func.pg_sleep(60)))
 
@@ -73,21 +71,21 @@ async def test_who_is_cancelled_in_a_statement_leaves_no_connection_behind(
         async with getattr(database, kind)() as session:
             await session.run(sleeping)
 
-    # Whether the server is at work on it; seen from outside the pool, which must not need a connection for it.
+    # Whether the server still runs the statement. The watcher does not use the pool, which may be exhausted.
     active = "state = 'active' AND query LIKE '%pg_sleep(%' AND pid <> pg_backend_pid()"
-    at_work = f"SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND {active}"  # noqa: S608
+    running = f"SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND {active}"  # noqa: S608
     watcher = await asyncpg.connect(postgresql_settings.database_url)
     for _ in range(postgresql_settings.database_pool_size + 2):
         task = asyncio.create_task(sleep())
         async with asyncio.timeout(PATIENCE_SECONDS):
-            while not await watcher.fetchval(at_work):
+            while not await watcher.fetchval(running):
                 pass
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        # Nor the server at work on what nobody waits for any more.
+        # The server cancels the statement too.
         async with asyncio.timeout(5):
-            while await watcher.fetchval(at_work):
+            while await watcher.fetchval(running):
                 pass
     async with asyncio.timeout(5), database.read() as session:
         assert await session.run(Statement(select(func.count()).select_from(Task))) == [(0,)]
@@ -95,7 +93,7 @@ async def test_who_is_cancelled_in_a_statement_leaves_no_connection_behind(
     await database.close()
 
 
-async def test_an_error_of_a_statement_does_not_hold_its_parameters(database: Database) -> None:
+async def test_errors_do_not_contain_parameters(database: Database) -> None:
     with pytest.raises(DBAPIError) as caught:
         async with database.write() as session:
             await session.execute(text("INSERT INTO nowhere VALUES (:hash)"), {"hash": "hash of a password"})

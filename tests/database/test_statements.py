@@ -1,4 +1,4 @@
-"""Statements that are built once, on both ways to a database."""
+"""Statements that are built once, on both databases."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from taskflow_gql.models import User, UserRole
 from tests.support.factories import make_user
 
 
-async def test_what_a_statement_reads_is_what_sqlalchemy_reads(database: Database) -> None:
+async def test_run_reads_the_same_rows_as_execute(database: Database) -> None:
     async with database.write() as session:
         users = [
             await make_user(session, name, role=role) for name, role in zip("abc", [*UserRole, "ADMIN"], strict=True)
@@ -32,7 +32,7 @@ async def test_what_a_statement_reads_is_what_sqlalchemy_reads(database: Databas
     assert found[0][4].utcoffset() is not None
 
 
-async def test_a_parameter_without_a_value_is_no_null(database: Database) -> None:
+async def test_a_missing_parameter_is_an_error_not_null(database: Database) -> None:
     statement = Statement(select(func.count()).select_from(User).where(User.username == bindparam("username")))
     async with database.read() as session:
         with pytest.raises((KeyError, StatementError)):
@@ -40,7 +40,7 @@ async def test_a_parameter_without_a_value_is_no_null(database: Database) -> Non
         assert await session.run(statement, {"username": "nobody"}) == [(0,)]
 
 
-async def test_a_parameter_that_expands_is_refused_where_statements_are_compiled(
+async def test_compiling_a_parameter_that_expands_raises(
     postgresql_settings: Settings,
 ) -> None:
     database = Database(create_engine(postgresql_settings))

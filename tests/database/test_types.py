@@ -1,4 +1,4 @@
-"""Values come back from both databases as they went in."""
+"""Column types return the same values from both databases."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.database.tables import MOMENTS
         (None, None),
     ],
 )
-async def test_a_moment_comes_back_to_the_microsecond_and_in_utc(
+async def test_times_are_stored_with_microseconds_and_returned_in_utc(
     database: Database, given: datetime | None, kept: datetime | None
 ) -> None:
     async with database.write() as session:
@@ -39,7 +39,7 @@ async def test_a_moment_comes_back_to_the_microsecond_and_in_utc(
 
 
 @pytest.mark.usefixtures("tables")
-async def test_moments_compare_and_sort_as_moments_whatever_their_offsets(database: Database) -> None:
+async def test_times_compare_and_sort_regardless_of_their_offset(database: Database) -> None:
     east, west = timezone(timedelta(hours=14)), timezone(timedelta(hours=-12))
     noon = datetime(2026, 6, 1, 12, tzinfo=UTC)
     moments = [noon.astimezone(east), noon + timedelta(microseconds=1), (noon + timedelta(seconds=1)).astimezone(west)]

@@ -1,4 +1,4 @@
-"""Units of work, on both databases."""
+"""Units of work on both databases."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.database.tables import COUNTERS, counted
 
 
 @pytest.mark.usefixtures("tables")
-async def test_what_is_written_is_there_when_the_block_has_ended_and_not_before(database: Database) -> None:
+async def test_writes_become_visible_when_the_block_ends(database: Database) -> None:
     async with database.write() as session:
         await session.execute(update(COUNTERS).values(value=1))
         assert await counted(database) == 0
@@ -22,7 +22,7 @@ async def test_what_is_written_is_there_when_the_block_has_ended_and_not_before(
 
 
 @pytest.mark.usefixtures("tables")
-async def test_a_block_that_raises_leaves_nothing(database: Database) -> None:
+async def test_a_block_that_raises_is_rolled_back(database: Database) -> None:
     async def write_and_fail() -> None:
         async with database.write() as session:
             await session.execute(update(COUNTERS).values(value=1))
@@ -37,7 +37,7 @@ async def test_a_block_that_raises_leaves_nothing(database: Database) -> None:
 
 
 @pytest.mark.usefixtures("tables")
-async def test_a_cancelled_block_leaves_nothing_and_frees_the_writer(database: Database) -> None:
+async def test_a_cancelled_block_is_rolled_back_and_releases_the_writer_lock(database: Database) -> None:
     written = asyncio.Event()
 
     async def write_and_wait() -> None:
@@ -58,21 +58,21 @@ async def test_a_cancelled_block_leaves_nothing_and_frees_the_writer(database: D
 async def increment(database: Database, times: int) -> None:
     for _ in range(times):
         async with database.write() as session:
-            # Read, then written: what is lost when two read before either writes.
+            # If two writers read before either writes, one increment is lost.
             statement = select(COUNTERS.c.value).with_for_update()
             value = (await session.execute(statement)).scalar_one()
             await session.execute(update(COUNTERS).values(value=value + 1))
 
 
 @pytest.mark.usefixtures("tables")
-async def test_writers_at_once_lose_no_increment(database: Database) -> None:
+async def test_concurrent_writers_lose_no_increment(database: Database) -> None:
     await asyncio.gather(*(increment(database, 25) for _ in range(4)))
     assert await counted(database) == 100
 
 
 @pytest.mark.usefixtures("tables")
 async def test_writers_in_two_processes_lose_no_increment(database: Database, settings: Settings) -> None:
-    """Two `Database`s share no lock in Python, as two processes do not."""
+    """Two `Database` objects share no lock in Python, just like two processes."""
     other = Database(create_engine(settings))
     await asyncio.gather(increment(database, 50), increment(other, 50))
     await other.close()
@@ -80,7 +80,7 @@ async def test_writers_in_two_processes_lose_no_increment(database: Database, se
 
 
 @pytest.mark.usefixtures("tables")
-async def test_a_writer_does_not_make_readers_wait(database: Database) -> None:
+async def test_readers_do_not_wait_for_a_writer(database: Database) -> None:
     async with database.write() as session:
         await session.execute(update(COUNTERS).values(value=1))
         async with asyncio.timeout(5):
@@ -88,46 +88,46 @@ async def test_a_writer_does_not_make_readers_wait(database: Database) -> None:
 
 
 @pytest.mark.parametrize("records", [True, False])
-async def test_the_doorbell_rings_after_the_commit_of_a_recorded_event_only(
+async def test_on_event_is_called_only_after_a_commit_that_recorded_an_event(
     database: Database, settings: Settings, records: bool
 ) -> None:
-    rung: list[bool] = []
-    ringing = Database(database.engine, on_event=lambda: rung.append(True))
-    async with ringing.write() as session:
+    calls: list[bool] = []
+    observed = Database(database.engine, on_event=lambda: calls.append(True))
+    async with observed.write() as session:
         if records:
             session.recorded_event = True
         await session.execute(text("UPDATE stream_state SET last_position = last_position"))
-        assert rung == []
-    assert rung == [True] * records
+        assert calls == []
+    assert calls == [True] * records
 
 
-async def test_the_doorbell_does_not_ring_for_a_block_that_raises(database: Database) -> None:
-    rung: list[bool] = []
-    ringing = Database(database.engine, on_event=lambda: rung.append(True))
+async def test_on_event_is_not_called_for_a_block_that_raises(database: Database) -> None:
+    calls: list[bool] = []
+    observed = Database(database.engine, on_event=lambda: calls.append(True))
 
     async def record_and_fail() -> None:
-        async with ringing.write() as session:
+        async with observed.write() as session:
             session.recorded_event = True
             raise LookupError
 
     with pytest.raises(LookupError):
         await record_and_fail()
-    async with ringing.write() as session:
+    async with observed.write() as session:
         await session.execute(text("SELECT 1"))
-    assert rung == []
+    assert calls == []
 
 
 @pytest.mark.usefixtures("tables")
-async def test_who_hears_the_doorbell_reads_what_was_committed(database: Database, settings: Settings) -> None:
+async def test_on_event_can_read_what_was_committed(database: Database, settings: Settings) -> None:
     seen: list[asyncio.Task[int]] = []
-    ringing = Database(database.engine, on_event=lambda: seen.append(asyncio.create_task(counted(database))))
-    async with ringing.write() as session:
+    observed = Database(database.engine, on_event=lambda: seen.append(asyncio.create_task(counted(database))))
+    async with observed.write() as session:
         await session.execute(update(COUNTERS).values(value=1))
         session.recorded_event = True
     assert await asyncio.gather(*seen) == [1]
 
 
-async def test_bounded_reads_are_open_a_few_at_a_time_whatever_becomes_of_them(database: Database) -> None:
+async def test_bounded_reads_keep_their_limit_after_errors_and_cancellations(database: Database) -> None:
     reads = BoundedReads(database, 2)
     open_now = most = 0
 
