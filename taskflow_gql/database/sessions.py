@@ -30,6 +30,9 @@ class DatabaseSession:
     This class itself reads from SQLite.
     """
 
+    # Whether nobody else can write until this unit of work ends.
+    is_only_writer = False
+
     def __init__(self, connections: Connections) -> None:
         # Set by the code that records an event. `Database.on_event` is then called after the commit.
         self.recorded_event = False
@@ -84,6 +87,8 @@ class DatabaseSession:
 
 
 class SqliteTransaction(DatabaseSession):
+    is_only_writer = True
+
     async def _open(self) -> AsyncSession:
         return AsyncSession(self._connections.writing, expire_on_commit=False)
 

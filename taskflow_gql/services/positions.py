@@ -154,8 +154,7 @@ async def place_events(session: DatabaseSession, *, limit: int) -> tuple[int, bo
     The lock on the state's row is held until the transaction ends, so positions are given by one process at a time
     and become visible in order.
     """
-    if session.dialect_name == "sqlite":
-        # One writer at a time: what it reads is as it stands.
+    if session.is_only_writer:
         ((last_position,),) = await session.run(_LAST_POSITION)
         placed = len(await session.run(_PLACE, {"last_position": last_position, "most": limit}))
         if placed:
