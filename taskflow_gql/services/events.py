@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import base64
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, NamedTuple
+from types import NoneType, UnionType
+from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar, Union, get_args, get_origin, get_type_hints
 from uuid import UUID
 
 from taskflow_gql.errors import BadUserInput
-from taskflow_gql.models import EventKind, TaskCategory, TaskEvent, TaskPriority, TaskRow, TaskStatus
+from taskflow_gql.models import EventKind, TaskEvent, TaskRow
+
+Row = TypeVar("Row", bound="tuple[Any, ...]")
 
 
 class TaskField(StrEnum):
@@ -36,6 +40,9 @@ COLUMN_BY_FIELD = {
     TaskField.DUE_DATE: "due_date",
     TaskField.ASSIGNEE: "assignee_id",
 }
+
+
+_FIELDS = {str(field): field for field in TaskField}
 
 
 def changed_fields(before: TaskRow, after: TaskRow) -> list[TaskField]:
@@ -79,55 +86,82 @@ def event_of_row(row: Any) -> TaskChanged:
         kind=kind,
         task_id=task_id,
         actor_id=actor_id,
-        changed_fields=tuple(TaskField(name) for name in fields.split(",") if name),
+        # A field that no longer exists is left out.
+        changed_fields=tuple(_FIELDS[name] for name in fields.split(",") if name in _FIELDS),
         before=_task_of_json(before),
         after=_task_of_json(after),
         occurred_at=occurred_at,
     )
 
 
+class RowCodec(Generic[Row]):
+    """Rows of one NamedTuple class as JSON objects with its field names as keys, and back.
+
+    It reads objects written by any version of the server. A key that did not exist then gets the default that the
+    class declares for its field, or None. A key whose field no longer exists is ignored.
+    """
+
+    def __init__(self, row_class: type[Row]) -> None:
+        types = get_type_hints(row_class)
+        fields: tuple[str, ...] = row_class._fields  # type: ignore[attr-defined]
+        defaults: dict[str, Any] = row_class._field_defaults  # type: ignore[attr-defined]
+        self._make = row_class._make  # type: ignore[attr-defined]
+        writers = [(name, _conversion_of(types[name], _WRITERS)) for name in fields]
+        self._writers = [(name, convert) for name, convert in writers if convert is not None]
+        self._readers = [(name, _conversion_of(types[name], _READERS), defaults.get(name)) for name in fields]
+
+    def write(self, row: Row) -> dict[str, Any]:
+        value: dict[str, Any] = row._asdict()  # type: ignore[attr-defined]
+        for name, convert in self._writers:
+            if value[name] is not None:
+                value[name] = convert(value[name])
+        return value
+
+    def read(self, value: Mapping[str, Any]) -> Row:
+        row: Row = self._make(
+            [
+                default
+                if name not in value
+                else found
+                if (found := value[name]) is None or convert is None
+                else convert(found)
+                for name, convert, default in self._readers
+            ]
+        )
+        return row
+
+
+_Conversion: TypeAlias = Callable[[Any], Any]
+# Types that JSON does not have. Enums are text in both.
+_WRITERS: dict[type, _Conversion] = {UUID: str, datetime: datetime.isoformat}
+_READERS: dict[type, _Conversion] = {UUID: UUID, datetime: datetime.fromisoformat}
+_PLAIN_TYPES = (str, int, bool, float)
+
+
+def _conversion_of(type_: Any, conversions: Mapping[type, _Conversion]) -> _Conversion | None:
+    """None for a type whose values are the same in JSON. Raises TypeError for a type that the codec does not know."""
+    options = get_args(type_) if get_origin(type_) in (Union, UnionType) else (type_,)
+    options = tuple(option for option in options if option is not NoneType)
+    if len(options) == 1:
+        (plain,) = options
+        if plain in conversions:
+            return conversions[plain]
+        if isinstance(plain, type) and issubclass(plain, StrEnum):
+            return {str(member): member for member in plain}.__getitem__ if conversions is _READERS else None
+        if plain in _PLAIN_TYPES:
+            return None
+    raise TypeError(f"The record has no JSON for values of {type_}")
+
+
+TASK_CODEC = RowCodec(TaskRow)
+
+
 def json_of_task(task: TaskRow | None) -> dict[str, Any] | None:
-    if task is None:
-        return None
-    return {
-        "id": str(task.id),
-        "title": task.title,
-        "description": task.description,
-        "status": task.status,
-        "priority": task.priority,
-        "category": task.category,
-        "due_date": task.due_date and task.due_date.isoformat(),
-        "completed_at": task.completed_at and task.completed_at.isoformat(),
-        "creator_id": str(task.creator_id),
-        "assignee_id": task.assignee_id and str(task.assignee_id),
-        "version": task.version,
-        "created_at": task.created_at.isoformat(),
-        "updated_at": task.updated_at.isoformat(),
-    }
+    return None if task is None else TASK_CODEC.write(task)
 
 
-def _task_of_json(value: dict[str, Any] | None) -> TaskRow | None:
-    if value is None:
-        return None
-    return TaskRow(
-        id=UUID(value["id"]),
-        title=value["title"],
-        description=value["description"],
-        status=TaskStatus(value["status"]),
-        priority=TaskPriority(value["priority"]),
-        category=TaskCategory(value["category"]),
-        due_date=_moment(value["due_date"]),
-        completed_at=_moment(value["completed_at"]),
-        creator_id=UUID(value["creator_id"]),
-        assignee_id=UUID(value["assignee_id"]) if value["assignee_id"] else None,
-        version=value["version"],
-        created_at=datetime.fromisoformat(value["created_at"]),
-        updated_at=datetime.fromisoformat(value["updated_at"]),
-    )
-
-
-def _moment(text: str | None) -> datetime | None:
-    return None if text is None else datetime.fromisoformat(text)
+def _task_of_json(value: Mapping[str, Any] | None) -> TaskRow | None:
+    return None if value is None else TASK_CODEC.read(value)
 
 
 _PLACE = re.compile(r"([0-9a-f]{16}):([0-9]{1,18})")
