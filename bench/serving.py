@@ -265,7 +265,7 @@ async def fill(database_url: str, redis_url: str) -> Site:
     tokens = [signer.sign(user_id=admin, session_id=id_, issued_at=now) for id_, admin, *_ in sessions]
     revoked_token = signer.sign(user_id=admins[0], session_id=make_id(), issued_at=now)
     # Not at any moment, which would be one server's: `begin_anew` vacuums.
-    for table in ("tasks", "task_events"):
+    for table in ("tasks", "events"):
         await connection.execute(f"ALTER TABLE {table} SET (autovacuum_enabled = false)")
     await connection.execute("VACUUM ANALYZE")
     await connection.close()
@@ -278,7 +278,7 @@ async def begin_anew(site: Site) -> None:
     await connection.execute(
         "UPDATE tasks SET status = 'PENDING', completed_at = NULL WHERE id = ANY($1)", written(site)
     )
-    await connection.execute("VACUUM tasks, task_events")
+    await connection.execute("VACUUM tasks, events")
     await connection.close()
 
 
@@ -286,7 +286,7 @@ async def end_relaying(site: Site) -> None:
     """Return when every event has its position, so that taskflow's relay does not work in another server's time."""
     connection = await asyncpg.connect(site.database_url)
     async with asyncio.timeout(60):
-        while await connection.fetchval("SELECT EXISTS (SELECT FROM task_events WHERE position IS NULL)"):  # noqa: ASYNC110
+        while await connection.fetchval("SELECT EXISTS (SELECT FROM events WHERE position IS NULL)"):  # noqa: ASYNC110
             await asyncio.sleep(0.05)
     await connection.close()
 

@@ -29,6 +29,8 @@ const SmartTags = jsonPgSmartTags({
       alembic_version: hidden,
       sessions: hidden,
       stream_state: hidden,
+      events: hidden,
+      // The view for servers of the previous release.
       task_events: hidden,
       tasks: { attribute: { status: filtered } },
       users: { attribute: { password_hash: hidden } }

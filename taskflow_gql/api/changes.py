@@ -17,9 +17,9 @@ from taskflow_gql.api.task_filters import TaskFilter, TaskFilterArgument, filter
 from taskflow_gql.api.tasks import Task
 from taskflow_gql.api.users import User, users_by_id
 from taskflow_gql.execution.strawberry import Batched
-from taskflow_gql.models import TaskCategory, TaskPriority, TaskRow, TaskStatus, UserRow
+from taskflow_gql.models import TaskCategory, TaskField, TaskPriority, TaskRow, TaskStatus, UserRow
 from taskflow_gql.services.access import Viewer
-from taskflow_gql.services.events import TaskChanged, TaskField
+from taskflow_gql.services.events import EventRow
 
 
 @strawberry.type(description="A task's fields as they stood before a change.")
@@ -36,13 +36,13 @@ class TaskSnapshot:
 
 @strawberry.type(description="One change to one task, as it looks to you.")
 class TaskChange:
-    event: strawberry.Private[TaskChanged]
+    event: strawberry.Private[EventRow]
     cursor: str = strawberry.field(description="This change's place in the stream, the same for everybody.")
     kind: TaskChangeKind = strawberry.field(description="What happened, as it looks to you.")
 
     @strawberry.field(description="The task's id, also when the task is gone.")
     def task_id(self) -> strawberry.ID:
-        return strawberry.ID(str(self.event.task_id))
+        return strawberry.ID(str(self.event.subject_id))
 
     @strawberry.field(
         graphql_type=Task | None, description="The task as it stood after this change; null for DELETED and LEFT."

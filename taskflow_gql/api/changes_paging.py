@@ -12,9 +12,9 @@ from taskflow_gql.api.enums import TaskChangeKind
 from taskflow_gql.api.task_filters import TaskFilter, filter_of
 from taskflow_gql.models import EventKind, TaskRow
 from taskflow_gql.services.access import Viewer, may_see
-from taskflow_gql.services.events import TaskChanged
+from taskflow_gql.services.events import EventRow, events_after
 from taskflow_gql.services.paging import PageRequest
-from taskflow_gql.services.positions import events_after, read_stream_state, require_kept
+from taskflow_gql.services.positions import read_stream_state, require_kept
 from taskflow_gql.services.task_filters import matches
 
 # Tasks have a history and changes have a task; one of the two modules has to name the other's type lazily.
@@ -28,7 +28,7 @@ _SCAN = 1000
 class Change:
     """An event as it looks to somebody."""
 
-    event: TaskChanged
+    event: EventRow
     kind: TaskChangeKind
 
 
@@ -41,7 +41,7 @@ class ChangeList:
     end: int
 
 
-def change_for(viewer: Viewer, event: TaskChanged, filter_: TaskFilter | None = None) -> Change | None:
+def change_for(viewer: Viewer, event: EventRow, filter_: TaskFilter | None = None) -> Change | None:
     """The event as it looks to this person through the filter; None when it is none of their business."""
     # Made for each event: whether a task was overdue depends on the time of the change.
     made = filter_of(filter_, viewer, event.occurred_at)

@@ -7,8 +7,7 @@ from typing import Any
 
 import strawberry
 
-from taskflow_gql.models import TaskCategory, TaskPriority, TaskStatus, UserRole
-from taskflow_gql.services.events import TaskField
+from taskflow_gql.models import TaskCategory, TaskField, TaskPriority, TaskStatus, UserRole
 from taskflow_gql.services.task_orders import TaskOrderField
 
 

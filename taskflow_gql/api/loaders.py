@@ -11,9 +11,10 @@ from strawberry.dataloader import DataLoader
 
 from taskflow_gql.database.units import BoundedReads
 from taskflow_gql.models import UserRow
-from taskflow_gql.services import positions, tasks
+from taskflow_gql.services import events, positions, tasks
 from taskflow_gql.services.access import Viewer
-from taskflow_gql.services.events import StreamPlace, TaskChanged
+from taskflow_gql.services.events import EventRow
+from taskflow_gql.services.positions import StreamPlace
 from taskflow_gql.services.task_filters import Filter
 from taskflow_gql.services.tasks import Relation
 from taskflow_gql.stream.relay import Relay
@@ -24,7 +25,7 @@ class Loaders:
         self._reads = reads
         self._caught_up: asyncio.Future[None] | None = None
         self._stream_place: asyncio.Future[StreamPlace] | None = None
-        self._history: dict[tuple[int, int], DataLoader[UUID, list[TaskChanged]]] = {}
+        self._history: dict[tuple[int, int], DataLoader[UUID, list[EventRow]]] = {}
         # Whoever asks came with the check of the token.
         self.people: dict[UUID, UserRow] = {}
         # The loaders of batched fields, where they are not run by the compiling executor.
@@ -43,13 +44,13 @@ class Loaders:
 
         return self._task_counts_of_users.setdefault((relation, filter_), DataLoader(load))
 
-    def history(self, viewer: Viewer, position: int, limit: int) -> DataLoader[UUID, list[TaskChanged]]:
+    def history(self, viewer: Viewer, position: int, limit: int) -> DataLoader[UUID, list[EventRow]]:
         reads = self._reads
 
-        async def load(task_ids: Sequence[UUID]) -> list[list[TaskChanged]]:
+        async def load(task_ids: Sequence[UUID]) -> list[list[EventRow]]:
             async with reads.read() as session:
-                events = await positions.history_of_tasks(session, viewer, task_ids, position, limit=limit)
-            return [events[task_id] for task_id in task_ids]
+                history = await events.history_of_tasks(session, viewer, task_ids, position, limit=limit)
+            return [history[task_id] for task_id in task_ids]
 
         return self._history.setdefault((position, limit), DataLoader(load))
 

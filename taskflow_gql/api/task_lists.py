@@ -14,8 +14,8 @@ from taskflow_gql.api.needs import Needs
 from taskflow_gql.api.task_filters import TaskFilter, filter_of
 from taskflow_gql.models import TaskRow, UserRow
 from taskflow_gql.services.access import Viewer
-from taskflow_gql.services.events import StreamPlace
 from taskflow_gql.services.paging import Order, Page, PageRequest, list_begun
+from taskflow_gql.services.positions import StreamPlace
 from taskflow_gql.services.task_orders import NEWEST_FIRST, TaskOrderField, order_by
 from taskflow_gql.services.tasks import ALL_COLUMNS, TaskColumns, TaskQuery
 

@@ -25,7 +25,7 @@ from taskflow_gql.execution.strawberry import Batched
 from taskflow_gql.models import TaskCategory, TaskPriority, TaskRow, TaskStatus, UserRow
 from taskflow_gql.services import access, task_stats, tasks
 from taskflow_gql.services.access import Viewer
-from taskflow_gql.services.events import encode_cursor
+from taskflow_gql.services.positions import encode_cursor
 from taskflow_gql.services.task_orders import NEWEST_FIRST
 
 

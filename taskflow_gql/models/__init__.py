@@ -1,21 +1,33 @@
 """Tables, their constraints, and the light rows that reads return."""
 
 from taskflow_gql.database.types import Model
-from taskflow_gql.models.event import EventKind, StreamState, TaskEvent
+from taskflow_gql.models.event import Event, EventKind, StreamState, SubjectType
 from taskflow_gql.models.session import Session
-from taskflow_gql.models.task import TASK_COLUMNS, Task, TaskCategory, TaskPriority, TaskRow, TaskStatus
+from taskflow_gql.models.task import (
+    COLUMN_BY_FIELD,
+    TASK_COLUMNS,
+    Task,
+    TaskCategory,
+    TaskField,
+    TaskPriority,
+    TaskRow,
+    TaskStatus,
+)
 from taskflow_gql.models.user import USER_COLUMNS, User, UserRole, UserRow
 
 __all__ = [
+    "COLUMN_BY_FIELD",
     "TASK_COLUMNS",
     "USER_COLUMNS",
+    "Event",
     "EventKind",
     "Model",
     "Session",
     "StreamState",
+    "SubjectType",
     "Task",
     "TaskCategory",
-    "TaskEvent",
+    "TaskField",
     "TaskPriority",
     "TaskRow",
     "TaskStatus",

@@ -126,4 +126,27 @@ class TaskRow(NamedTuple):
         return self.status is TaskStatus.COMPLETED
 
 
+class TaskField(StrEnum):
+    """The fields that a person changes. The others (version, updatedAt, completedAt) follow from them."""
+
+    TITLE = "TITLE"
+    DESCRIPTION = "DESCRIPTION"
+    STATUS = "STATUS"
+    PRIORITY = "PRIORITY"
+    CATEGORY = "CATEGORY"
+    DUE_DATE = "DUE_DATE"
+    ASSIGNEE = "ASSIGNEE"
+
+
+# The column behind each field, in the order in which changes are reported.
+COLUMN_BY_FIELD = {
+    TaskField.TITLE: "title",
+    TaskField.DESCRIPTION: "description",
+    TaskField.STATUS: "status",
+    TaskField.PRIORITY: "priority",
+    TaskField.CATEGORY: "category",
+    TaskField.DUE_DATE: "due_date",
+    TaskField.ASSIGNEE: "assignee_id",
+}
+
 TASK_COLUMNS = tuple(getattr(Task, name) for name in TaskRow._fields)

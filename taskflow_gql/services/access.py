@@ -9,8 +9,9 @@ from uuid import UUID
 
 from sqlalchemy import ColumnElement, and_, bindparam, or_, true
 
+from taskflow_gql.database.id_lists import includes
 from taskflow_gql.errors import Forbidden
-from taskflow_gql.models import Task, TaskEvent, User, UserRole
+from taskflow_gql.models import Event, Task, User, UserRole
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +55,15 @@ def visible_scopes(*, is_admin: bool) -> list[ColumnElement[bool]]:
 
 
 def events_visible(*, is_admin: bool) -> ColumnElement[bool]:
-    """Condition on `task_events`, with the parameter VIEWER_ID: the task was visible before or after the change."""
+    """Condition on `events`, with the parameter VIEWER_ID: the subject was visible before or after the change."""
     if is_admin:
         return true()
     return or_(
-        TaskEvent.creator_id == VIEWER_ID,
-        TaskEvent.assignee_id == VIEWER_ID,
-        TaskEvent.previous_assignee_id == VIEWER_ID,
+        includes(Event.audience, VIEWER_ID),
+        # Events stored before revision 0003.
+        Event.creator_id == VIEWER_ID,
+        Event.assignee_id == VIEWER_ID,
+        Event.previous_assignee_id == VIEWER_ID,
     )
 
 
@@ -71,6 +74,11 @@ def users_visible(*, is_admin: bool) -> ColumnElement[bool]:
 
 def may_see(viewer: Viewer, task: HasPeople) -> bool:
     return viewer.is_admin or viewer.id in (task.creator_id, task.assignee_id)
+
+
+def people_who_see(task: HasPeople) -> set[UUID]:
+    """Everybody, besides admins, for whom `may_see` holds."""
+    return {task.creator_id} if task.assignee_id is None else {task.creator_id, task.assignee_id}
 
 
 def may_update(viewer: Viewer, task: HasPeople) -> bool:

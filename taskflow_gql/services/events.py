@@ -1,97 +1,48 @@
-"""Changes to tasks as facts: what the record holds, and the cursors that name a place in it."""
+"""The record of changes: written in the mutation's transaction, read by history, pull and stream."""
 
 from __future__ import annotations
 
-import base64
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from functools import cache
 from types import NoneType, UnionType
-from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 from uuid import UUID
 
-from taskflow_gql.errors import BadUserInput
-from taskflow_gql.models import EventKind, TaskEvent, TaskRow
+from sqlalchemy import ColumnElement, Integer, UpdateBase, bindparam, insert, literal_column, or_, select
+
+from taskflow_gql import clock
+from taskflow_gql.database.constructs import top_of_each
+from taskflow_gql.database.sessions import DatabaseSession
+from taskflow_gql.database.statements import Statement
+from taskflow_gql.database.writes import write_both
+from taskflow_gql.models import COLUMN_BY_FIELD, Event, EventKind, SubjectType, Task, TaskField, TaskRow
+from taskflow_gql.services.access import Viewer, events_visible, people_who_see
+
+if TYPE_CHECKING:
+    from sqlalchemy import Table
 
 Row = TypeVar("Row", bound="tuple[Any, ...]")
 
 
-class TaskField(StrEnum):
-    """The fields that a person changes; the rest (version, updatedAt, completedAt) follows from them."""
-
-    TITLE = "TITLE"
-    DESCRIPTION = "DESCRIPTION"
-    STATUS = "STATUS"
-    PRIORITY = "PRIORITY"
-    CATEGORY = "CATEGORY"
-    DUE_DATE = "DUE_DATE"
-    ASSIGNEE = "ASSIGNEE"
-
-
-# The column behind each field, in the order in which changes are reported.
-COLUMN_BY_FIELD = {
-    TaskField.TITLE: "title",
-    TaskField.DESCRIPTION: "description",
-    TaskField.STATUS: "status",
-    TaskField.PRIORITY: "priority",
-    TaskField.CATEGORY: "category",
-    TaskField.DUE_DATE: "due_date",
-    TaskField.ASSIGNEE: "assignee_id",
-}
-
-
-_FIELDS = {str(field): field for field in TaskField}
-
-
-def changed_fields(before: TaskRow, after: TaskRow) -> list[TaskField]:
-    return [field for field, column in COLUMN_BY_FIELD.items() if getattr(before, column) != getattr(after, column)]
-
-
 @dataclass(frozen=True, slots=True)
-class TaskChanged:
-    """A placed event. At least one of `before` and `after` is there."""
+class EventRow:
+    """A placed event. At least one of `before` and `after` is set."""
 
     id: int
     position: int
+    subject_type: SubjectType
+    subject_id: UUID
     kind: EventKind
-    task_id: UUID
     actor_id: UUID | None
+    # The people, besides admins, who may see the subject before or after the change.
+    audience: frozenset[UUID]
     changed_fields: tuple[TaskField, ...]
     before: TaskRow | None
     after: TaskRow | None
     occurred_at: datetime
-
-
-EVENT_COLUMNS = (
-    TaskEvent.id,
-    TaskEvent.position,
-    TaskEvent.kind,
-    TaskEvent.task_id,
-    TaskEvent.actor_id,
-    TaskEvent.changed_fields,
-    TaskEvent.before,
-    TaskEvent.after,
-    TaskEvent.occurred_at,
-)
-
-
-def event_of_row(row: Any) -> TaskChanged:
-    """From a row of EVENT_COLUMNS."""
-    id_, position, kind, task_id, actor_id, fields, before, after, occurred_at = row
-    return TaskChanged(
-        id=id_,
-        position=position,
-        kind=kind,
-        task_id=task_id,
-        actor_id=actor_id,
-        # A field that no longer exists is left out.
-        changed_fields=tuple(_FIELDS[name] for name in fields.split(",") if name in _FIELDS),
-        before=_task_of_json(before),
-        after=_task_of_json(after),
-        occurred_at=occurred_at,
-    )
 
 
 class RowCodec(Generic[Row]):
@@ -153,49 +104,181 @@ def _conversion_of(type_: Any, conversions: Mapping[type, _Conversion]) -> _Conv
     raise TypeError(f"The record has no JSON for values of {type_}")
 
 
-TASK_CODEC = RowCodec(TaskRow)
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What the record has to know of a noun."""
+
+    type: SubjectType
+    codec: RowCodec[Any]
+    # The column behind each field that people change, in the order in which changes are reported.
+    column_by_field: Mapping[Any, str]
+    # The people, besides admins, who may see a row.
+    audience: Callable[[Any], set[UUID]]
+
+    def changed_fields(self, before: Any, after: Any) -> list[Any]:
+        """Empty for a row that is new or gone."""
+        if before is None or after is None:
+            return []
+        return [
+            field for field, column in self.column_by_field.items() if getattr(before, column) != getattr(after, column)
+        ]
+
+    def audience_of(self, before: Any, after: Any) -> frozenset[UUID]:
+        return frozenset().union(*(self.audience(row) for row in (before, after) if row is not None))
+
+    def write(self, row: Any) -> dict[str, Any] | None:
+        return None if row is None else self.codec.write(row)
+
+    def read(self, value: Mapping[str, Any] | None) -> Any:
+        return None if value is None else self.codec.read(value)
 
 
-def json_of_task(task: TaskRow | None) -> dict[str, Any] | None:
-    return None if task is None else TASK_CODEC.write(task)
+TASKS = Subject(SubjectType.TASK, RowCodec(TaskRow), COLUMN_BY_FIELD, people_who_see)
+
+_SUBJECT_OF_ROW: dict[type, Subject] = {TaskRow: TASKS}
+_SUBJECTS = {str(subject.type): subject for subject in _SUBJECT_OF_ROW.values()}
+_FIELDS = {name: {str(field): field for field in subject.column_by_field} for name, subject in _SUBJECTS.items()}
 
 
-def _task_of_json(value: Mapping[str, Any] | None) -> TaskRow | None:
-    return None if value is None else TASK_CODEC.read(value)
+# Writing
 
 
-_PLACE = re.compile(r"([0-9a-f]{16}):([0-9]{1,18})")
+async def write_with_event(
+    session: DatabaseSession,
+    viewer: Viewer,
+    write: UpdateBase,
+    values: Mapping[str, Any],
+    *,
+    kind: EventKind,
+    before: TaskRow | None,
+    after: TaskRow | None,
+) -> None:
+    """Run a write with the values of its parameters, and record it in the same transaction.
+
+    The caller holds the subject's row lock or creates the row, so the ids of a subject's events follow the order of
+    its changes.
+    """
+    row = before if after is None else after
+    subject = _SUBJECT_OF_ROW[type(row)]
+    recorded = {
+        "subject_type": subject.type,
+        "subject_id": cast("TaskRow", row).id,
+        "kind": kind,
+        "actor_id": viewer.id,
+        "audience": subject.audience_of(before, after),
+        "changed_fields": ",".join(subject.changed_fields(before, after)),
+        "before": subject.write(before),
+        "after": subject.write(after),
+        "occurred_at": clock.now(),
+    }
+    await write_both(session, write, values, _INSERT, {f"event_{name}": value for name, value in recorded.items()})
+    session.recorded_event = True
 
 
-class StreamPlace(NamedTuple):
-    """A position, and the stream that it is of."""
-
-    stream_id: str
-    position: int
-
-    def __str__(self) -> str:
-        return f"{self.stream_id}:{self.position}"
-
-    @classmethod
-    def parse(cls, text: str) -> StreamPlace:
-        """The reverse of `str()`. Raises ValueError."""
-        match = _PLACE.fullmatch(text)
-        if match is None:
-            raise ValueError(f"{text!r} is not a place in a stream")
-        return cls(match[1], int(match[2]))
-
-
-def encode_cursor(stream_id: str, position: int) -> str:
-    return base64.urlsafe_b64encode(str(StreamPlace(stream_id, position)).encode()).decode().rstrip("=")
+_RECORDED = (
+    "subject_type",
+    "subject_id",
+    "kind",
+    "actor_id",
+    "audience",
+    "changed_fields",
+    "before",
+    "after",
+    "occurred_at",
+)
+# The database assigns `id`, the relay `position`.
+_INSERT = (
+    insert(cast("Table", Event.__table__)).values({name: bindparam(f"event_{name}") for name in _RECORDED}).inline()
+)
 
 
-def decode_cursor(cursor: str, stream_id: str) -> int:
-    """The position that a cursor names. Raises BadUserInput for one that is damaged or of another server."""
-    try:
-        padded = cursor.encode("ascii") + b"=" * (-len(cursor) % 4)
-        place = StreamPlace.parse(base64.b64decode(padded, altchars=b"-_", validate=True).decode())
-    except ValueError as error:
-        raise BadUserInput("after is not a cursor of the change stream") from error
-    if place.stream_id != stream_id:
-        raise BadUserInput("after is a cursor of another server: read again from a query")
-    return place.position
+# Reading
+
+EVENT_COLUMNS = (
+    Event.id,
+    Event.position,
+    Event.subject_type,
+    Event.subject_id,
+    Event.kind,
+    Event.actor_id,
+    Event.audience,
+    Event.changed_fields,
+    Event.before,
+    Event.after,
+    Event.occurred_at,
+)
+
+
+def event_of_row(row: Any) -> EventRow:
+    """From a row of EVENT_COLUMNS."""
+    id_, position, subject_type, subject_id, kind, actor_id, audience, fields, before_json, after_json, at = row
+    subject, known_fields = _SUBJECTS[subject_type], _FIELDS[subject_type]
+    before, after = subject.read(before_json), subject.read(after_json)
+    return EventRow(
+        id=id_,
+        position=position,
+        subject_type=subject.type,
+        subject_id=subject_id,
+        kind=kind,
+        actor_id=actor_id,
+        # Events stored before revision 0003 have their audience in other columns, which say the same as the rows.
+        audience=frozenset(audience) or subject.audience_of(before, after),
+        # A field that no longer exists is left out.
+        changed_fields=tuple(known_fields[name] for name in fields.split(",") if name in known_fields),
+        before=before,
+        after=after,
+        occurred_at=at,
+    )
+
+
+def _is_of(*types: str) -> ColumnElement[bool]:
+    """Condition on `events`. The types are literals, so that plans know them."""
+    return or_(*(Event.subject_type == literal_column(f"'{name}'") for name in types))
+
+
+async def events_after(
+    session: DatabaseSession, position: int, *, viewer: Viewer | None = None, limit: int
+) -> list[EventRow]:
+    """Placed events in order of position; with a viewer, those that this person may see before or after the change."""
+    # Without a viewer all events, as an admin sees them.
+    statement = _events_after(is_admin=viewer is None or viewer.is_admin)
+    parameters = {"position": position, "most": limit, "viewer_id": viewer and viewer.id}
+    return [event_of_row(row) for row in await session.run(statement, parameters)]
+
+
+@cache
+def _events_after(*, is_admin: bool) -> Statement:
+    """During an upgrade a newer release may record nouns that this one does not know. It passes over them."""
+    after = select(*EVENT_COLUMNS).where(
+        Event.position > bindparam("position"), _is_of(*_SUBJECTS), events_visible(is_admin=is_admin)
+    )
+    return Statement(after.order_by(Event.position).limit(bindparam("most", type_=Integer)))
+
+
+async def history_of_tasks(
+    session: DatabaseSession, viewer: Viewer, task_ids: Collection[UUID], position: int, *, limit: int
+) -> dict[UUID, list[EventRow]]:
+    """For each task its first placed events after the position that the viewer may see: one statement for all."""
+    statement = _histories(viewer.is_admin, limit)
+    parameters = {"task_ids": task_ids, "position": position, "viewer_id": viewer.id}
+    events_by_task: dict[UUID, list[EventRow]] = {task_id: [] for task_id in task_ids}
+    for task_id, *values in await session.run(statement, parameters):
+        events_by_task[task_id].append(event_of_row(values))
+    return events_by_task
+
+
+@cache
+def _histories(is_admin: bool, limit: int) -> Statement:
+    rows = select(*EVENT_COLUMNS).where(
+        Event.position > bindparam("position"), _is_of(SubjectType.TASK), events_visible(is_admin=is_admin)
+    )
+    page = top_of_each(
+        rows,
+        parent=Task.id,
+        child=Event.subject_id,
+        keys="task_ids",
+        order_by=[Event.position.asc()],
+        limit=limit,
+    )
+    columns = [page.c[column.key] for column in EVENT_COLUMNS]
+    return Statement(select(page.c.parent_id, *columns).order_by(page.c.position))

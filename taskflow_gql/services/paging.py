@@ -21,7 +21,7 @@ from taskflow_gql.database.constructs import top_of_each
 from taskflow_gql.database.texts import is_storable
 from taskflow_gql.database.types import FIRST_MOMENT, LAST_MOMENT
 from taskflow_gql.errors import BadUserInput
-from taskflow_gql.services.events import StreamPlace
+from taskflow_gql.services.positions import StreamPlace
 
 DEFAULT_PAGE_SIZE = 50
 MAX_PAGE_SIZE = 100

@@ -1,24 +1,18 @@
-"""The record of changes: written in the mutation's transaction, read by history and stream."""
+"""Positions, which give events their order, and the cursors that name a position to clients."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import base64
+import re
 from datetime import datetime
-from functools import cache
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
-from uuid import UUID
 
-from sqlalchemy import BigInteger, Integer, Select, UpdateBase, bindparam, delete, func, insert, select, update
+from sqlalchemy import BigInteger, Integer, Select, bindparam, delete, func, select, update
 
-from taskflow_gql import clock
-from taskflow_gql.database.constructs import top_of_each
 from taskflow_gql.database.sessions import DatabaseSession
 from taskflow_gql.database.statements import Statement
-from taskflow_gql.errors import CursorExpired
-from taskflow_gql.models import EventKind, StreamState, Task, TaskEvent, TaskRow
-from taskflow_gql.services.access import Viewer, events_visible
-from taskflow_gql.services.events import EVENT_COLUMNS, TaskChanged, changed_fields, event_of_row, json_of_task
+from taskflow_gql.errors import BadUserInput, CursorExpired
+from taskflow_gql.models import Event, StreamState
 
 if TYPE_CHECKING:
     from sqlalchemy import Table
@@ -32,64 +26,41 @@ class StreamStateRow(NamedTuple):
     expired_position: int
 
 
-async def record_task_event(
-    session: DatabaseSession,
-    viewer: Viewer,
-    *,
-    before: TaskRow | None,
-    after: TaskRow | None,
-    change: UpdateBase | None = None,
-    values: Mapping[str, Any] = MappingProxyType({}),
-) -> None:
-    """Add the change to the record, in the same transaction; and on PostgreSQL in the same statement as what changes
-    the task, where that is given, with the values of its parameters.
-
-    The caller holds the task's row lock (or has just made the row), which makes the order of event ids within one
-    task the order of its changes.
-    """
-    task = after or before
-    assert task is not None
-    kind = EventKind.CREATED if before is None else EventKind.DELETED if after is None else EventKind.UPDATED
-    fields = changed_fields(before, after) if before is not None and after is not None else []
-    recorded = {
-        "kind": kind,
-        "task_id": task.id,
-        "actor_id": viewer.id,
-        "creator_id": task.creator_id,
-        "assignee_id": after and after.assignee_id,
-        "previous_assignee_id": before and before.assignee_id,
-        "changed_fields": ",".join(fields),
-        "before": json_of_task(before),
-        "after": json_of_task(after),
-        "occurred_at": clock.now(),
-    }
-    if change is not None and session.dialect_name == "postgresql":
-        await session.run(_with_record(change), {**recorded, **values})
-    else:
-        if change is not None:
-            # Without what is recorded: SQLAlchemy would set the columns of those names as well.
-            await session.run(_alone(change), {**values, "task_id": task.id})
-        await session.run(_RECORD, recorded)
-    session.recorded_event = True
+_STREAM_PLACE = re.compile(r"([0-9a-f]{16}):([0-9]{1,18})")
 
 
-# All but what the database (`id`) and the relay (`position`) give.
-_EVENTS = cast("Table", TaskEvent.__table__)
-_RECORDED = [column.name for column in _EVENTS.columns if column.name not in ("id", "position")]
-_INSERT = insert(_EVENTS).values({name: bindparam(name) for name in _RECORDED}).inline()
+class StreamPlace(NamedTuple):
+    """A position, and the stream that it is of."""
+
+    stream_id: str
+    position: int
+
+    def __str__(self) -> str:
+        return f"{self.stream_id}:{self.position}"
+
+    @classmethod
+    def parse(cls, text: str) -> StreamPlace:
+        """The reverse of `str()`. Raises ValueError."""
+        match = _STREAM_PLACE.fullmatch(text)
+        if match is None:
+            raise ValueError(f"{text!r} is not a place in a stream")
+        return cls(match[1], int(match[2]))
 
 
-_RECORD = Statement(_INSERT)
+def encode_cursor(stream_id: str, position: int) -> str:
+    return base64.urlsafe_b64encode(str(StreamPlace(stream_id, position)).encode()).decode().rstrip("=")
 
 
-@cache
-def _with_record(change: UpdateBase) -> Statement:
-    return Statement(_INSERT.add_cte(change.cte("change")))
-
-
-@cache
-def _alone(change: UpdateBase) -> Statement:
-    return Statement(change)
+def decode_cursor(cursor: str, stream_id: str) -> int:
+    """The position that a cursor names. Raises BadUserInput for one that is damaged or of another server."""
+    try:
+        padded = cursor.encode("ascii") + b"=" * (-len(cursor) % 4)
+        place = StreamPlace.parse(base64.b64decode(padded, altchars=b"-_", validate=True).decode())
+    except ValueError as error:
+        raise BadUserInput("after is not a cursor of the change stream") from error
+    if place.stream_id != stream_id:
+        raise BadUserInput("after is a cursor of another server: read again from a query")
+    return place.position
 
 
 async def read_stream_state(session: DatabaseSession) -> StreamStateRow:
@@ -116,9 +87,9 @@ async def expire_events(session: DatabaseSession, older_than: datetime, *, limit
     state = select(StreamState.expired_position).where(StreamState.id == 1).with_for_update()
     expired_position = (await session.execute(state)).scalar_one()
     oldest = (
-        select(TaskEvent.position, TaskEvent.occurred_at)
-        .where(TaskEvent.position > expired_position)
-        .order_by(TaskEvent.position)
+        select(Event.position, Event.occurred_at)
+        .where(Event.position > expired_position)
+        .order_by(Event.position)
         .limit(limit)
     )
     expired = 0
@@ -127,7 +98,7 @@ async def expire_events(session: DatabaseSession, older_than: datetime, *, limit
             break
         expired, expired_position = expired + 1, row.position
     if expired:
-        await session.execute(delete(TaskEvent).where(TaskEvent.position <= expired_position))
+        await session.execute(delete(Event).where(Event.position <= expired_position))
         await session.execute(update(StreamState).values(expired_position=expired_position))
     return expired
 
@@ -142,9 +113,7 @@ async def read_stream_end(session: DatabaseSession) -> tuple[int, frozenset[int]
     return rows[0][0], frozenset(event_id for _, event_id in rows if event_id is not None)
 
 
-_STREAM_END = Statement(
-    select(StreamState.last_position, TaskEvent.id).outerjoin(TaskEvent, TaskEvent.position.is_(None))
-)
+_STREAM_END = Statement(select(StreamState.last_position, Event.id).outerjoin(Event, Event.position.is_(None)))
 
 
 async def place_events(session: DatabaseSession, *, limit: int) -> tuple[int, bool]:
@@ -164,13 +133,14 @@ async def place_events(session: DatabaseSession, *, limit: int) -> tuple[int, bo
     return placed, placed < found or placed == limit
 
 
+_EVENTS = cast("Table", Event.__table__)
 _LAST_POSITION = Statement(select(StreamState.last_position))
 _SET_LAST_POSITION = Statement(update(cast("Table", StreamState.__table__)).values(last_position=bindparam("last")))
 
 
 def _unplaced() -> Select[Any]:
-    number = func.row_number().over(order_by=TaskEvent.id).label("number")
-    unplaced = select(TaskEvent.id, number).where(TaskEvent.position.is_(None)).order_by(TaskEvent.id)
+    number = func.row_number().over(order_by=Event.id).label("number")
+    unplaced = select(Event.id, number).where(Event.position.is_(None)).order_by(Event.id)
     return unplaced.limit(bindparam("most", type_=Integer))
 
 
@@ -220,58 +190,4 @@ async def has_unplaced_events(session: DatabaseSession) -> bool:
     return bool(await session.run(_ANY_UNPLACED))
 
 
-_ANY_UNPLACED = Statement(select(TaskEvent.id).where(TaskEvent.position.is_(None)).limit(1))
-
-
-async def events_after(
-    session: DatabaseSession, position: int, *, viewer: Viewer | None = None, limit: int
-) -> list[TaskChanged]:
-    """Placed events in order of position; with a viewer, those that this person may see before or after the change."""
-    # Without a viewer everything, as an admin sees it.
-    statement = _events_after(is_admin=viewer is None or viewer.is_admin)
-    parameters = {"position": position, "most": limit, "viewer_id": viewer and viewer.id}
-    return [event_of_row(row) for row in await session.run(statement, parameters)]
-
-
-@cache
-def _events_after(*, is_admin: bool) -> Statement:
-    after = select(*EVENT_COLUMNS).where(TaskEvent.position > bindparam("position"), events_visible(is_admin=is_admin))
-    return Statement(after.order_by(TaskEvent.position).limit(bindparam("most", type_=Integer)))
-
-
-def audience(event: TaskChanged) -> set[UUID]:
-    """The people, besides admins, who may see the task before or after the change."""
-    people: set[UUID] = set()
-    for task in (event.before, event.after):
-        if task is not None:
-            people.add(task.creator_id)
-            if task.assignee_id is not None:
-                people.add(task.assignee_id)
-    return people
-
-
-async def history_of_tasks(
-    session: DatabaseSession, viewer: Viewer, task_ids: Collection[UUID], position: int, *, limit: int
-) -> dict[UUID, list[TaskChanged]]:
-    """For each task its first placed events after the position that the viewer may see: one statement for all."""
-    statement = _histories(viewer.is_admin, limit)
-    parameters = {"task_ids": task_ids, "position": position, "viewer_id": viewer.id}
-    events_by_task: dict[UUID, list[TaskChanged]] = {task_id: [] for task_id in task_ids}
-    for task_id, *values in await session.run(statement, parameters):
-        events_by_task[task_id].append(event_of_row(values))
-    return events_by_task
-
-
-@cache
-def _histories(is_admin: bool, limit: int) -> Statement:
-    rows = select(*EVENT_COLUMNS).where(TaskEvent.position > bindparam("position"), events_visible(is_admin=is_admin))
-    page = top_of_each(
-        rows,
-        parent=Task.id,
-        child=TaskEvent.task_id,
-        keys="task_ids",
-        order_by=[TaskEvent.position.asc()],
-        limit=limit,
-    )
-    columns = [page.c[column.key] for column in EVENT_COLUMNS]
-    return Statement(select(page.c.parent_id, *columns).order_by(page.c.position))
+_ANY_UNPLACED = Statement(select(Event.id).where(Event.position.is_(None)).limit(1))

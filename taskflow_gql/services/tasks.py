@@ -9,7 +9,7 @@ from enum import StrEnum
 from functools import cache, lru_cache
 from itertools import groupby
 from operator import itemgetter
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict, cast
 from uuid import UUID
 
 from sqlalchemy import Select, Update, and_, bindparam, delete, func, insert, select, update
@@ -26,7 +26,17 @@ from taskflow_gql.errors import (
     Refusal,
     refuse_if_any,
 )
-from taskflow_gql.models import TASK_COLUMNS, Task, TaskCategory, TaskPriority, TaskRow, TaskStatus, User, UserRow
+from taskflow_gql.models import (
+    TASK_COLUMNS,
+    EventKind,
+    Task,
+    TaskCategory,
+    TaskPriority,
+    TaskRow,
+    TaskStatus,
+    User,
+    UserRow,
+)
 from taskflow_gql.services.access import (
     Viewer,
     may_change_status,
@@ -36,7 +46,7 @@ from taskflow_gql.services.access import (
     visible_scopes,
 )
 from taskflow_gql.services.checks import check_description, check_due_date, check_title
-from taskflow_gql.services.events import StreamPlace
+from taskflow_gql.services.events import write_with_event
 from taskflow_gql.services.ids import make_id, parse_id
 from taskflow_gql.services.paging import (
     Order,
@@ -49,7 +59,7 @@ from taskflow_gql.services.paging import (
     shape_of,
     sort_columns,
 )
-from taskflow_gql.services.positions import record_task_event
+from taskflow_gql.services.positions import StreamPlace
 from taskflow_gql.services.search_words import text_keys
 from taskflow_gql.services.task_filters import (
     EVERYTHING,
@@ -60,6 +70,9 @@ from taskflow_gql.services.task_filters import (
     without_values,
 )
 from taskflow_gql.services.task_orders import NEWEST_FIRST
+
+if TYPE_CHECKING:
+    from sqlalchemy import Table
 
 
 class TaskChanges(TypedDict, total=False):
@@ -344,8 +357,8 @@ async def create_task(
         created_at=now,
         updated_at=now,
     )
-    await session.run(_INSERT, {**task._asdict(), **text_keys(task.title, task.description)})
-    await record_task_event(session, viewer, before=None, after=task)
+    values = {**task._asdict(), **text_keys(task.title, task.description)}
+    await write_with_event(session, viewer, _INSERT, values, kind=EventKind.CREATED, before=None, after=task)
     return task
 
 
@@ -415,7 +428,9 @@ async def delete_task(
     if not may_delete(viewer, task):
         raise Forbidden("Only its creator or an admin can delete a task")
     _require_version(task, expected_version)
-    await record_task_event(session, viewer, before=task, after=None, change=_DELETE)
+    await write_with_event(
+        session, viewer, _DELETE, {"task_id": task.id}, kind=EventKind.DELETED, before=task, after=None
+    )
     return task
 
 
@@ -469,13 +484,21 @@ async def _change_task(session: DatabaseSession, viewer: Viewer, task: TaskRow, 
     written = {**values, "version": changed.version, "updated_at": now}
     if "title" in values or "description" in values:
         written |= text_keys(changed.title, changed.description)
-    change, new = _update(frozenset(written)), {f"new_{name}": value for name, value in written.items()}
-    await record_task_event(session, viewer, before=task, after=changed, change=change, values=new)
+    parameters = {"task_id": task.id, **{f"new_{name}": value for name, value in written.items()}}
+    await write_with_event(
+        session,
+        viewer,
+        _update(frozenset(written)),
+        parameters,
+        kind=EventKind.UPDATED,
+        before=task,
+        after=changed,
+    )
     return changed
 
 
-_INSERT = Statement(insert(Task))
-# The id of the task is among what is recorded.
+_TASKS = cast("Table", Task.__table__)
+_INSERT = insert(_TASKS).values({column.name: bindparam(column.name) for column in _TASKS.columns}).inline()
 _DELETE = delete(Task).where(Task.id == bindparam("task_id"))
 
 

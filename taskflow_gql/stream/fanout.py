@@ -14,8 +14,14 @@ from sqlalchemy.exc import SQLAlchemyError
 from taskflow_gql.database.units import Database
 from taskflow_gql.errors import BadUserInput, ServerStops, TaskflowError, TooManySubscriptions
 from taskflow_gql.services.access import Viewer
-from taskflow_gql.services.events import TaskChanged, decode_cursor, encode_cursor
-from taskflow_gql.services.positions import audience, events_after, read_stream_end, read_stream_state, require_kept
+from taskflow_gql.services.events import EventRow, events_after
+from taskflow_gql.services.positions import (
+    decode_cursor,
+    encode_cursor,
+    read_stream_end,
+    read_stream_state,
+    require_kept,
+)
 from taskflow_gql.stream.bus import Bus
 
 log = logging.getLogger(__name__)
@@ -33,7 +39,7 @@ class Subscriber:
         self.position = 0
         self._skip: frozenset[int] = frozenset()
         # A list, and no asyncio.Event below: there are thousands of subscribers, and an empty deque is 760 bytes.
-        self._queue: list[TaskChanged] = []
+        self._queue: list[EventRow] = []
         self._queue_size = queue_size
         self._must_read_table = False
         self._end_reason: TaskflowError | None = None
@@ -50,7 +56,7 @@ class Subscriber:
         self.position = position
         self._must_read_table = True
 
-    def offer(self, event: TaskChanged) -> None:
+    def offer(self, event: EventRow) -> None:
         """Never blocks. What does not fit into the queue is read from the table later."""
         if self._must_read_table:
             return
@@ -71,7 +77,7 @@ class Subscriber:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    async def next_batch(self, database: Database) -> list[TaskChanged]:
+    async def next_batch(self, database: Database) -> list[EventRow]:
         """Waits for events after `position` that the viewer may see before or after the change; in order.
 
         Raises what it was ended with.
@@ -198,7 +204,7 @@ class Fanout:
             if not group:
                 self._by_user.pop(viewer.id, None)
 
-    async def changes(self, viewer: Viewer, *, after: int | None = None) -> AsyncGenerator[tuple[Viewer, TaskChanged]]:
+    async def changes(self, viewer: Viewer, *, after: int | None = None) -> AsyncGenerator[tuple[Viewer, EventRow]]:
         """What `subscribe` delivers, one by one, each with the viewer as known at its delivery."""
         async with self.subscribe(viewer, after=after) as subscriber:
             while True:
@@ -228,12 +234,12 @@ class Fanout:
                 self._position = event.position
             count = len(events)
 
-    def _deliver(self, event: TaskChanged) -> None:
+    def _deliver(self, event: EventRow) -> None:
         for subscriber in self._concerned(event):
             subscriber.offer(event)
 
-    def _concerned(self, event: TaskChanged) -> Iterable[Subscriber]:
+    def _concerned(self, event: EventRow) -> Iterable[Subscriber]:
         concerned = set(self._admins)
-        for user_id in audience(event):
+        for user_id in event.audience:
             concerned |= self._by_user.get(user_id, set())
         return concerned

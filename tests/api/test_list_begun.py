@@ -169,7 +169,7 @@ async def test_places_cost_no_statement_and_later_pages_need_none(api: Api) -> N
         noted: list[str] = []
         with noting_statements(noted.append):
             await read(api, ann, **arguments)
-        return sum("stream_state" in statement and "task_events" not in statement for statement in noted)
+        return sum("stream_state" in statement and "events" not in statement for statement in noted)
 
     assert await state_reads(first=2) == 1
     assert await state_reads(first=2, after=plain_end) == 1

@@ -295,7 +295,7 @@ def statements() -> Iterator[list[str]]:
     executed: list[str] = []
 
     def note(statement: str) -> None:
-        if "task_events" not in statement and "stream_state" not in statement:
+        if "events" not in statement and "stream_state" not in statement:
             executed.append(statement)
 
     with noting_statements(note):

@@ -26,8 +26,7 @@ from taskflow_gql import clock
 from taskflow_gql.config import Settings
 from taskflow_gql.database.units import Database
 from taskflow_gql.models import Task
-from taskflow_gql.services.events import encode_cursor
-from taskflow_gql.services.positions import expire_events, read_stream_state
+from taskflow_gql.services.positions import encode_cursor, expire_events, read_stream_state
 from taskflow_gql.transport.streaming import ServerSentEvents
 from tests.support.accounts import CHANGE_PASSWORD, forge, login
 from tests.support.client import PATIENCE_SECONDS, UPDATE_TASK, Api, Person, Socket

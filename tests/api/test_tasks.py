@@ -11,9 +11,9 @@ import pytest
 from sqlalchemy import func, select
 
 from taskflow_gql.database.units import Database
-from taskflow_gql.models import TaskEvent
+from taskflow_gql.models import Event
+from taskflow_gql.services.events import events_after
 from taskflow_gql.services.ids import make_id
-from taskflow_gql.services.positions import events_after
 from tests.support.client import Api, Person
 from tests.support.serving import make_admin
 
@@ -76,7 +76,7 @@ async def deactivate(api: Api, by: Person, person: Person) -> None:
 
 async def count_events(database: Database) -> int:
     async with database.read() as session:
-        return int((await session.execute(select(func.count()).select_from(TaskEvent))).scalar_one())
+        return int((await session.execute(select(func.count()).select_from(Event))).scalar_one())
 
 
 async def make_boss(api: Api, database: Database) -> Person:
@@ -618,7 +618,7 @@ async def test_a_delete_and_updates_at_once_leave_nothing_half_done(api: Api, da
 async def all_events(database: Database) -> list[Any]:
     """In the order of their ids, placed or not."""
     async with database.read() as session:
-        ids = (await session.execute(select(TaskEvent.id).order_by(TaskEvent.id))).scalars().all()
+        ids = (await session.execute(select(Event.id).order_by(Event.id))).scalars().all()
         events = await events_after(session, 0, limit=1000)
         while len(events) < len(ids):
             events = await events_after(session, 0, limit=1000)

@@ -24,7 +24,7 @@ from taskflow_gql.config import Settings
 from taskflow_gql.database.engines import create_engine
 from taskflow_gql.database.migrations import migrate
 from taskflow_gql.database.units import Database
-from taskflow_gql.models import Task, TaskEvent
+from taskflow_gql.models import Event, Task
 from tests.support.client import Api, Person, Socket
 from tests.support.processes import child
 from tests.support.serve import SOON_SECONDS, START_SECONDS, TASKFLOW, Served, environment_of, serve
@@ -318,12 +318,12 @@ async def kill_in_the_middle_of_mutations(served: Served, by: Person) -> set[str
     return set(acknowledged)
 
 
-async def all_events_placed(database: Database) -> list[TaskEvent]:
+async def all_events_placed(database: Database) -> list[Event]:
     """The record, as soon as every event in it has a position."""
     async with asyncio.timeout(SOON_SECONDS):
         while True:
             async with database.read() as session:
-                events = list(await session.scalars(select(TaskEvent).order_by(TaskEvent.position)))
+                events = list(await session.scalars(select(Event).order_by(Event.position)))
             if None not in {event.position for event in events}:
                 return events
 
@@ -342,7 +342,7 @@ async def test_what_was_acknowledged_is_there_after_kill_9(settings: Settings, f
         assert acknowledged <= made
         # Row and event together or neither, and positions without a gap.
         events = await all_events_placed(database)
-        assert {str(event.task_id) for event in events} == made
+        assert {str(event.subject_id) for event in events} == made
         assert [event.position for event in events] == list(range(1, len(made) + 1))
 
         async with listening(eva, at=served.api, through=served.api) as listener:
@@ -360,7 +360,7 @@ async def test_the_other_server_tells_its_subscribers_all_that_a_killed_one_ackn
         async with listening(eva, at=other.api, through=one.api) as listener:
             acknowledged = await kill_in_the_middle_of_mutations(one, eva)
             events = await all_events_placed(database)
-            made = [str(event.task_id) for event in events if event.kind == "CREATED"][1:]
+            made = [str(event.subject_id) for event in events if event.kind == "CREATED"][1:]
             assert acknowledged <= set(made)
             changes = [(await listener.socket.next())["taskChanged"] for _ in made]
             assert [(change["kind"], change["taskId"]) for change in changes] == [("CREATED", id) for id in made]

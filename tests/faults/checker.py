@@ -22,7 +22,7 @@ class Seen(NamedTuple):
     version: int
 
 
-# A task as an event of the record remembers it: the JSON of `task_events.before` and `.after`.
+# A task as an event of the record remembers it: the JSON of `events.before` and `.after`.
 Snapshot = Mapping[str, Any]
 
 
@@ -142,7 +142,7 @@ def check(
     acknowledged: Iterable[Acknowledged],
     listeners: Iterable[Listener],
 ) -> Verdict:
-    """`record` is all of `task_events`, and `tasks` all of `tasks`, read when everything has come to rest."""
+    """`record` is all of `events`, and `tasks` all of `tasks`, read when everything has come to rest."""
     verdict = Verdict()
     events = list(record)
     _check_positions(events, verdict)

@@ -21,7 +21,8 @@ from taskflow_gql.errors import Refusal
 from taskflow_gql.models import TASK_COLUMNS, TaskPriority, TaskRow, TaskStatus, UserRole
 from taskflow_gql.services import tasks
 from taskflow_gql.services.access import Viewer, visible
-from taskflow_gql.services.positions import events_after, read_stream_state
+from taskflow_gql.services.events import events_after
+from taskflow_gql.services.positions import read_stream_state
 from taskflow_gql.services.task_filters import condition
 from taskflow_gql.stream.bus import MemoryBus
 from taskflow_gql.stream.fanout import Fanout
@@ -220,10 +221,10 @@ class Follower:
         replica = dict(self._listed)
         for change in self._heard:
             if change.kind in (TaskChangeKind.DELETED, TaskChangeKind.LEFT):
-                replica.pop(change.event.task_id, None)
+                replica.pop(change.event.subject_id, None)
             else:
                 assert change.event.after is not None
-                replica[change.event.task_id] = change.event.after
+                replica[change.event.subject_id] = change.event.after
         return replica == await self.list_tasks()
 
 

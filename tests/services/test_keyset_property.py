@@ -16,7 +16,8 @@ from taskflow_gql.database.sessions import DatabaseSession
 from taskflow_gql.database.units import Database
 from taskflow_gql.models import Task, TaskCategory, TaskPriority, TaskRow, TaskStatus, User, UserRow
 from taskflow_gql.services.access import Viewer, may_see
-from taskflow_gql.services.paging import Page, PageRequest, Row
+from taskflow_gql.services.events import Row
+from taskflow_gql.services.paging import Page, PageRequest
 from taskflow_gql.services.search_words import text_keys
 from taskflow_gql.services.task_filters import matches
 from taskflow_gql.services.task_orders import NEWEST_FIRST, order_by

@@ -15,8 +15,8 @@ from sqlalchemy import DateTime, Integer, String, Uuid, column
 
 from taskflow_gql.database.texts import is_storable
 from taskflow_gql.errors import BadUserInput
-from taskflow_gql.services.events import StreamPlace
 from taskflow_gql.services.paging import Order, PageRequest, SortKey, list_begun
+from taskflow_gql.services.positions import StreamPlace
 from taskflow_gql.services.task_orders import TaskOrderField, order_by
 
 

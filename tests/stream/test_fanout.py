@@ -16,11 +16,11 @@ import pytest
 from taskflow_gql.database.sessions import DatabaseSession
 from taskflow_gql.database.units import Database
 from taskflow_gql.errors import BadUserInput, CursorExpired, ServerStops, TooManySubscriptions, Unauthenticated
-from taskflow_gql.models import EventKind, UserRole
+from taskflow_gql.models import EventKind, TaskField, UserRole
 from taskflow_gql.services import tasks
 from taskflow_gql.services.access import Viewer
-from taskflow_gql.services.events import TaskChanged, TaskField, encode_cursor
-from taskflow_gql.services.positions import expire_events, place_events
+from taskflow_gql.services.events import EventRow
+from taskflow_gql.services.positions import encode_cursor, expire_events, place_events
 from taskflow_gql.stream.bus import MemoryBus
 from taskflow_gql.stream.fanout import Fanout, Subscriber
 from taskflow_gql.stream.relay import Relay
@@ -95,7 +95,7 @@ async def hear(subscriber: Subscriber, database: Database, count: int) -> list[s
     return titles
 
 
-def title_of(event: TaskChanged) -> str:
+def title_of(event: EventRow) -> str:
     task = event.after or event.before
     assert task is not None
     return task.title

@@ -14,11 +14,11 @@ from taskflow_gql import clock
 from taskflow_gql.config import Settings
 from taskflow_gql.database.engines import create_engine
 from taskflow_gql.database.units import Database
-from taskflow_gql.models import EventKind, TaskEvent
+from taskflow_gql.models import Event, EventKind, SubjectType
 from taskflow_gql.services import tasks
 from taskflow_gql.services.access import Viewer
-from taskflow_gql.services.events import TaskChanged
-from taskflow_gql.services.positions import events_after, place_events, read_stream_state
+from taskflow_gql.services.events import EventRow, events_after
+from taskflow_gql.services.positions import place_events, read_stream_state
 from taskflow_gql.stream.bus import MemoryBus
 from taskflow_gql.stream.relay import Relay
 from tests.support.client import PATIENCE_SECONDS
@@ -36,7 +36,7 @@ class Process:
         self.news = asyncio.Event()
         self.bus.listen(self.news.set)
 
-    async def until_placed(self, count: int) -> list[TaskChanged]:
+    async def until_placed(self, count: int) -> list[EventRow]:
         """All events, as soon as there are so many with a position."""
         async with asyncio.timeout(PATIENCE_SECONDS):
             while len(events := await placed(self.database)) < count:
@@ -59,7 +59,7 @@ async def process(settings: Settings, *, relays: bool = True) -> AsyncIterator[P
         await started.database.close()
 
 
-async def placed(database: Database) -> list[TaskChanged]:
+async def placed(database: Database) -> list[EventRow]:
     """In order of position."""
     async with database.read() as session:
         return await events_after(session, 0, limit=100_000)
@@ -80,17 +80,17 @@ async def update(database: Database, viewer: Viewer, task_id: UUID, title: str) 
         await tasks.update_task(session, viewer, str(task_id), {"title": title})
 
 
-def titles(events: list[TaskChanged]) -> list[str]:
+def titles(events: list[EventRow]) -> list[str]:
     return [event.after.title for event in events if event.after]
 
 
-def assert_positions_are_sound(events: list[TaskChanged]) -> None:
+def assert_positions_are_sound(events: list[EventRow]) -> None:
     """From 1 on without a gap; and each task's changes one after the other."""
     assert [event.position for event in events] == list(range(1, len(events) + 1))
     last: dict[UUID, Any] = {}
     for event in events:
-        assert event.before == last.get(event.task_id)
-        last[event.task_id] = event.after
+        assert event.before == last.get(event.subject_id)
+        last[event.subject_id] = event.after
 
 
 async def test_positions_have_no_gaps_and_follow_each_task_while_many_write(settings: Settings) -> None:
@@ -236,7 +236,7 @@ async def test_a_relay_that_closes_places_what_its_process_has_committed(setting
 async def test_a_backlog_is_placed_in_the_order_of_its_ids(settings: Settings) -> None:
     async with process(settings, relays=False) as only:
         async with only.database.write() as session:
-            await session.execute(insert(TaskEvent), [an_event(n) for n in range(2500)])
+            await session.execute(insert(Event), [an_event(n) for n in range(2500)])
         only.relay.start()
         async with asyncio.timeout(PATIENCE_SECONDS):
             while await count_unplaced(only.database):
@@ -244,15 +244,16 @@ async def test_a_backlog_is_placed_in_the_order_of_its_ids(settings: Settings) -
                 only.news.clear()
         await only.relay.close()
         async with only.database.read() as session:
-            statement = select(TaskEvent.position).order_by(TaskEvent.id)
+            statement = select(Event.position).order_by(Event.id)
             assert list((await session.execute(statement)).scalars()) == list(range(1, 2501))
 
 
 def an_event(n: int) -> dict[str, Any]:
     return {
         "kind": EventKind.UPDATED,
-        "task_id": uuid4(),
-        "creator_id": uuid4(),
+        "subject_type": SubjectType.TASK,
+        "subject_id": uuid4(),
+        "audience": [uuid4()],
         "changed_fields": "TITLE",
         "occurred_at": clock.now(),
     }
@@ -260,4 +261,4 @@ def an_event(n: int) -> dict[str, Any]:
 
 async def count_unplaced(database: Database) -> int:
     async with database.read() as session:
-        return len((await session.execute(select(TaskEvent.id).where(TaskEvent.position.is_(None)))).all())
+        return len((await session.execute(select(Event.id).where(Event.position.is_(None)))).all())

@@ -12,8 +12,9 @@ from sqlalchemy import func, select, update
 from taskflow_gql import clock
 from taskflow_gql.database.units import Database
 from taskflow_gql.errors import CursorExpired
-from taskflow_gql.models import TaskEvent
-from taskflow_gql.services.positions import events_after, expire_events, place_events, read_stream_state, require_kept
+from taskflow_gql.models import Event
+from taskflow_gql.services.events import events_after
+from taskflow_gql.services.positions import expire_events, place_events, read_stream_state, require_kept
 from taskflow_gql.stream.retention import Retention
 from tests.support.factories import make_task, make_user, make_viewer
 
@@ -29,16 +30,16 @@ async def record_events(database: Database, days_ago: Sequence[float | None]) ->
                 await place_events(session, limit=10_000)
             await make_task(session, viewer)
             if age is not None:
-                last = select(func.max(TaskEvent.id)).scalar_subquery()
+                last = select(func.max(Event.id)).scalar_subquery()
                 occurred_at = clock.now() - timedelta(days=age)
-                await session.execute(update(TaskEvent).where(TaskEvent.id == last).values(occurred_at=occurred_at))
+                await session.execute(update(Event).where(Event.id == last).values(occurred_at=occurred_at))
         if None not in days_ago:
             await place_events(session, limit=10_000)
 
 
 async def positions(database: Database) -> list[int | None]:
     async with database.read() as session:
-        return list(await session.scalars(select(TaskEvent.position).order_by(TaskEvent.id)))
+        return list(await session.scalars(select(Event.position).order_by(Event.id)))
 
 
 async def expired_position(database: Database) -> int:
@@ -65,7 +66,7 @@ async def test_an_old_event_behind_a_young_one_waits_for_it(database: Database) 
 async def test_an_event_without_a_position_is_never_deleted(database: Database) -> None:
     await record_events(database, [40, None])
     async with database.write() as session:
-        await session.execute(update(TaskEvent).values(occurred_at=clock.now() - timedelta(days=40)))
+        await session.execute(update(Event).values(occurred_at=clock.now() - timedelta(days=40)))
     assert await Retention(database, KEEP_DAYS).expire() == 1
     assert await positions(database) == [None]
 

@@ -199,8 +199,8 @@ class Cluster:
     async def record(self) -> list[Event]:
         """The whole record of changes, in order."""
         async with self._connection() as connection:
-            rows = await connection.fetch("SELECT * FROM task_events ORDER BY position, id")
-        return [Event(row["position"], str(row["task_id"]), row["before"], row["after"]) for row in rows]
+            rows = await connection.fetch("SELECT * FROM events ORDER BY position, id")
+        return [Event(row["position"], str(row["subject_id"]), row["before"], row["after"]) for row in rows]
 
     async def tasks(self) -> dict[str, Seen]:
         async with self._connection() as connection:
