@@ -9,17 +9,17 @@ from typing import Annotated
 
 import strawberry
 
-from taskflow_gql.api.changes_paging import Change, ChangeList, change_for, changes_since
 from taskflow_gql.api.connections import First, PageInfo
 from taskflow_gql.api.context import Info
-from taskflow_gql.api.enums import TaskChangeKind
-from taskflow_gql.api.task_filters import TaskFilter, TaskFilterArgument, filter_of
+from taskflow_gql.api.task_filters import TaskFilterArgument, filter_at
 from taskflow_gql.api.tasks import Task
 from taskflow_gql.api.users import User, users_by_id
 from taskflow_gql.execution.strawberry import Batched
 from taskflow_gql.models import TaskCategory, TaskField, TaskPriority, TaskRow, TaskStatus, UserRow
 from taskflow_gql.services.access import Viewer
+from taskflow_gql.services.changes import Change, ChangePage, FilterAt, TaskChangeKind, change_for, changes_since
 from taskflow_gql.services.events import EventRow
+from taskflow_gql.services.paging import PageRequest
 
 
 @strawberry.type(description="A task's fields as they stood before a change.")
@@ -81,17 +81,17 @@ class TaskChangeEdge:
 
 @strawberry.type(description="A page of changes, oldest first.")
 class TaskChangeConnection:
-    """Made of a `ChangeList`."""
+    """Made of a `ChangePage`."""
 
     @strawberry.field(description="The changes of this page with their cursors.")
     @staticmethod
-    def edges(changes: strawberry.Parent[ChangeList], info: Info) -> list[TaskChangeEdge]:
+    def edges(changes: strawberry.Parent[ChangePage], info: Info) -> list[TaskChangeEdge]:
         nodes = [task_change(info, change) for change in changes.changes]
         return [TaskChangeEdge(cursor=node.cursor, node=node) for node in nodes]
 
     @strawberry.field(description="The changes of this page.")
     @staticmethod
-    def nodes(changes: strawberry.Parent[ChangeList], info: Info) -> list[TaskChange]:
+    def nodes(changes: strawberry.Parent[ChangePage], info: Info) -> list[TaskChange]:
         return [task_change(info, change) for change in changes.changes]
 
     @strawberry.field(
@@ -101,7 +101,7 @@ class TaskChangeConnection:
         )
     )
     @staticmethod
-    def page_info(changes: strawberry.Parent[ChangeList], info: Info) -> PageInfo:
+    def page_info(changes: strawberry.Parent[ChangePage], info: Info) -> PageInfo:
         cursor = info.context.parts.fanout.cursor
         return PageInfo(
             has_next_page=changes.has_next,
@@ -134,9 +134,16 @@ class ChangeQueries:
         ],
         first: First = None,
         filter: TaskFilterArgument = None,
-    ) -> ChangeList:
+    ) -> ChangePage:
         viewer = await info.context.require_viewer()
-        return await changes_since(info, viewer, after, first=first, filter_=filter)
+        size = PageRequest.of(first=first).size
+        filters = filter_at(filter, viewer)
+        # A bad filter is refused even if there are no events.
+        filters(info.context.begun_at)
+        position = await info.context.parts.fanout.position_of(after)
+        await info.context.parts.relay.catch_up()
+        async with info.context.read() as session:
+            return await changes_since(session, viewer, position, filters, size=size)
 
 
 @strawberry.type(
@@ -146,7 +153,7 @@ class ChangeQueries:
     )
 )
 class Subscription:
-    # A coroutine that returns the stream: what is wrong with the arguments is said before it begins.
+    # A coroutine that returns the stream: bad arguments are reported before it begins.
     @strawberry.subscription(
         description=(
             "Changes to tasks that you may see and that the filter finds, before or after the change; per task in "
@@ -168,21 +175,20 @@ class Subscription:
     ) -> AsyncIterator[TaskChange]:
         viewer = await info.context.require_viewer()
         info.context.parts.fanout.require_room(viewer)
-        # Refused now if it is bad; made anew for each event.
-        filter_of(filter, viewer, info.context.begun_at)
-        # A browser comes back with the request of the first time, and so with the cursor of the first time.
+        filters = filter_at(filter, viewer)
+        # A bad filter is refused before the stream begins.
+        filters(info.context.begun_at)
+        # A browser reconnects with its first request, and so with its first cursor.
         cursor = info.context.last_event_id or after
         position = None if cursor is None else await info.context.parts.fanout.position_of(cursor)
-        return _stream(info, viewer, filter, position)
+        return _stream(info, viewer, filters, position)
 
 
-async def _stream(
-    info: Info, viewer: Viewer, filter_: TaskFilter | None, position: int | None
-) -> AsyncIterator[TaskChange]:
-    # Closed with the subscription, and not whenever the garbage collector comes by.
+async def _stream(info: Info, viewer: Viewer, filter_at: FilterAt, position: int | None) -> AsyncIterator[TaskChange]:
+    # Closed with the subscription instead of by the garbage collector.
     async with aclosing(info.context.parts.fanout.changes(viewer, after=position)) as changes:
         async for viewer_now, event in changes:
-            change = change_for(viewer_now, event, filter_)
+            change = change_for(viewer_now, event, filter_at)
             if change is not None:
                 made = task_change(info, change)
                 info.context.begin_event(viewer_now, made.cursor)

@@ -8,6 +8,7 @@ from typing import Any
 import strawberry
 
 from taskflow_gql.models import TaskCategory, TaskField, TaskPriority, TaskStatus, UserRole
+from taskflow_gql.services.changes import TaskChangeKind
 from taskflow_gql.services.task_orders import TaskOrderField
 
 
@@ -79,14 +80,6 @@ class OrderDirection(StrEnum):
 
 
 describe_enum(OrderDirection, "Which way to sort.", ASC="The least first.", DESC="The most first.")
-
-
-class TaskChangeKind(StrEnum):
-    CREATED = "CREATED"
-    UPDATED = "UPDATED"
-    DELETED = "DELETED"
-    ENTERED = "ENTERED"
-    LEFT = "LEFT"
 
 
 describe_enum(

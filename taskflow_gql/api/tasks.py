@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Annotated
+from typing import Annotated, Any
 from uuid import UUID
 
 import strawberry
 
 from taskflow_gql import clock
-from taskflow_gql.api.changes_paging import TASK_CHANGE_CONNECTION, ChangeList, history_of_task
 from taskflow_gql.api.connections import After, Before, First, Last, PageInfo, page_info
 from taskflow_gql.api.context import Context, Info
 from taskflow_gql.api.mutations import UserError, mutation, payload_errors
@@ -25,8 +24,13 @@ from taskflow_gql.execution.strawberry import Batched
 from taskflow_gql.models import TaskCategory, TaskPriority, TaskRow, TaskStatus, UserRow
 from taskflow_gql.services import access, task_stats, tasks
 from taskflow_gql.services.access import Viewer
+from taskflow_gql.services.changes import ChangePage, history_page
+from taskflow_gql.services.paging import PageRequest
 from taskflow_gql.services.positions import encode_cursor
 from taskflow_gql.services.task_orders import NEWEST_FIRST
+
+# Tasks have a history and changes have a task, so one of the two modules names the other's type lazily.
+TASK_CHANGE_CONNECTION: Any = Annotated["TaskChangeConnection", strawberry.lazy("taskflow_gql.api.changes")]  # noqa: F821
 
 
 @strawberry.type(description="Something to be done, seen by its creator, its assignee and every ADMIN.")
@@ -76,9 +80,13 @@ class Task(Node):
         after: Annotated[
             str | None, strawberry.argument(description="Only what came after this `cursor` of a change.")
         ] = None,
-    ) -> ChangeList:
+    ) -> ChangePage:
         viewer = await info.context.require_viewer()
-        return await history_of_task(info, viewer, task, first=first, after=after)
+        size = PageRequest.of(first=first).size
+        position = 0 if after is None else info.context.parts.fanout.decode(after)
+        await info.context.loaders.catch_up(info.context.parts.relay)
+        events = await info.context.loaders.history(viewer, position, size + 1).load(task.id)
+        return history_page(viewer, events, position, size=size, has_previous=after is not None)
 
     @strawberry.field(
         metadata=needs("creator_id"), description="Whether `updateTask` would let you: its creator, or an ADMIN."

@@ -13,14 +13,20 @@ from hypothesis import strategies as st
 from sqlalchemy import select
 
 from taskflow_gql import clock
-from taskflow_gql.api.changes_paging import Change, change_for
-from taskflow_gql.api.enums import TaskChangeKind
-from taskflow_gql.api.task_filters import TaskFilter, TaskPriorityFilter, TaskStatusFilter, UserFilter, filter_of
+from taskflow_gql.api.task_filters import (
+    TaskFilter,
+    TaskPriorityFilter,
+    TaskStatusFilter,
+    UserFilter,
+    filter_at,
+    filter_of,
+)
 from taskflow_gql.database.units import Database
 from taskflow_gql.errors import Refusal
 from taskflow_gql.models import TASK_COLUMNS, TaskPriority, TaskRow, TaskStatus, UserRole
 from taskflow_gql.services import tasks
 from taskflow_gql.services.access import Viewer, visible
+from taskflow_gql.services.changes import Change, TaskChangeKind, change_for
 from taskflow_gql.services.events import events_after
 from taskflow_gql.services.positions import read_stream_state
 from taskflow_gql.services.task_filters import condition
@@ -189,7 +195,7 @@ class Follower:
             while True:
                 await self.hurries.wait()
                 for event in await subscriber.next_batch(self._world.database):
-                    if change := change_for(subscriber.viewer, event, self._filter):
+                    if change := change_for(subscriber.viewer, event, filter_at(self._filter, self._viewer)):
                         self._heard.append(change)
                         self._cursor = event.position
 
@@ -205,7 +211,11 @@ class Follower:
         """Everybody has come back and hurries. What was told is what there was to tell, and makes the list of now."""
         async with self._world.database.read() as session:
             events = await events_after(session, self._since, limit=100_000)
-        to_tell = [change for event in events if (change := change_for(self._viewer, event, self._filter))]
+        to_tell = [
+            change
+            for event in events
+            if (change := change_for(self._viewer, event, filter_at(self._filter, self._viewer)))
+        ]
         deadline = time.monotonic() + PATIENCE_SECONDS
         while to_tell[-1:] != self._heard[-1:] and time.monotonic() < deadline:
             await asyncio.sleep(0)
