@@ -11,7 +11,7 @@ export NODE_EXTRA_CA_CERTS ?= $(wildcard /etc/ssl/certs/ca-certificates.crt)
 $(shell [ -x .venv/bin/python ] || rm -rf .venv)
 
 .DELETE_ON_ERROR:
-.PHONY: help serve test browser-test client-test faults bench lint schema clean
+.PHONY: help serve test quick browser-test client-test faults bench lint schema clean
 
 help: ## say what there is (`make` alone does this too)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile
@@ -21,6 +21,9 @@ serve: .venv/.installed ## start the server on http://127.0.0.1:8000
 
 test: .venv/.installed-test ## run the tests, on SQLite and on a PostgreSQL and a Redis that they start themselves
 	.venv/bin/pytest $(ARGS)
+
+quick: .venv/.installed-test ## run the quick tests: SQLite only, few examples, no second process
+	.venv/bin/pytest --quick --numprocesses auto $(ARGS)
 
 browser-test: .venv/.installed-test ## run the tests that need a browser (Chromium and ChromeDriver)
 	@command -v chromium >/dev/null && command -v chromedriver >/dev/null \

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from uuid import uuid4
 
 import asyncpg
+import hypothesis
 import pytest
 from sqlalchemy import make_url
 
@@ -22,8 +24,38 @@ from tests.support.servers import postgres_for_tests, redis_for_tests
 from tests.support.serving import GRAPHQL_CORE, CompilingAtOnce, Executor, make_settings, serving
 
 
-def pytest_configure() -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--quick", action="store_true", help="SQLite only, few examples, no test marked slow")
+
+
+def pytest_configure(config: pytest.Config) -> None:
     give_children_default_signals()
+    # pytest-xdist sets it, and Rich's consoles keep the width that they find when they are made.
+    os.environ.pop("COLUMNS", None)
+    if config.getoption("quick"):
+        hypothesis.settings.register_profile("quick", deadline=None, max_examples=10)
+        hypothesis.settings.load_profile("quick")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("quick"):
+        return
+    left_out = [item for item in items if is_slow(item)]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
+
+
+def is_slow(item: pytest.Item) -> bool:
+    """Marked slow, or in need of PostgreSQL or Redis."""
+    if not isinstance(item, pytest.Function):
+        return False
+    is_on_postgresql = hasattr(item, "callspec") and "postgresql" in item.callspec.id.split("-")
+    has_server = not _SERVERS.isdisjoint(item.fixturenames)
+    return is_on_postgresql or has_server or item.get_closest_marker("slow") is not None
+
+
+# Fixtures that start a server.
+_SERVERS = {"postgres_url", "redis_url", "own_postgres", "redis_server"}
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -99,6 +131,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Every database test runs on both databases, and what asks a server also under graphql-core's own executor, which
     is the measure of ours. On one of the two: the executors know nothing of databases.
     """
+    is_quick = metafunc.config.getoption("quick")
     marks = metafunc.definition.iter_markers("parametrize")
     if any(mark.args[0] == "settings" for mark in marks):
         # The test has chosen its database itself.
@@ -107,9 +140,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     elif "executor" in metafunc.fixturenames:
         servers = [("sqlite", CompilingAtOnce), ("postgresql", CompilingAtOnce), ("sqlite", GRAPHQL_CORE)]
         ids = ["sqlite", "postgresql", "graphql-core"]
-        metafunc.parametrize(("settings", "executor"), servers, indirect=["settings"], ids=ids)
+        count = 1 if is_quick else len(servers)
+        metafunc.parametrize(("settings", "executor"), servers[:count], indirect=["settings"], ids=ids[:count])
     elif "settings" in metafunc.fixturenames:
-        metafunc.parametrize("settings", ["sqlite", "postgresql"], indirect=True)
+        metafunc.parametrize("settings", ["sqlite"] if is_quick else ["sqlite", "postgresql"], indirect=True)
 
 
 @pytest.fixture

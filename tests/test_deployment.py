@@ -255,6 +255,7 @@ def test_makefile_has_every_verb_that_the_readme_names() -> None:
         "help",
         "serve",
         "test",
+        "quick",
         "browser-test",
         "client-test",
         "faults",

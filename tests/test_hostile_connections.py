@@ -18,6 +18,8 @@ import pytest
 from tests.support.cluster import TaskflowServer
 from tests.support.second_client import second_client
 
+pytestmark = pytest.mark.slow
+
 # How long a second client may wait. On an idle machine it is less than a tenth of a second.
 BOUND_SECONDS = 0.7
 # How much memory a probe may leave behind.

@@ -129,6 +129,7 @@ async def doomed(tmp_path: Path) -> AsyncIterator[tuple[Api, PostgresServer]]:
             yield api, postgres
 
 
+@pytest.mark.slow
 async def test_without_its_database_a_server_says_so_in_the_log_only(
     doomed: tuple[Api, PostgresServer], caplog: pytest.LogCaptureFixture
 ) -> None:

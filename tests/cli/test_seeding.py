@@ -42,6 +42,8 @@ from tests.support.factories import make_user
 from tests.support.processes import child
 from tests.support.serving import make_admin
 
+pytestmark = pytest.mark.slow
+
 TASKFLOW = str(Path(sys.executable).with_name("taskflow"))
 SMALL = Seeding(users=7, tasks=90, random_seed=1)
 

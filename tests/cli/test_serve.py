@@ -31,6 +31,8 @@ from tests.support.serve import SOON_SECONDS, START_SECONDS, TASKFLOW, Served, e
 from tests.support.servers import PostgresServer, RedisServer, living_tree, wait_until
 from tests.support.serving import make_settings
 
+pytestmark = pytest.mark.slow
+
 # How long a server may take to stop, and news to arrive without Redis.
 
 ME = "{ me { username } }"

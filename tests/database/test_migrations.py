@@ -33,6 +33,8 @@ from taskflow_gql.models import Model, Session, StreamState, Task, User
 from tests.support.processes import blocking_child, child
 from tests.support.serving import make_settings
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 

@@ -1,5 +1,6 @@
 import os
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 # EXECUTION_EXAMPLES=20000 for a long run.
@@ -9,4 +10,8 @@ settings.register_profile(
     max_examples=int(os.environ.get("EXECUTION_EXAMPLES", "400")),
     suppress_health_check=[HealthCheck.too_slow],
 )
-settings.load_profile("execution")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not config.getoption("quick"):
+        settings.load_profile("execution")

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import httpx
+import pytest
 from rich.console import Console
 from rich.table import Table
 
@@ -22,6 +23,8 @@ from tests.faults.faults import Faults
 from tests.support.client import Api
 from tests.support.cluster import Cluster
 from tests.support.serving import SECRET, make_admin
+
+pytestmark = pytest.mark.slow
 
 SECONDS = float(os.environ.get("TASKFLOW_FAULT_SECONDS", "24"))
 SEED = int(os.environ.get("TASKFLOW_FAULT_SEED", "20261121"))

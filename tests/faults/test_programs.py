@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import Any
 from uuid import UUID, uuid4
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import select
@@ -34,6 +35,8 @@ from taskflow_gql.stream.bus import MemoryBus
 from taskflow_gql.stream.fanout import Fanout
 from taskflow_gql.stream.relay import Relay
 from tests.support.factories import make_task, make_user, make_viewer
+
+pytestmark = pytest.mark.slow
 
 PEOPLE = 4
 # How long a change may be on its way. Not longer: hypothesis tries many programs when one has failed.

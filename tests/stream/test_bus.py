@@ -14,6 +14,8 @@ from taskflow_gql.stream.bus import Bus, MemoryBus, RedisBus, make_bus
 from tests.support.client import PATIENCE_SECONDS
 from tests.support.servers import RedisServer
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def redis_server() -> Iterator[RedisServer]:

@@ -10,8 +10,12 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+import pytest
+
 from tests.support.processes import blocking_child, child
 from tests.support.servers import living_tree, wait_until
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 # Two processes that end by themselves only after minutes: a shell, and what it waits for.

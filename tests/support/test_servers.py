@@ -32,6 +32,8 @@ from tests.support.servers import (
     wait_until,
 )
 
+pytestmark = pytest.mark.slow
+
 
 async def ask(url: str, sql: str) -> object:
     connection = await asyncpg.connect(url, timeout=10)

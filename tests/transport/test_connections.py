@@ -22,7 +22,7 @@ from taskflow_gql.transport.streaming import Connections, EndlessResponse
 from tests.support.client import PATIENCE_SECONDS, Api
 from tests.support.serving import listening, make_settings, serving
 
-pytestmark = pytest.mark.usefixtures("no_errors_are_logged")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("no_errors_are_logged")]
 
 GET = b"GET /health HTTP/1.1\r\nHost: x\r\n"
 POST = b"POST /graphql HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"

@@ -458,6 +458,7 @@ async def test_a_database_that_is_not_migrated_is_not_ready(tmp_path: Path) -> N
     await engine.dispose()
 
 
+@pytest.mark.slow
 async def test_ready_names_what_is_away_and_all_works_again_when_it_is_back(tmp_path: Path) -> None:
     with PostgresServer(durable=True) as postgres, RedisServer() as redis:
         settings = make_settings(data_dir=tmp_path, database_url=postgres.url(), redis_url=redis.url())
