@@ -2,11 +2,12 @@ FROM python:3.13-slim AS build
 
 WORKDIR /build
 RUN python -m venv --without-pip /opt/taskflow
-# The dependencies by themselves first: this layer, the slow one, stays cached until pyproject.toml changes.
-COPY pyproject.toml ./
+# The dependencies by themselves first: this layer, the slow one, stays cached until one of the two files changes.
+COPY pyproject.toml constraints.txt ./
 RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" \
       > requirements.txt \
-    && pip --python /opt/taskflow/bin/python install --no-cache-dir --requirement requirements.txt
+    && pip --python /opt/taskflow/bin/python install --no-cache-dir --constraint constraints.txt \
+      --requirement requirements.txt
 COPY README.md LICENSE ./
 COPY migrations migrations
 COPY taskflow_gql taskflow_gql

@@ -11,7 +11,7 @@ export NODE_EXTRA_CA_CERTS ?= $(wildcard /etc/ssl/certs/ca-certificates.crt)
 $(shell [ -x .venv/bin/python ] || rm -rf .venv)
 
 .DELETE_ON_ERROR:
-.PHONY: help serve test quick browser-test client-test faults bench lint schema clean
+.PHONY: help serve test quick browser-test client-test faults bench lint schema lock newest clean
 
 help: ## say what there is (`make` alone does this too)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile
@@ -47,21 +47,37 @@ lint: .venv/.installed-lint ## check style and types
 schema: .venv/.installed ## write schema.graphql anew
 	.venv/bin/taskflow export-schema $(ARGS)
 
+# With the oldest Python that is supported, which needs the most packages: make lock PYTHON=/usr/bin/python3.11
+lock: ## write constraints.txt: the newest versions within the bounds of pyproject.toml
+	rm -rf .lock
+	$(PYTHON) -m venv .lock
+	.lock/bin/pip install --quiet --editable '.[test,bench,lint]'
+	@{ echo '# Made by `make lock`. Exact versions of all that is installed; pyproject.toml has the bounds.'; \
+	  .lock/bin/pip freeze --exclude-editable; } > constraints.txt
+	rm -rf .lock
+
+newest: ## run the quick tests with the newest versions within the bounds of pyproject.toml
+	rm -rf .newest
+	$(PYTHON) -m venv .newest
+	.newest/bin/pip install --quiet --editable '.[test]'
+	.newest/bin/pytest --quick --numprocesses auto $(ARGS)
+
 clean: ## remove .venv and caches; the data under .taskflow stays
-	rm -rf .venv .bench bench/peers/node_modules docs/recipes/node_modules .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .lock .newest .bench bench/peers/node_modules docs/recipes/node_modules .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# The stamps let a second run start at once: pip runs again only when pyproject.toml has changed.
-.venv/.installed: .venv/pyvenv.cfg pyproject.toml
-	.venv/bin/pip install --quiet --editable .
+# The stamps let a second run start at once: pip runs again only when pyproject.toml or
+# constraints.txt has changed.
+.venv/.installed: .venv/pyvenv.cfg pyproject.toml constraints.txt
+	.venv/bin/pip install --quiet --constraint constraints.txt --editable .
 	@touch $@
 
-.venv/.installed-test: .venv/pyvenv.cfg pyproject.toml
-	.venv/bin/pip install --quiet --editable '.[test]'
+.venv/.installed-test: .venv/pyvenv.cfg pyproject.toml constraints.txt
+	.venv/bin/pip install --quiet --constraint constraints.txt --editable '.[test]'
 	@touch $@
 
-.venv/.installed-bench: .venv/pyvenv.cfg pyproject.toml
-	.venv/bin/pip install --quiet --editable '.[test,bench]'
+.venv/.installed-bench: .venv/pyvenv.cfg pyproject.toml constraints.txt
+	.venv/bin/pip install --quiet --constraint constraints.txt --editable '.[test,bench]'
 	@touch $@
 
 .bench/.installed: bench/peers/install bench/peers/package.json bench/peers/package-lock.json
@@ -69,8 +85,8 @@ clean: ## remove .venv and caches; the data under .taskflow stays
 	@touch $@
 
 # The types of the tests and benches are checked too, so what they import is needed here.
-.venv/.installed-lint: .venv/pyvenv.cfg pyproject.toml
-	.venv/bin/pip install --quiet --editable '.[test,bench,lint]'
+.venv/.installed-lint: .venv/pyvenv.cfg pyproject.toml constraints.txt
+	.venv/bin/pip install --quiet --constraint constraints.txt --editable '.[test,bench,lint]'
 	@touch $@
 
 docs/recipes/node_modules/.package-lock.json: docs/recipes/package-lock.json

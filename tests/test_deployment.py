@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+import tomllib
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 import typer
 import yaml
+from packaging.requirements import Requirement
 from pydantic import AliasChoices
 from pydantic.fields import FieldInfo
 
@@ -227,7 +229,7 @@ def test_image_has_the_migrations_and_nothing_that_only_developers_need() -> Non
     copied = [rest.split()[:-1] for word, rest in dockerfile(0) if word == "COPY"]
     admitted = re.findall(r"^!(.*)$", read(".dockerignore"), re.MULTILINE)
     assert sorted(name for names in copied for name in names) == sorted(admitted)
-    assert set(admitted) == {"pyproject.toml", "README.md", "LICENSE", "taskflow_gql", "migrations"}
+    assert set(admitted) == {"pyproject.toml", "constraints.txt", "README.md", "LICENSE", "taskflow_gql", "migrations"}
     assert "*" in read(".dockerignore").splitlines()
     assert not re.search(r"\[(test|lint)", read("Dockerfile"))
 
@@ -243,6 +245,38 @@ def test_containers_run_commands_that_exist() -> None:
     command = typer.main.get_command(app)
     assert isinstance(command, typer.core.TyperGroup)
     assert set(asked) - set(command.commands) == set()
+
+
+# constraints.txt
+
+
+def test_every_dependency_is_locked_to_one_version_and_no_address() -> None:
+    lines = [line for line in read("constraints.txt").splitlines() if not line.startswith("#")]
+    assert [line for line in lines if not re.fullmatch(r"[\w.-]+==[\w.!+-]+", line)] == []
+    locked = {Requirement(line).name.lower().replace("_", "-") for line in lines}
+    project = tomllib.loads(read("pyproject.toml"))["project"]
+    groups = [project["dependencies"], *project["optional-dependencies"].values()]
+    wanted = {Requirement(text).name.lower() for group in groups for text in group}
+    assert wanted - locked == set()
+
+
+def test_locked_versions_are_within_the_bounds() -> None:
+    pairs = re.findall(r"^([\w.-]+)==(.+)$", read("constraints.txt"), re.MULTILINE)
+    locked = {name.lower().replace("_", "-"): version for name, version in pairs}
+    project = tomllib.loads(read("pyproject.toml"))["project"]
+    groups = [project["dependencies"], *project["optional-dependencies"].values()]
+    wanted = [Requirement(text) for group in groups for text in group]
+    outside = [str(one) for one in wanted if not one.specifier.contains(locked[one.name.lower()])]
+    assert outside == []
+
+
+def test_the_makefile_and_the_image_install_what_is_locked() -> None:
+    recipes = read("Makefile").split("# The stamps")[1]
+    installs = [line for line in recipes.splitlines() if "pip install" in line]
+    assert [line for line in installs if "--constraint constraints.txt" not in line] == []
+    assert len(installs) == recipes.count("pyproject.toml constraints.txt\n")
+    steps = [rest for word, rest in dockerfile(0) if word == "RUN" and "requirements.txt" in rest]
+    assert ["--constraint constraints.txt" in step for step in steps] == [True]
 
 
 # Makefile and .ci/run
@@ -262,6 +296,8 @@ def test_makefile_has_every_verb_that_the_readme_names() -> None:
         "bench",
         "lint",
         "schema",
+        "lock",
+        "newest",
         "clean",
     ]
     assert re.findall(r"^\.PHONY: (.*)$", text, re.MULTILINE) == [" ".join(explained)]
