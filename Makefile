@@ -11,7 +11,7 @@ export NODE_EXTRA_CA_CERTS ?= $(wildcard /etc/ssl/certs/ca-certificates.crt)
 $(shell [ -x .venv/bin/python ] || rm -rf .venv)
 
 .DELETE_ON_ERROR:
-.PHONY: help serve test quick browser-test client-test faults bench lint schema lock newest clean
+.PHONY: help serve test quick browser-test client-test faults coverage bench lint schema lock newest clean
 
 help: ## say what there is (`make` alone does this too)
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' Makefile
@@ -36,6 +36,12 @@ client-test: .venv/.installed-test docs/recipes/node_modules/.package-lock.json 
 faults: .venv/.installed-test ## ten minutes of faults under load, and a verdict
 	TASKFLOW_FAULT_SECONDS=600 .venv/bin/pytest tests/faults -s $(ARGS)
 
+coverage: .venv/.installed-coverage ## say which lines and branches the quick tests do not reach
+	.venv/bin/coverage erase
+	.venv/bin/coverage run -m pytest --quick --numprocesses auto $(ARGS)
+	.venv/bin/coverage combine --quiet
+	.venv/bin/coverage report
+
 bench: .venv/.installed-bench .bench/.installed ## a quarter of an hour of measuring beside PostGraphile, Mercurius and others
 	.venv/bin/python -m bench.serving $(ARGS)
 
@@ -51,7 +57,7 @@ schema: .venv/.installed ## write schema.graphql anew
 lock: ## write constraints.txt: the newest versions within the bounds of pyproject.toml
 	rm -rf .lock
 	$(PYTHON) -m venv .lock
-	.lock/bin/pip install --quiet --editable '.[test,bench,lint]'
+	.lock/bin/pip install --quiet --editable '.[test,bench,coverage,lint]'
 	@{ echo '# Made by `make lock`. Exact versions of all that is installed; pyproject.toml has the bounds.'; \
 	  .lock/bin/pip freeze --exclude-editable; } > constraints.txt
 	rm -rf .lock
@@ -63,7 +69,7 @@ newest: ## run the quick tests with the newest versions within the bounds of pyp
 	.newest/bin/pytest --quick --numprocesses auto $(ARGS)
 
 clean: ## remove .venv and caches; the data under .taskflow stays
-	rm -rf .venv .lock .newest .bench bench/peers/node_modules docs/recipes/node_modules .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .lock .newest .bench bench/peers/node_modules docs/recipes/node_modules .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage*
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamps let a second run start at once: pip runs again only when pyproject.toml or
@@ -78,6 +84,10 @@ clean: ## remove .venv and caches; the data under .taskflow stays
 
 .venv/.installed-bench: .venv/pyvenv.cfg pyproject.toml constraints.txt
 	.venv/bin/pip install --quiet --constraint constraints.txt --editable '.[test,bench]'
+	@touch $@
+
+.venv/.installed-coverage: .venv/pyvenv.cfg pyproject.toml constraints.txt
+	.venv/bin/pip install --quiet --constraint constraints.txt --editable '.[test,coverage]'
 	@touch $@
 
 .bench/.installed: bench/peers/install bench/peers/package.json bench/peers/package-lock.json

@@ -293,6 +293,7 @@ def test_makefile_has_every_verb_that_the_readme_names() -> None:
         "browser-test",
         "client-test",
         "faults",
+        "coverage",
         "bench",
         "lint",
         "schema",
