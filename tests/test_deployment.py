@@ -315,6 +315,7 @@ def test_ci_runs_every_check_and_ends_with_the_tests() -> None:
     assert commands == [
         "make lint",
         ".venv/bin/taskflow export-schema --check",
+        ".venv/bin/pytest --quiet tests/test_releases.py",
         "make browser-test",
         "make client-test",
         "make test",
