@@ -56,8 +56,16 @@ def test_the_schema_breaks_nothing_that_the_changelog_does_not_announce() -> Non
     )
 
 
-def test_no_later_version_than_this_one_is_released() -> None:
-    assert Version(__version__) >= LAST_RELEASE
+def test_the_changelog_has_a_dated_part_and_a_schema_for_each_version() -> None:
+    (unreleased, _), *released = parts_of_changelog()
+    assert unreleased == "Unreleased"
+    headings = [re.fullmatch(r"(\d+\.\d+\.\d+) – \d{4}-\d\d-\d\d", heading) for heading, _ in released]
+    versions = [Version(match[1]) for match in headings if match]
+    assert len(versions) == len(headings)
+    assert versions == sorted(RELEASES, reverse=True)
+    assert str(versions[0]) == __version__
+    for _, text in released:
+        assert schema_part(text)
 
 
 OLD = """
