@@ -186,8 +186,8 @@ class Subscription:
 
 async def _stream(info: Info, viewer: Viewer, filter_at: FilterAt, position: int | None) -> AsyncIterator[TaskChange]:
     # Closed with the subscription instead of by the garbage collector.
-    async with aclosing(info.context.parts.fanout.changes(viewer, after=position)) as changes:
-        async for viewer_now, event in changes:
+    async with aclosing(info.context.parts.fanout.events(viewer, after=position)) as events:
+        async for viewer_now, event in events:
             change = change_for(viewer_now, event, filter_at)
             if change is not None:
                 made = task_change(info, change)

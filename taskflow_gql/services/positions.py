@@ -1,4 +1,4 @@
-"""Positions, which give events their order, and the cursors that name a position to clients."""
+"""Positions, which order events, and the cursors that name a position to clients."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class StreamStateRow(NamedTuple):
-    """The stream's id, which cursors carry; the last position given; the last position deleted."""
+    """The stream's id, which is part of every cursor; the last position assigned; the last position deleted."""
 
     stream_id: str
     last_position: int
@@ -30,7 +30,7 @@ _STREAM_PLACE = re.compile(r"([0-9a-f]{16}):([0-9]{1,18})")
 
 
 class StreamPlace(NamedTuple):
-    """A position, and the stream that it is of."""
+    """A position, and the stream that it belongs to."""
 
     stream_id: str
     position: int
@@ -52,7 +52,7 @@ def encode_cursor(stream_id: str, position: int) -> str:
 
 
 def decode_cursor(cursor: str, stream_id: str) -> int:
-    """The position that a cursor names. Raises BadUserInput for one that is damaged or of another server."""
+    """The position that a cursor names. Raises BadUserInput if it is damaged or belongs to another database."""
     try:
         padded = cursor.encode("ascii") + b"=" * (-len(cursor) % 4)
         place = StreamPlace.parse(base64.b64decode(padded, altchars=b"-_", validate=True).decode())
@@ -72,7 +72,7 @@ _STATE = Statement(select(StreamState.stream_id, StreamState.last_position, Stre
 
 
 async def require_kept(session: DatabaseSession, position: int) -> StreamStateRow:
-    """Raises CursorExpired unless every event after the position is still there."""
+    """Raises CursorExpired unless every event after the position is still stored."""
     state = await read_stream_state(session)
     if position < state.expired_position:
         raise CursorExpired("The changes since this cursor are no longer kept: read again from a query")
@@ -80,9 +80,9 @@ async def require_kept(session: DatabaseSession, position: int) -> StreamStateRo
 
 
 async def expire_events(session: DatabaseSession, older_than: datetime, *, limit: int) -> int:
-    """Delete the oldest events, as far as they are older; how many that was.
+    """Delete events older than this from the start of the stream, and return how many.
 
-    Only from the start of the stream: what is kept has no holes.
+    An old event behind a younger one stays, so the events that are kept have no gaps.
     """
     state = select(StreamState.expired_position).where(StreamState.id == 1).with_for_update()
     expired_position = (await session.execute(state)).scalar_one()
@@ -104,10 +104,10 @@ async def expire_events(session: DatabaseSession, older_than: datetime, *, limit
 
 
 async def read_stream_end(session: DatabaseSession) -> tuple[int, frozenset[int]]:
-    """Where "from now on" begins: the last position, and the ids of events that are committed but not placed yet.
+    """Where "from now on" begins: the last position, and the ids of committed events without a position.
 
-    Everything committed before this read has a position up to the first or an id in the second; everything
-    committed after it has neither.
+    An event committed before this read has a position up to the first or an id in the second. An event committed after
+    it has neither.
     """
     rows = await session.run(_STREAM_END)
     return rows[0][0], frozenset(event_id for _, event_id in rows if event_id is not None)
@@ -117,11 +117,11 @@ _STREAM_END = Statement(select(StreamState.last_position, Event.id).outerjoin(Ev
 
 
 async def place_events(session: DatabaseSession, *, limit: int) -> tuple[int, bool]:
-    """Give positions to committed events that have none, oldest first, in `Database.write_single_statement`. Returns
-    how many, and whether there may be more.
+    """Assign positions to committed events that have none, in order of their ids, within `Database.write_single_statement`.
+    Returns how many events it placed, and whether there may be more.
 
-    The lock on the state's row is held until the transaction ends, so positions are given by one process at a time
-    and become visible in order.
+    The lock on the state row is held until the transaction ends. So one process at a time assigns positions, and they
+    become visible in order.
     """
     if session.is_only_writer:
         ((last_position,),) = await session.run(_LAST_POSITION)
@@ -152,12 +152,11 @@ def _place() -> Statement:
 
 
 def _place_at_once() -> Statement:
-    """How many events it placed, and how many it found.
+    """Returns how many events it placed, and how many it found.
 
-    A statement that waited for the lock still looks at the world of before it: events that are placed by now look as
-    if they were not. But then the state's row under the lock is another than the one it sees, and it places nothing;
-    who comes next sees more. Where both are the same nobody has placed anything since the statement began, and what
-    it sees without a position has none.
+    A statement that waited for the lock still reads its old snapshot, in which events already placed look unplaced.
+    It compares the locked last_position with the snapshot's. If they differ, it places nothing and the caller retries.
+    If they are equal, no event was placed since the snapshot.
     """
     state = cast("Table", StreamState.__table__)
     locked = select(state.c.last_position).with_for_update().cte("locked")

@@ -1,7 +1,7 @@
-"""News between processes: "something was recorded" and "positions are given up to here".
+"""News between processes: new positions can be read.
 
-News is all it carries; the table is the record. A message that is lost costs a moment, because everyone who listens
-also reads the table on a timer, on every new subscription to Redis, and whenever it cannot be sure.
+The bus carries no data; the table is the record. A lost message costs a moment, because every listener also reads the
+table on a timer and after every new subscription to Redis.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ _RETRY_SECONDS = (0.1, 0.2, 0.5, 1.0)
 
 
 class Bus(Protocol):
-    """Tells every process, this one among them, that new positions can be read."""
+    """Tells every process, including this one, that new positions can be read."""
 
     def listen(self, on_placed: Callable[[], None]) -> None:
-        """`on_placed` is called in the event loop; it must only take note and return."""
+        """`on_placed` is called in the event loop and must return immediately."""
 
     def announce(self) -> None:
-        """New positions are committed. Never blocks and never fails."""
+        """Announce that new positions are committed. Never blocks and never fails."""
 
     async def start(self) -> None: ...
 
     async def close(self) -> None: ...
 
     async def ping(self) -> None:
-        """Raises an OSError or RedisError when the bus cannot carry news."""
+        """Raises OSError or RedisError if the bus cannot carry news."""
 
 
 class MemoryBus:
@@ -70,13 +70,13 @@ class RedisBus:
     def __init__(self, url: str) -> None:
         self._redis = Redis.from_url(
             url,
-            # A connection that went away without a word is found out by these, not by the next lost message.
+            # Without these a connection that died silently is detected only by a lost message.
             health_check_interval=5,
             socket_connect_timeout=2,
             socket_keepalive=True,
         )
         self._listeners: list[Callable[[], None]] = []
-        # What we say ourselves comes back, and our listeners have been told.
+        # Redis sends our own messages back. Our listeners have been called already, so these are ignored.
         self._sender = uuid4().bytes
         self._to_announce = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
@@ -85,15 +85,15 @@ class RedisBus:
         self._listeners.append(on_placed)
 
     def announce(self) -> None:
-        # Our own process learns at once, also while Redis is away. The event coalesces: ten announcements that
-        # wait for a slow Redis are one.
+        # Our own process learns at once, even while Redis is unreachable. The event coalesces: ten announcements that
+        # wait for a slow Redis become one message.
         self._tell_listeners()
         self._to_announce.set()
 
     async def start(self) -> None:
         self._tasks = [
-            asyncio.create_task(self._publish_for_ever(), name="bus-publish"),
-            asyncio.create_task(self._listen_for_ever(), name="bus-listen"),
+            asyncio.create_task(self._publish_forever(), name="bus-publish"),
+            asyncio.create_task(self._listen_forever(), name="bus-listen"),
         ]
 
     async def close(self) -> None:
@@ -109,10 +109,10 @@ class RedisBus:
             try:
                 await self._redis.ping()
             except RedisConnectionError:
-                # A pooled connection to a Redis that has been restarted since; the next one is new.
+                # A pooled connection from before a restart of Redis. The next one is new.
                 await self._redis.ping()
 
-    async def _publish_for_ever(self) -> None:
+    async def _publish_forever(self) -> None:
         while not _is_cancelled():
             await self._to_announce.wait()
             self._to_announce.clear()
@@ -120,12 +120,12 @@ class RedisBus:
                 async with asyncio.timeout(2):
                     await self._redis.publish(_CHANNEL, self._sender)
             except (RedisError, OSError, TimeoutError) as error:
-                # Until Redis is back the other processes read the table on their timers.
+                # Until Redis is back, the other processes read the table on their timers.
                 log.warning("Redis took no news (%s); other processes learn of changes a second later", error)
                 self._to_announce.set()
                 await asyncio.sleep(_RETRY_SECONDS[-1])
 
-    async def _listen_for_ever(self) -> None:
+    async def _listen_forever(self) -> None:
         failures = 0
         while not _is_cancelled():
             try:
@@ -136,7 +136,7 @@ class RedisBus:
                         if message["data"] != self._sender:
                             self._tell_listeners()
             except (RedisError, OSError, TimeoutError) as error:
-                # redis-py has given up reconnecting by itself; begin anew, and read what was said meanwhile.
+                # redis-py has stopped reconnecting. Subscribe again, and read the table for missed news.
                 log.warning("Lost the subscription to Redis (%s); trying again", error)
             self._tell_listeners()
             await asyncio.sleep(_RETRY_SECONDS[min(failures, len(_RETRY_SECONDS) - 1)])
@@ -148,8 +148,9 @@ class RedisBus:
 
 
 async def _messages(pubsub: PubSub):  # type: ignore[no-untyped-def]
-    """News, and every confirmation of a subscription: redis-py reconnects silently, and what was said in between is
-    gone."""
+    """Yields news, and every confirmation of a subscription: redis-py reconnects silently, and messages sent in
+    between are lost.
+    """
     while not _is_cancelled():
         message = await pubsub.get_message(timeout=5)
         if message is not None and message["type"] in ("message", "subscribe"):
@@ -157,8 +158,8 @@ async def _messages(pubsub: PubSub):  # type: ignore[no-untyped-def]
 
 
 def _is_cancelled() -> bool:
-    """redis-py swallows the cancellation of a task that is just connecting. Such a task would go on for ever, and the
-    process that waits for its end would never end.
+    """Whether this task was cancelled. redis-py swallows a cancellation while it connects, so the loop would never end
+    and neither would the process that waits for it.
     """
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0

@@ -27,18 +27,18 @@ from taskflow_gql.stream.bus import Bus
 log = logging.getLogger(__name__)
 
 _BATCH = 500
-# Without news for so long, read the table all the same: the news may have been lost.
+# How long to wait for news before reading the table anyway: a message may have been lost.
 _POLL_SECONDS = 1.0
 
 
 class Subscriber:
-    """What one subscription has yet to be told. Made by `Fanout.subscribe`."""
+    """The events that one subscription has not received yet. Made by `Fanout.subscribe`."""
 
     def __init__(self, viewer: Viewer, queue_size: int) -> None:
         self.viewer = viewer
         self.position = 0
         self._skip: frozenset[int] = frozenset()
-        # A list, and no asyncio.Event below: there are thousands of subscribers, and an empty deque is 760 bytes.
+        # A list here and a future below save memory: there are thousands of subscribers, and a deque takes 760 bytes.
         self._queue: list[EventRow] = []
         self._queue_size = queue_size
         self._must_read_table = False
@@ -47,17 +47,17 @@ class Subscriber:
         self._waiter: asyncio.Future[None] | None = None
 
     def begin(self, position: int, skip: frozenset[int]) -> None:
-        """Everything after the position, but for the events with these ids."""
+        """Deliver events after the position, except those with these ids."""
         self.position = position
         self._skip = skip
 
     def replay(self, position: int) -> None:
-        """Everything after the position, beginning with what the table has."""
+        """Deliver events after the position, those in the table first."""
         self.position = position
         self._must_read_table = True
 
     def offer(self, event: EventRow) -> None:
-        """Never blocks. What does not fit into the queue is read from the table later."""
+        """Queue the event. If the queue is full, drop it and read the table later. Never blocks."""
         if self._must_read_table:
             return
         if len(self._queue) >= self._queue_size:
@@ -68,7 +68,7 @@ class Subscriber:
         self._wake()
 
     def end(self, reason: TaskflowError) -> None:
-        """Nothing more is delivered."""
+        """Deliver nothing more, and raise the reason in `next_batch`."""
         self._end_reason = reason
         self._wake()
 
@@ -78,19 +78,20 @@ class Subscriber:
             self._waiter.set_result(None)
 
     async def next_batch(self, database: Database) -> list[EventRow]:
-        """Waits for events after `position` that the viewer may see before or after the change; in order.
+        """Waits for events after `position` that the viewer may see before or after the change, and returns them in
+        order.
 
-        Raises what it was ended with.
+        Raises the reason with which the subscriber was ended.
         """
         while True:
-            # Before looking, not before waiting: what is offered while the table is read must wake us.
+            # Cleared before reading: an event offered while the table is read must wake this coroutine.
             self._has_news = False
             if self._must_read_table:
-                # Cleared first: what is offered while we read is queued again, and dropped below if it was read.
+                # Cleared before reading: events offered meanwhile are queued, and dropped below if they were read.
                 self._must_read_table = False
                 async with database.read() as session:
                     events = await events_after(session, self.position, viewer=self.viewer, limit=_BATCH)
-                    # Asked afterwards: what was still there now was there when the events were read.
+                    # Checked after the events: those that are stored now were stored when they were read.
                     await require_kept(session, self.position)
                 if len(events) == _BATCH:
                     self._queue.clear()
@@ -112,7 +113,7 @@ class Subscriber:
 
 
 class Fanout:
-    """Reads each placed event once and hands it to the subscribers whom it may concern."""
+    """Reads each placed event once and offers it to the subscribers in its audience."""
 
     def __init__(self, database: Database, bus: Bus, *, queue_size: int = 200, max_per_user: int = 1000) -> None:
         self._database = database
@@ -122,7 +123,7 @@ class Fanout:
         self._position = 0
         self._news = asyncio.Event()
         self._by_user: defaultdict[UUID, set[Subscriber]] = defaultdict(set)
-        # Those of `_by_user` whom every event concerns.
+        # The subscribers of `_by_user` who get every event.
         self._admins: set[Subscriber] = set()
         self._is_draining = False
         self._task: asyncio.Task[None] | None = None
@@ -141,7 +142,7 @@ class Fanout:
                 await self._task
 
     def drain(self) -> None:
-        """The server stops: end every stream, and let no new one begin."""
+        """End every stream and refuse new ones, because the server stops."""
         self._is_draining = True
         for subscriber in self.subscribers():
             subscriber.end(ServerStops())
@@ -150,7 +151,7 @@ class Fanout:
         return [subscriber for group in self._by_user.values() for subscriber in group]
 
     def set_viewer(self, subscriber: Subscriber, viewer: Viewer) -> None:
-        """The same person with another role."""
+        """Record that the subscriber's role has changed."""
         subscriber.viewer = viewer
         if viewer.is_admin:
             self._admins.add(subscriber)
@@ -158,8 +159,10 @@ class Fanout:
             self._admins.discard(subscriber)
 
     async def position_of(self, cursor: str) -> int:
-        """Where a client's cursor points. Raises BadUserInput for one that is not of this stream, or of its future, and
-        CursorExpired for one whose events are no longer kept.
+        """The position of a client's cursor.
+
+        Raises BadUserInput if it belongs to another stream or lies in the future, and CursorExpired if events after it
+        are no longer stored.
         """
         position = self.decode(cursor)
         async with self._database.read() as session:
@@ -169,24 +172,24 @@ class Fanout:
         return position
 
     def decode(self, cursor: str) -> int:
-        """The position of a cursor of this stream, whether or not there is anything. Raises BadUserInput for others."""
+        """The position of a cursor; does not read the table. Raises BadUserInput if it belongs to another stream."""
         return decode_cursor(cursor, self._stream_id)
 
     def cursor(self, position: int) -> str:
         return encode_cursor(self._stream_id, position)
 
     def require_room(self, viewer: Viewer) -> None:
-        """Raises TooManySubscriptions when this person may not open another one."""
+        """Raises TooManySubscriptions if this person may not open another subscription."""
         if len(self._by_user.get(viewer.id, ())) >= self._max_per_user:
             raise TooManySubscriptions(self._max_per_user)
 
     @asynccontextmanager
     async def subscribe(self, viewer: Viewer, *, after: int | None = None) -> AsyncIterator[Subscriber]:
-        """Everything after a position, or everything committed from now on, in order."""
+        """Delivers events after a position, or events committed from now on, in order."""
         self.require_room(viewer)
         subscriber = Subscriber(viewer, self._queue_size)
         group = self._by_user[viewer.id]
-        # Registered before the end of the stream is read, so that nothing falls between the two.
+        # Registered before the end of the stream is read, so that no event is lost between the two.
         group.add(subscriber)
         self.set_viewer(subscriber, viewer)
         if self._is_draining:
@@ -204,8 +207,8 @@ class Fanout:
             if not group:
                 self._by_user.pop(viewer.id, None)
 
-    async def changes(self, viewer: Viewer, *, after: int | None = None) -> AsyncGenerator[tuple[Viewer, EventRow]]:
-        """What `subscribe` delivers, one by one, each with the viewer as known at its delivery."""
+    async def events(self, viewer: Viewer, *, after: int | None = None) -> AsyncGenerator[tuple[Viewer, EventRow]]:
+        """The events that `subscribe` delivers, one by one, each with the viewer as known at delivery."""
         async with self.subscribe(viewer, after=after) as subscriber:
             while True:
                 for event in await subscriber.next_batch(self._database):
@@ -235,11 +238,11 @@ class Fanout:
             count = len(events)
 
     def _deliver(self, event: EventRow) -> None:
-        for subscriber in self._concerned(event):
+        for subscriber in self._subscribers_of(event):
             subscriber.offer(event)
 
-    def _concerned(self, event: EventRow) -> Iterable[Subscriber]:
-        concerned = set(self._admins)
+    def _subscribers_of(self, event: EventRow) -> Iterable[Subscriber]:
+        subscribers = set(self._admins)
         for user_id in event.audience:
-            concerned |= self._by_user.get(user_id, set())
-        return concerned
+            subscribers |= self._by_user.get(user_id, set())
+        return subscribers

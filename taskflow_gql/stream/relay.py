@@ -1,4 +1,4 @@
-"""Gives committed events their position, so that readers can go by position and miss nothing."""
+"""Assigns positions to committed events. Readers go by position and miss nothing."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ from taskflow_gql.stream.bus import Bus
 log = logging.getLogger(__name__)
 
 _BATCH = 1000
-# How often to look for events whose own process died between its commit and its relay's run.
+# How often to look for events whose process died after the commit and before its relay ran.
 _SWEEP_SECONDS = 1.0
 
 
 class Relay:
-    """Every process runs one. It places events after each commit of its own process, and on a timer those that
-    another process left behind; see docs/decisions/0002-relay.md for why no process is the leader.
+    """Places events after each commit of its own process, and on a timer those that another process left behind.
+
+    Every process runs one; none is the leader (docs/decisions/0002-relay.md).
     """
 
     def __init__(self, database: Database, bus: Bus) -> None:
@@ -31,14 +32,14 @@ class Relay:
         self._task: asyncio.Task[None] | None = None
 
     def ring(self) -> None:
-        """An event was committed."""
+        """Wakes the relay after the commit of an event."""
         self._doorbell.set()
 
     def start(self) -> None:
         self._task = asyncio.create_task(self._run(), name="relay")
 
     async def close(self) -> None:
-        """Stops after placing what this process has committed."""
+        """Places what this process has committed, and stops."""
         if self._task is None:
             return
         self._task.cancel()
@@ -48,8 +49,8 @@ class Relay:
             await self._place_all()
 
     async def catch_up(self) -> None:
-        """Returns when everything that is committed now has its position: who reads the record after a change of their
-        own finds it there.
+        """Returns when all events committed so far have positions. A client that reads the record after its own
+        mutation then finds its event there.
         """
         if await self._is_anything_left_behind():
             await self._place_all()
@@ -67,7 +68,7 @@ class Relay:
                 if rang or await self._is_anything_left_behind():
                     await self._place_all()
             except (SQLAlchemyError, OSError, TimeoutError) as error:
-                # The database is away. The events are safe in it; place them when it is back.
+                # The database is unreachable. Its events wait there until the next attempt.
                 log.warning("Cannot place events now (%s); trying again", type(error).__name__)
                 await asyncio.sleep(_SWEEP_SECONDS / 4)
                 self._doorbell.set()

@@ -1,4 +1,4 @@
-"""Deletes events that are older than they need to be kept, a small batch at a time."""
+"""Deletes events past their retention, a small batch at a time."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ log = logging.getLogger(__name__)
 
 _BATCH = 500
 _INTERVAL_SECONDS = 600.0
-# Between two batches others come first.
+# A pause between two batches lets other writers in.
 _PAUSE_SECONDS = 0.05
 
 
 class Retention:
-    """Every process runs one; the row lock under which batches are deleted keeps them apart."""
+    """Every process runs one. A batch is deleted under a row lock, so two processes never delete the same batch."""
 
     def __init__(self, database: Database, keep_days: int) -> None:
         self._database = database
@@ -47,7 +47,7 @@ class Retention:
             await asyncio.sleep(_INTERVAL_SECONDS)
 
     async def expire(self) -> int:
-        """Delete what has expired; how many events that was."""
+        """Delete expired events, and return how many."""
         deleted, batch = 0, _BATCH
         while batch == _BATCH:
             async with self._database.write() as session:

@@ -1,4 +1,4 @@
-"""Looks after the people behind open streams: who was signed out, deactivated or demoted hears nothing more."""
+"""Ends the streams of people who were signed out or deactivated, and applies changes of role."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from taskflow_gql.stream.fanout import Fanout
 
 log = logging.getLogger(__name__)
 
-# A revocation is effective everywhere within two seconds, Redis or not: one second of waiting, one for the reading.
+# A revocation takes effect everywhere within two seconds, without Redis: one second of waiting, one for the query.
 _INTERVAL_SECONDS = 1.0
 
 
 class SessionWatch:
-    """One statement a second for all open streams of the process; none while there are no streams."""
+    """Runs one statement a second for all open streams of the process, and none while there are no streams."""
 
     def __init__(self, database: Database, fanout: Fanout) -> None:
         self._database = database
@@ -43,7 +43,7 @@ class SessionWatch:
             try:
                 await self.look()
             except (SQLAlchemyError, OSError, TimeoutError) as error:
-                # Without the database nobody is told anything either: events are read from it.
+                # Events are read from the same database, so no stream delivers anything meanwhile.
                 log.warning("Cannot check sessions now (%s); trying again", type(error).__name__)
 
     async def look(self) -> None:

@@ -1,4 +1,4 @@
-"""News between processes, over a real Redis that comes and goes."""
+"""News between processes, over a real Redis that is stopped and restarted."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def redis_server() -> Iterator[RedisServer]:
-    """One that the test may kill."""
+    """A Redis that the test may kill."""
     with RedisServer() as server:
         yield server
 
@@ -37,7 +37,7 @@ class Ear:
         self._told.set()
 
     async def hear(self) -> None:
-        """Returns when it has been told since the last time."""
+        """Waits until the listener was called since the last wait."""
         async with asyncio.timeout(PATIENCE_SECONDS):
             await self._told.wait()
         self._told.clear()
@@ -45,12 +45,12 @@ class Ear:
 
 @asynccontextmanager
 async def started(url: str) -> AsyncIterator[tuple[RedisBus, Ear]]:
-    """A bus that listens."""
+    """A started bus with a listener."""
     bus = RedisBus(url)
     ear = Ear(bus)
     await bus.start()
     try:
-        # The first subscription is told too: there may have been news before it.
+        # The first subscription calls the listener too, because earlier news may have been missed.
         await ear.hear()
         yield bus, ear
     finally:
@@ -58,20 +58,20 @@ async def started(url: str) -> AsyncIterator[tuple[RedisBus, Ear]]:
 
 
 async def until_listeners_are(count: int, url: str) -> None:
-    """As Redis counts them."""
+    """The number of subscribers, as counted by Redis."""
     async with Redis.from_url(url) as redis, asyncio.timeout(PATIENCE_SECONDS):
         while (await redis.pubsub_numsub("taskflow:placed"))[0][1] != count:
             pass
 
 
-async def test_the_bus_follows_from_the_url() -> None:
+async def test_the_url_decides_the_kind_of_bus() -> None:
     assert isinstance(make_bus(None), MemoryBus)
     bus = make_bus("redis://127.0.0.1:1/0")
     assert isinstance(bus, RedisBus)
     await bus.close()
 
 
-async def test_in_memory_every_listener_is_told_at_once() -> None:
+async def test_the_memory_bus_calls_every_listener_immediately() -> None:
     bus = MemoryBus()
     ears = [Ear(bus), Ear(bus)]
     await bus.start()
@@ -87,19 +87,19 @@ async def test_an_announcement_reaches_every_other_process(redis_url: str) -> No
         for _ in range(3):
             told = own.count
             one.announce()
-            # Our own process does not wait for Redis.
+            # The announcing process does not wait for Redis.
             assert own.count == told + 1
             await first.hear()
             await second.hear()
         await one.ping()
 
 
-async def test_what_we_said_ourselves_is_no_news_to_us(redis_url: str) -> None:
+async def test_a_bus_ignores_its_own_messages(redis_url: str) -> None:
     async with started(redis_url) as (one, own), started(redis_url) as (other, ear):
         told = own.count
         one.announce()
         await ear.hear()
-        # Redis delivers in order: had our own words counted when they came back, they had come before these.
+        # Redis delivers in order: its own messages, if they counted, would have arrived before these.
         other.announce()
         async with asyncio.timeout(PATIENCE_SECONDS):
             while own.count < told + 2:
@@ -107,28 +107,28 @@ async def test_what_we_said_ourselves_is_no_news_to_us(redis_url: str) -> None:
         assert own.count == told + 2
 
 
-async def test_a_thousand_announcements_at_once_are_news_all_the_same(redis_url: str) -> None:
+async def test_a_thousand_announcements_at_once_arrive_as_news(redis_url: str) -> None:
     async with started(redis_url) as (one, _), started(redis_url) as (_, ear):
         for _ in range(1000):
             one.announce()
         await ear.hear()
 
 
-async def test_after_redis_was_away_listeners_read_again_and_news_flows(redis_server: RedisServer) -> None:
+async def test_after_an_outage_of_redis_listeners_read_again_and_news_arrives(redis_server: RedisServer) -> None:
     url = redis_server.url()
     async with started(url) as (one, own), started(url) as (other, ear):
         redis_server.kill()
         for bus in (one, other):
             with pytest.raises((RedisError, OSError, TimeoutError)):
                 await bus.ping()
-        # Neither blocks nor fails, and our own process learns of it.
+        # It neither blocks nor fails, and calls the listeners of its own process.
         told = own.count
         one.announce()
         assert own.count == told + 1
 
         redis_server.start()
         await until_listeners_are(2, url)
-        # What was announced while it was away cannot have arrived, so everybody is sent to the table.
+        # Announcements during the outage are lost, so every listener is called to read the table.
         await ear.hear()
         await own.hear()
         await one.ping()
@@ -139,11 +139,11 @@ async def test_after_redis_was_away_listeners_read_again_and_news_flows(redis_se
             await own.hear()
 
 
-async def test_a_subscription_that_was_cut_is_renewed_and_told_of(redis_url: str) -> None:
+async def test_a_cut_subscription_is_renewed_and_counts_as_news(redis_url: str) -> None:
     async with started(redis_url) as (one, _), started(redis_url) as (_, ear):
         async with Redis.from_url(redis_url) as redis:
             await redis.client_kill_filter(_type="pubsub")
-        # redis-py reconnects without a word; what was said meanwhile is gone, so it counts as news.
+        # redis-py reconnects silently. Messages sent meanwhile are lost, so a reconnection counts as news.
         await ear.hear()
         await until_listeners_are(2, redis_url)
         one.announce()
@@ -153,7 +153,7 @@ async def test_a_subscription_that_was_cut_is_renewed_and_told_of(redis_url: str
 async def test_a_connection_that_died_in_the_pool_is_replaced_without_an_error(redis_server: RedisServer) -> None:
     bus = RedisBus(redis_server.url())
     for _ in range(3):
-        # Several at once, so that the pool keeps several, which all die with the server.
+        # Several at once, so that the pool holds several connections, which all break with the server.
         await asyncio.gather(*(bus.ping() for _ in range(5)))
         redis_server.restart()
     for _ in range(5):
@@ -161,7 +161,7 @@ async def test_a_connection_that_died_in_the_pool_is_replaced_without_an_error(r
     await bus.close()
 
 
-async def test_a_redis_that_hangs_does_not_hang_us(redis_server: RedisServer) -> None:
+async def test_a_hanging_redis_does_not_block_the_bus(redis_server: RedisServer) -> None:
     async with started(redis_server.url()) as (one, own), started(redis_server.url()) as (_, ear):
         redis_server.pause()
         try:
@@ -176,7 +176,7 @@ async def test_a_redis_that_hangs_does_not_hang_us(redis_server: RedisServer) ->
         await one.ping()
 
 
-async def test_a_bus_closes_while_redis_is_away(redis_server: RedisServer) -> None:
+async def test_a_bus_closes_while_redis_is_unreachable(redis_server: RedisServer) -> None:
     async with started(redis_server.url()) as (one, _):
         redis_server.kill()
         one.announce()

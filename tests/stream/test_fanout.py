@@ -1,4 +1,4 @@
-"""The fan-out and its queues, on a real database: nothing missed, nothing twice, nothing of before."""
+"""The fan-out and its queues, on a real database."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ async def ann(database: Database) -> Viewer:
 
 @asynccontextmanager
 async def running(database: Database, bus: MemoryBus, *, queue_size: int = 2) -> AsyncIterator[Fanout]:
-    """A fan-out whose queues are full at once. Nothing is placed unless the test does it."""
+    """A fan-out with short queues. No relay runs: the test places events."""
     fanout = Fanout(database, bus, queue_size=queue_size)
     await fanout.start()
     try:
@@ -51,7 +51,7 @@ async def running(database: Database, bus: MemoryBus, *, queue_size: int = 2) ->
 
 @asynccontextmanager
 async def placing(database: Database, bus: MemoryBus) -> AsyncIterator[None]:
-    """A relay that places whatever is committed."""
+    """A running relay."""
     relay = Relay(database, bus)
     database.on_event = relay.ring
     relay.start()
@@ -68,7 +68,7 @@ async def sign_up(database: Database, username: str, role: UserRole = UserRole.M
 
 
 async def create(database: Database, viewer: Viewer, *titles: str) -> list[UUID]:
-    """In one transaction; the ids of the tasks."""
+    """Create the tasks in one transaction, and return their ids."""
     async with database.write() as session:
         return [(await make_task(session, viewer, title)).id for title in titles]
 
@@ -87,7 +87,7 @@ async def place(database: Database, bus: MemoryBus) -> None:
 
 
 async def hear(subscriber: Subscriber, database: Database, count: int) -> list[str]:
-    """The titles of the next events, of which there must be at least so many."""
+    """The titles of the next events, at least this many."""
     titles: list[str] = []
     async with asyncio.timeout(PATIENCE_SECONDS):
         while len(titles) < count:
@@ -105,7 +105,7 @@ def numbered(count: int, start: int = 0) -> list[str]:
     return [f"Task {n}" for n in range(start, start + count)]
 
 
-async def test_a_subscriber_who_is_slower_than_its_queue_misses_nothing(
+async def test_a_slow_subscriber_reads_the_table_and_misses_nothing(
     database: Database, bus: MemoryBus, ann: Viewer
 ) -> None:
     async with (
@@ -116,10 +116,10 @@ async def test_a_subscriber_who_is_slower_than_its_queue_misses_nothing(
     ):
         for title in numbered(9):
             await create(database, ann, title)
-            # The other one hears of each, so the slow one was offered it too, and has had room for two.
+            # The fast subscriber got every event, so all were offered to the slow one, whose queue holds two.
             assert await hear(quick, database, 1) == [title]
         assert await hear(slow, database, 9) == numbered(9)
-        # Back from the table to the queue, and over its end once more.
+        # From the table back to the queue, and past its end again.
         await create(database, ann, *numbered(1, 9))
         assert await hear(slow, database, 1) == numbered(1, 9)
         await create(database, ann, *numbered(5, 10))
@@ -127,7 +127,7 @@ async def test_a_subscriber_who_is_slower_than_its_queue_misses_nothing(
         assert await hear(slow, database, 5) == numbered(5, 10)
 
 
-async def test_what_comes_while_the_table_is_read_is_told_without_further_news(
+async def test_events_placed_while_the_table_is_read_are_delivered_without_further_news(
     database: Database, bus: MemoryBus, ann: Viewer
 ) -> None:
     async with (
@@ -164,7 +164,7 @@ async def test_a_subscriber_far_behind_reads_the_table_in_batches(
         assert await hear(slow, database, 1101) == [*numbered(1100), "The last"]
 
 
-async def test_subscribers_of_any_speed_hear_everything_once_while_many_write(
+async def test_fast_and_slow_subscribers_get_every_event_once_while_many_write(
     database: Database, bus: MemoryBus, ann: Viewer
 ) -> None:
     async with (
@@ -185,7 +185,7 @@ async def test_subscribers_of_any_speed_hear_everything_once_while_many_write(
 
 
 @pytest.mark.parametrize("later", [1, 5])
-async def test_what_was_committed_before_is_not_heard_placed_or_not(
+async def test_events_committed_before_the_subscription_are_not_delivered_placed_or_not(
     database: Database, bus: MemoryBus, ann: Viewer, later: int
 ) -> None:
     async with running(database, bus, queue_size=2) as fanout:
@@ -193,19 +193,19 @@ async def test_what_was_committed_before_is_not_heard_placed_or_not(
         await place(database, bus)
         await create(database, ann, "Committed before", "Committed before, too")
         async with fanout.subscribe(ann) as subscriber:
-            # One event goes through the queue; of five the table is read. Neither way leads back to before.
+            # One event goes through the queue, five are read from the table. Neither delivers earlier events.
             await create(database, ann, *numbered(later))
             await place(database, bus)
             assert await hear(subscriber, database, later) == numbered(later)
 
 
-async def test_what_is_committed_after_is_heard_though_it_was_begun_before(
+async def test_a_transaction_begun_before_and_committed_after_the_subscription_is_delivered(
     database: Database, bus: MemoryBus, ann: Viewer
 ) -> None:
     async with running(database, bus) as fanout:
         async with database.write() as session:
             await make_task(session, ann, "Begun before")
-            # SQLite's readers see nothing of it either.
+            # Readers of SQLite do not see it either.
             subscription = fanout.subscribe(ann)
             subscriber = await subscription.__aenter__()
         await place(database, bus)
@@ -213,7 +213,7 @@ async def test_what_is_committed_after_is_heard_though_it_was_begun_before(
         await subscription.__aexit__(None, None, None)
 
 
-async def test_a_change_is_for_those_who_saw_the_task_before_or_after_it_and_for_admins(
+async def test_an_event_is_delivered_to_its_audience_and_to_admins(
     database: Database, bus: MemoryBus, ann: Viewer
 ) -> None:
     old, new, eve = [await sign_up(database, name) for name in ("old", "new", "eve")]
@@ -221,7 +221,7 @@ async def test_a_change_is_for_those_who_saw_the_task_before_or_after_it_and_for
     async with database.write() as session:
         task = await make_task(session, ann, assignee_id=str(old.id))
     await place(database, bus)
-    # With room for all in the queue, and with none, when the table answers.
+    # Once with room for all events in the queue, and once without, so that they are read from the table.
     for queue_size in (10, 0):
         async with running(database, bus, queue_size=queue_size) as fanout:
             subscriptions = {
@@ -249,7 +249,7 @@ async def test_a_change_is_for_those_who_saw_the_task_before_or_after_it_and_for
                 await each.__aexit__(None, None, None)
 
 
-async def test_a_rolled_back_change_is_never_heard(database: Database, bus: MemoryBus, ann: Viewer) -> None:
+async def test_a_rolled_back_event_is_never_delivered(database: Database, bus: MemoryBus, ann: Viewer) -> None:
     async with running(database, bus) as fanout, placing(database, bus), fanout.subscribe(ann) as subscriber:
         await create(database, ann, "Before")
         await create_and_roll_back(database, ann)
@@ -257,14 +257,14 @@ async def test_a_rolled_back_change_is_never_heard(database: Database, bus: Memo
         assert await hear(subscriber, database, 2) == ["Before", "After"]
 
 
-async def test_news_that_is_lost_delays_and_loses_nothing(database: Database, bus: MemoryBus, ann: Viewer) -> None:
-    # The relay tells its news to nobody: the fan-out finds the events when it next looks by itself.
+async def test_lost_news_delays_events_and_loses_none(database: Database, bus: MemoryBus, ann: Viewer) -> None:
+    # The relay's bus has no listeners: the fan-out finds the events on its timer.
     async with running(database, bus) as fanout, placing(database, MemoryBus()), fanout.subscribe(ann) as subscriber:
         await create(database, ann, *numbered(5))
         assert await hear(subscriber, database, 5) == numbered(5)
 
 
-async def test_events_have_the_shape_in_which_they_happened(database: Database, bus: MemoryBus, ann: Viewer) -> None:
+async def test_events_hold_the_task_before_and_after(database: Database, bus: MemoryBus, ann: Viewer) -> None:
     async with running(database, bus) as fanout, fanout.subscribe(ann) as subscriber:
         async with database.write() as session:
             made = await make_task(session, ann, "Made")
@@ -295,7 +295,7 @@ async def test_a_replay_joins_the_live_events_without_a_gap_or_a_repeat(
             assert await hear(from_four, database, 6) == heard[4:]
 
 
-async def test_a_drained_fanout_ends_every_stream_and_begins_none(
+async def test_a_draining_fanout_ends_every_stream_and_refuses_new_ones(
     database: Database, bus: MemoryBus, ann: Viewer
 ) -> None:
     async with running(database, bus) as fanout, fanout.subscribe(ann) as subscriber:
@@ -308,7 +308,7 @@ async def test_a_drained_fanout_ends_every_stream_and_begins_none(
                 await late.next_batch(database)
 
 
-async def test_a_stream_that_is_ended_says_why_and_nothing_else(
+async def test_an_ended_stream_raises_the_reason_and_delivers_nothing(
     database: Database, bus: MemoryBus, ann: Viewer
 ) -> None:
     for queue_size in (0, 100):
@@ -320,7 +320,7 @@ async def test_a_stream_that_is_ended_says_why_and_nothing_else(
                 await subscriber.next_batch(database)
 
 
-async def test_one_person_has_only_so_many_subscriptions(database: Database, bus: MemoryBus, ann: Viewer) -> None:
+async def test_the_subscriptions_of_one_person_are_limited(database: Database, bus: MemoryBus, ann: Viewer) -> None:
     fanout = Fanout(database, bus, max_per_user=2)
     bob = await sign_up(database, "bob")
     async with fanout.subscribe(ann), fanout.subscribe(bob):
@@ -334,7 +334,9 @@ async def test_one_person_has_only_so_many_subscriptions(database: Database, bus
     assert fanout.subscribers() == []
 
 
-async def test_a_new_role_changes_what_is_heard_from_then_on(database: Database, bus: MemoryBus, ann: Viewer) -> None:
+async def test_a_new_role_changes_what_is_delivered_from_then_on(
+    database: Database, bus: MemoryBus, ann: Viewer
+) -> None:
     bob = await sign_up(database, "bob")
     async with running(database, bus) as fanout, fanout.subscribe(bob) as subscriber:
         for role, title in ((UserRole.MEMBER, "Unseen"), (UserRole.ADMIN, "Seen"), (UserRole.MEMBER, "Unseen again")):
@@ -347,7 +349,7 @@ async def test_a_new_role_changes_what_is_heard_from_then_on(database: Database,
             assert await hear(subscriber, database, len(expected)) == expected
 
 
-async def test_a_cursor_is_good_between_what_is_kept_and_what_is_known(
+async def test_a_cursor_must_lie_between_the_oldest_and_the_newest_stored_event(
     database: Database, bus: MemoryBus, ann: Viewer
 ) -> None:
     async with running(database, bus) as fanout:
@@ -368,7 +370,7 @@ async def test_a_cursor_is_good_between_what_is_kept_and_what_is_known(
                 await subscriber.next_batch(database)
 
 
-async def test_a_subscription_that_ended_leaves_nothing_behind(database: Database, bus: MemoryBus, ann: Viewer) -> None:
+async def test_an_ended_subscription_leaves_no_subscriber(database: Database, bus: MemoryBus, ann: Viewer) -> None:
     boss = await sign_up(database, "boss", UserRole.ADMIN)
     async with running(database, bus) as fanout:
         for viewer in (ann, boss):
@@ -377,12 +379,12 @@ async def test_a_subscription_that_ended_leaves_nothing_behind(database: Databas
             del subscriber
             gc.collect()
             assert left() is None
-        waiting = asyncio.ensure_future(anext(fanout.changes(ann)))
+        waiting = asyncio.ensure_future(anext(fanout.events(ann)))
         await asyncio.sleep(0)
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting
-        # Nobody listens any more, and the fan-out goes on.
+        # The fan-out goes on without subscribers.
         await create(database, ann, "Unheard")
         await place(database, bus)
         async with fanout.subscribe(ann) as subscriber:

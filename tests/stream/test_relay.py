@@ -1,4 +1,4 @@
-"""Positions: given after commit, in order, without gaps, whoever commits when."""
+"""Positions are assigned after commit, in order and without gaps."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.support.factories import make_task, make_user, make_viewer
 
 
 class Process:
-    """What one server process has: its connections, its relay, and news of what was placed."""
+    """The parts of one server process: its connections, its relay, and news of placed events."""
 
     def __init__(self, settings: Settings) -> None:
         self.database = Database(create_engine(settings))
@@ -37,7 +37,7 @@ class Process:
         self.bus.listen(self.news.set)
 
     async def until_placed(self, count: int) -> list[EventRow]:
-        """All events, as soon as there are so many with a position."""
+        """Waits until this many events have positions, and returns all of them."""
         async with asyncio.timeout(PATIENCE_SECONDS):
             while len(events := await placed(self.database)) < count:
                 self.news.clear()
@@ -60,7 +60,7 @@ async def process(settings: Settings, *, relays: bool = True) -> AsyncIterator[P
 
 
 async def placed(database: Database) -> list[EventRow]:
-    """In order of position."""
+    """All placed events in order of position."""
     async with database.read() as session:
         return await events_after(session, 0, limit=100_000)
 
@@ -85,7 +85,7 @@ def titles(events: list[EventRow]) -> list[str]:
 
 
 def assert_positions_are_sound(events: list[EventRow]) -> None:
-    """From 1 on without a gap; and each task's changes one after the other."""
+    """Positions start at 1 without gaps, and each task's events follow each other."""
     assert [event.position for event in events] == list(range(1, len(events) + 1))
     last: dict[UUID, Any] = {}
     for event in events:
@@ -116,7 +116,7 @@ async def test_two_relays_on_one_database_share_the_work(postgresql_settings: Se
         )
         async with asyncio.timeout(PATIENCE_SECONDS):
             while len(events := await placed(one.database)) < 210:
-                # Either may be the one who places the last.
+                # Either relay may place the last event.
                 await asyncio.wait(
                     [asyncio.ensure_future(each.news.wait()) for each in (one, other)],
                     return_when=asyncio.FIRST_COMPLETED,
@@ -127,7 +127,7 @@ async def test_two_relays_on_one_database_share_the_work(postgresql_settings: Se
             assert (await read_stream_state(session))[1] == 210
 
 
-async def test_who_waited_for_the_lock_places_nothing_by_what_it_saw_before(postgresql_settings: Settings) -> None:
+async def test_a_stale_snapshot_places_no_events(postgresql_settings: Settings) -> None:
     async with process(postgresql_settings, relays=False) as one, process(postgresql_settings, relays=False) as other:
         ann = await sign_up(one.database)
         await create(one.database, ann, "First")
@@ -140,7 +140,7 @@ async def test_who_waited_for_the_lock_places_nothing_by_what_it_saw_before(post
             assert await place_events(session, limit=10) == (1, False)
             waiting = asyncio.create_task(place())
             await until_somebody_waits_for_a_lock(other.database)
-            # Committed after the other's statement began, and so beyond what it sees.
+            # Committed after the other statement began, so its snapshot does not have it.
             await create(one.database, ann, "Second")
         assert await waiting == (0, True)
         assert await place() == (1, False)
@@ -157,7 +157,7 @@ async def until_somebody_waits_for_a_lock(database: Database) -> None:
             pass
 
 
-async def test_many_who_place_at_once_leave_no_gap(postgresql_settings: Settings) -> None:
+async def test_relays_that_place_at_the_same_time_leave_no_gap(postgresql_settings: Settings) -> None:
     async with process(postgresql_settings, relays=False) as one, process(postgresql_settings, relays=False) as other:
         ann = await sign_up(one.database)
         task_ids = [await create(one.database, ann) for _ in range(4)]
@@ -186,20 +186,20 @@ async def test_a_transaction_that_commits_late_gets_a_later_position(postgresql_
                 await create(one.database, ann, f"Meanwhile {n}")
             before = await one.until_placed(3)
             assert titles(before) == ["Meanwhile 0", "Meanwhile 1", "Meanwhile 2"]
-        # Committed by a process whose relay never runs; that of the other finds it.
+        # Committed by a process whose relay never runs. The other process's relay finds it.
         events = await one.until_placed(4)
         assert events[:3] == before
         assert (titles(events[3:]), events[3].position) == (["Begun first"], 4)
         assert events[3].id < events[0].id
 
 
-async def test_what_a_dead_process_left_behind_is_placed_by_another(settings: Settings) -> None:
+async def test_events_of_a_dead_process_are_placed_by_another(settings: Settings) -> None:
     async with process(settings, relays=False) as dead:
         ann = await sign_up(dead.database)
         task_id = await create(dead.database, ann, "First")
         await update(dead.database, ann, task_id, "Second")
     async with process(settings) as heir:
-        # Nobody rings: the heir looks by itself.
+        # No doorbell rings: the other relay finds the event on its timer.
         events = await heir.until_placed(2)
         assert titles(events) == ["First", "Second"]
         assert_positions_are_sound(events)
@@ -220,7 +220,7 @@ async def test_a_rolled_back_event_leaves_no_gap(settings: Settings) -> None:
         assert_positions_are_sound(events)
 
 
-async def test_a_relay_that_closes_places_what_its_process_has_committed(settings: Settings) -> None:
+async def test_a_closing_relay_places_the_events_of_its_process(settings: Settings) -> None:
     async with process(settings, relays=False) as only:
         ann = await sign_up(only.database)
         relay = Relay(only.database, only.bus)
@@ -229,7 +229,7 @@ async def test_a_relay_that_closes_places_what_its_process_has_committed(setting
         await relay.close()
         assert_positions_are_sound(await placed(only.database))
         assert only.news.is_set()
-        # One that was never started has nothing to close.
+        # A relay that was never started can be closed too.
         await Relay(only.database, only.bus).close()
 
 

@@ -22,7 +22,7 @@ KEEP_DAYS = 30
 
 
 async def record_events(database: Database, days_ago: Sequence[float | None]) -> None:
-    """An event for each number, in this order of positions; None is one of now that has no position yet."""
+    """One event for each age, in this order of positions. None stands for a new event without a position."""
     async with database.write() as session:
         viewer = make_viewer((await make_user(session)).id)
         for age in days_ago:
@@ -47,7 +47,7 @@ async def expired_position(database: Database) -> int:
         return (await read_stream_state(session)).expired_position
 
 
-async def test_what_is_older_is_deleted_and_the_rest_stays(database: Database) -> None:
+async def test_older_events_are_deleted_and_the_others_stay(database: Database) -> None:
     await record_events(database, [40, 31, 30.001, 29.999, 1, 0])
     assert await Retention(database, KEEP_DAYS).expire() == 3
     assert await positions(database) == [4, 5, 6]
@@ -57,7 +57,7 @@ async def test_what_is_older_is_deleted_and_the_rest_stays(database: Database) -
 
 
 async def test_an_old_event_behind_a_young_one_waits_for_it(database: Database) -> None:
-    """Clocks of two servers differ, and transactions last; what is kept must have no holes."""
+    """Clocks differ between servers, and transactions take time. The events that are kept must have no gaps."""
     await record_events(database, [40, 1, 40, 1])
     assert await Retention(database, KEEP_DAYS).expire() == 1
     assert await positions(database) == [2, 3, 4]
@@ -76,7 +76,7 @@ async def test_nothing_is_deleted_from_an_empty_record(database: Database) -> No
     assert await expired_position(database) == 0
 
 
-async def test_a_batch_is_as_large_as_asked_and_goes_on_where_the_last_ended(database: Database) -> None:
+async def test_a_batch_has_the_given_size_and_continues_after_the_last_one(database: Database) -> None:
     await record_events(database, [40] * 5)
     for deleted, left in ((2, [3, 4, 5]), (2, [5]), (1, []), (0, [])):
         async with database.write() as session:
@@ -84,13 +84,13 @@ async def test_a_batch_is_as_large_as_asked_and_goes_on_where_the_last_ended(dat
         assert await positions(database) == left
 
 
-async def test_many_are_deleted_in_several_batches(database: Database) -> None:
+async def test_many_events_are_deleted_in_several_batches(database: Database) -> None:
     await record_events(database, [40.0] * 1001 + [1.0])
     assert await Retention(database, KEEP_DAYS).expire() == 1001
     assert await positions(database) == [1002]
 
 
-async def test_positions_go_on_after_everything_is_deleted(database: Database) -> None:
+async def test_positions_continue_after_all_events_are_deleted(database: Database) -> None:
     await record_events(database, [40, 40])
     assert await Retention(database, KEEP_DAYS).expire() == 2
     async with database.write() as session:
@@ -100,7 +100,7 @@ async def test_positions_go_on_after_everything_is_deleted(database: Database) -
     assert await positions(database) == [3]
 
 
-async def test_a_cursor_is_good_as_long_as_everything_after_it_is_kept(database: Database) -> None:
+async def test_a_cursor_is_accepted_while_all_events_after_it_are_stored(database: Database) -> None:
     await record_events(database, [40, 40, 1])
     await Retention(database, KEEP_DAYS).expire()
     async with database.read() as session:
@@ -112,7 +112,7 @@ async def test_a_cursor_is_good_as_long_as_everything_after_it_is_kept(database:
                 await require_kept(session, position)
 
 
-async def test_two_servers_at_once_delete_each_event_once(database: Database) -> None:
+async def test_two_servers_that_delete_at_the_same_time_delete_each_event_once(database: Database) -> None:
     await record_events(database, [40] * 20)
     deleted = await asyncio.gather(*(Retention(database, KEEP_DAYS).expire() for _ in range(2)))
     assert sum(deleted) == 20
@@ -120,7 +120,7 @@ async def test_two_servers_at_once_delete_each_event_once(database: Database) ->
     assert await expired_position(database) == 20
 
 
-async def test_a_running_retention_begins_at_once_and_ends_when_closed(database: Database) -> None:
+async def test_retention_starts_immediately_and_stops_when_closed(database: Database) -> None:
     await record_events(database, [40, 1])
     retention = Retention(database, KEEP_DAYS)
     retention.start()

@@ -1,4 +1,4 @@
-"""Who was signed out, deactivated, demoted or whose token has expired hears no more."""
+"""Streams of people who were signed out or deactivated, or whose token has expired, end; a new role is applied."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ async def change_something(database: Database, viewer: Viewer) -> None:
         await place_events(session, limit=10)
 
 
-async def test_who_is_signed_in_goes_on_hearing(database: Database, fanout: Fanout) -> None:
+async def test_signed_in_viewers_streams_continue(database: Database, fanout: Fanout) -> None:
     ann = await sign_in(database)
     async with fanout.subscribe(ann, after=0) as subscriber:
         await SessionWatch(database, fanout).look()
@@ -56,7 +56,7 @@ async def test_who_is_signed_in_goes_on_hearing(database: Database, fanout: Fano
 
 
 @pytest.mark.parametrize("end", ["session", "user", "token"])
-async def test_who_is_not_any_more_hears_nothing_but_the_reason(database: Database, fanout: Fanout, end: str) -> None:
+async def test_revoked_viewers_streams_end_with_the_reason(database: Database, fanout: Fanout, end: str) -> None:
     ann, bob = await sign_in(database), await sign_in(database, "bob")
     if end == "token":
         ann = replace(ann, expires_at=clock.now())
@@ -69,13 +69,13 @@ async def test_who_is_not_any_more_hears_nothing_but_the_reason(database: Databa
             elif end == "user":
                 await session.execute(update(User).where(User.id == ann.id).values(is_active=False))
         await SessionWatch(database, fanout).look()
-        # Not even what was waiting for her.
+        # Queued events are not delivered either.
         with pytest.raises(Unauthenticated, match="Could not validate credentials"):
             await of_ann.next_batch(database)
         assert len(await of_bob.next_batch(database)) == 1
 
 
-async def test_a_role_that_changes_changes_what_is_heard(database: Database, fanout: Fanout) -> None:
+async def test_a_new_role_changes_what_is_delivered(database: Database, fanout: Fanout) -> None:
     ann, boss = await sign_in(database), await sign_in(database, "boss", role=UserRole.ADMIN)
     watch = SessionWatch(database, fanout)
 
@@ -100,7 +100,7 @@ async def test_a_role_that_changes_changes_what_is_heard(database: Database, fan
         assert other.actor_id == ann.id
 
 
-async def test_another_session_of_the_same_person_is_left_alone(database: Database, fanout: Fanout) -> None:
+async def test_another_session_of_the_same_person_continues(database: Database, fanout: Fanout) -> None:
     ann = await sign_in(database)
     values: dict[str, Any] = {
         "id": make_id(),
