@@ -9,6 +9,8 @@
         @strawberry.field(extensions=[Batched(tags_by_task_id, key="id", many=True)])
         def tags(self, first: int = 10) -> list[Tag]: ...  # only the signature is used
 
+A field without a method is an argument of `Task(...)`, so the first form suits resolvers that return other objects.
+
 `BatchingExecutor` calls `users_by_id(context, ids)` once for all tasks of a level. Other executors resolve the same
 fields with a loader that collects the keys of one turn of the event loop.
 

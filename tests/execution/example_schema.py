@@ -7,10 +7,14 @@ Strawberry.
 
 import asyncio
 import dataclasses
+import importlib.util
+import itertools
+import sys
 from collections.abc import AsyncIterator, Callable, Iterable
 from datetime import date
 from decimal import Decimal
 from enum import Enum
+from types import ModuleType
 from typing import Annotated, Any, Generic, TypeVar
 
 import strawberry
@@ -23,6 +27,7 @@ from strawberry.types import Info
 from taskflow_gql.execution.strawberry import Batched
 
 T = TypeVar("T")
+_serial = itertools.count()
 
 
 @strawberry.enum
@@ -373,3 +378,13 @@ def make_schema(executor: Any = None, **options: Any) -> strawberry.Schema:
     return strawberry.Schema(
         Query, Mutation, Subscription, types=[Author, Book], execution_context_class=executor, **options
     )
+
+
+def fresh_copy() -> ModuleType:
+    """Return a copy of this module with types of its own: Strawberry's Relay fields belong to one schema."""
+    spec = importlib.util.spec_from_file_location(f"example_{next(_serial)}", __file__)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -1,13 +1,11 @@
 """A foreign Strawberry schema answers alike under `BatchingExecutor` and under Strawberry's default executor."""
 
 import asyncio
-import importlib.util
 import itertools
 import json
 import re
-import sys
 from collections.abc import Callable, Iterator
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,9 +17,7 @@ from strawberry.schema.exceptions import CannotGetOperationTypeError
 from strawberry.types import Info
 
 from taskflow_gql.execution.strawberry import Batched, BatchingExecutor
-from tests.execution import example_schema
-
-_serial = itertools.count()
+from tests.execution.example_schema import fresh_copy
 
 
 class AtOnce(BatchingExecutor):
@@ -122,10 +118,10 @@ SUBSCRIPTIONS = [
 
 
 class Example:
-    """A schema made of types of its own: Strawberry's Relay fields belong to one schema."""
+    """The example schema under one executor."""
 
     def __init__(self, executor_class: Any = None, **options: Any) -> None:
-        self.module = _copy_of_module()
+        self.module = fresh_copy()
         self.schema = self.module.make_schema(executor_class, **options)
 
     def arguments(self, query: str) -> dict[str, Any]:
@@ -149,15 +145,6 @@ class Example:
     async def sent(self, query: str) -> list[Any]:
         results = await self.schema.subscribe(**self.arguments(query))
         return [answer_of(result) async for result in results]
-
-
-def _copy_of_module() -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"example_{next(_serial)}", example_schema.__file__)
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def answer_of(result: Any) -> Any:
