@@ -23,7 +23,6 @@ from typing import Any
 import httpx
 from rich.console import Console
 from rich.table import Table
-from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from taskflow_gql.app import create_app
@@ -31,6 +30,7 @@ from taskflow_gql.cli.seeding import Seeding, seed_database
 from taskflow_gql.config import Settings
 from taskflow_gql.database.engines import create_engine
 from taskflow_gql.database.migrations import migrate
+from taskflow_gql.database.observers import DatabaseObserver
 from taskflow_gql.database.units import Database
 from tests.support.servers import PostgresServer
 
@@ -46,19 +46,15 @@ ORDER_FIELDS = ("CREATED_AT", "UPDATED_AT", "DUE_DATE", "PRIORITY", "STATUS", "T
 out = Console()
 
 
-class Statements:
+class Statements(DatabaseObserver):
     """What the app says to its database."""
 
     def __init__(self, database: Database) -> None:
         self.seen: list[tuple[str, Any]] = []
-        event.listen(database.engine.sync_engine, "before_cursor_execute", self._note_cursor)
-        database.connections.on_statement = self._note
+        database.observe(self)
 
-    def _note(self, sql: str, parameters: Any) -> None:
+    def on_statement(self, sql: str, parameters: Any) -> None:
         self.seen.append((sql, tuple(parameters)))
-
-    def _note_cursor(self, _connection: Any, _cursor: Any, sql: str, parameters: Any, *_: Any) -> None:
-        self._note(sql, parameters)
 
 
 class Client:

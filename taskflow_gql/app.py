@@ -26,7 +26,6 @@ from taskflow_gql import __version__, clock
 from taskflow_gql.api.context import Context, Parts
 from taskflow_gql.api.schema import make_schema
 from taskflow_gql.api.server import SERVER_NAME
-from taskflow_gql.collector import Collector
 from taskflow_gql.config import Settings, load_settings
 from taskflow_gql.database.engines import create_engine
 from taskflow_gql.database.units import Database
@@ -34,6 +33,7 @@ from taskflow_gql.execution.strawberry import BatchingExecutor
 from taskflow_gql.security.passwords import PasswordHasher
 from taskflow_gql.security.tokens import TokenSigner
 from taskflow_gql.stream.bus import Bus, make_bus
+from taskflow_gql.stream.collector import Collector
 from taskflow_gql.stream.fanout import Fanout
 from taskflow_gql.stream.relay import Relay
 from taskflow_gql.stream.retention import Retention
@@ -59,7 +59,7 @@ def create_app(
     bus = make_bus(settings.redis_url)
     database = Database(create_engine(settings))
     relay = Relay(database, bus)
-    database.on_event = relay.ring
+    database.observe(relay)
     fanout = Fanout(
         database,
         bus,

@@ -133,7 +133,6 @@ ARROWS: dict[str, set[str]] = {
         "stream",
     },
     "clock": set(),
-    "collector": set(),
     "config": {"errors"},
     "database": {"config", "errors"},
     "errors": set(),

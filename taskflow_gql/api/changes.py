@@ -11,15 +11,16 @@ import strawberry
 
 from taskflow_gql.api.connections import First, PageInfo
 from taskflow_gql.api.context import Info
-from taskflow_gql.api.task_filters import TaskFilterArgument, filter_at
+from taskflow_gql.api.task_filters import TaskFilterArgument, filter_of
 from taskflow_gql.api.tasks import Task
 from taskflow_gql.api.users import User, users_by_id
 from taskflow_gql.execution.strawberry import Batched
 from taskflow_gql.models import TaskCategory, TaskField, TaskPriority, TaskRow, TaskStatus, UserRow
 from taskflow_gql.services.access import Viewer
-from taskflow_gql.services.changes import Change, ChangePage, FilterAt, TaskChangeKind, change_for, changes_since
+from taskflow_gql.services.changes import Change, ChangePage, TaskChangeKind, change_for, changes_since
 from taskflow_gql.services.events import EventRow
 from taskflow_gql.services.paging import PageRequest
+from taskflow_gql.services.task_filters import Filter
 
 
 @strawberry.type(description="A task's fields as they stood before a change.")
@@ -137,13 +138,11 @@ class ChangeQueries:
     ) -> ChangePage:
         viewer = await info.context.require_viewer()
         size = PageRequest.of(first=first).size
-        filters = filter_at(filter, viewer)
-        # A bad filter is refused even if there are no events.
-        filters(info.context.begun_at)
+        made = filter_of(filter, viewer, info.context.begun_at)
         position = await info.context.parts.fanout.position_of(after)
         await info.context.parts.relay.catch_up()
         async with info.context.read() as session:
-            return await changes_since(session, viewer, position, filters, size=size)
+            return await changes_since(session, viewer, position, made, size=size)
 
 
 @strawberry.type(
@@ -175,20 +174,18 @@ class Subscription:
     ) -> AsyncIterator[TaskChange]:
         viewer = await info.context.require_viewer()
         info.context.parts.fanout.require_room(viewer)
-        filters = filter_at(filter, viewer)
-        # A bad filter is refused before the stream begins.
-        filters(info.context.begun_at)
+        made = filter_of(filter, viewer, info.context.begun_at)
         # A browser reconnects with its first request, and so with its first cursor.
         cursor = info.context.last_event_id or after
         position = None if cursor is None else await info.context.parts.fanout.position_of(cursor)
-        return _stream(info, viewer, filters, position)
+        return _stream(info, viewer, made, position)
 
 
-async def _stream(info: Info, viewer: Viewer, filter_at: FilterAt, position: int | None) -> AsyncIterator[TaskChange]:
+async def _stream(info: Info, viewer: Viewer, filter_: Filter, position: int | None) -> AsyncIterator[TaskChange]:
     # Closed with the subscription instead of by the garbage collector.
     async with aclosing(info.context.parts.fanout.events(viewer, after=position)) as events:
         async for viewer_now, event in events:
-            change = change_for(viewer_now, event, filter_at)
+            change = change_for(viewer_now, event, filter_)
             if change is not None:
                 made = task_change(info, change)
                 info.context.begin_event(viewer_now, made.cursor)

@@ -178,11 +178,6 @@ def filter_of(given: TaskFilter | None, viewer: Viewer, now: datetime) -> Filter
     return made
 
 
-def filter_at(given: TaskFilter | None, viewer: Viewer) -> Callable[[datetime], Filter]:
-    """The filter as of a time. What it raises is what `filter_of` raises."""
-    return lambda now: filter_of(given, viewer, now)
-
-
 def _task_filter(given: TaskFilter, viewer: Viewer, now: datetime, *, depth: int) -> Filter:
     if depth > MAX_DEPTH:
         raise BadUserInput(f"A filter may be nested at most {MAX_DEPTH} deep")

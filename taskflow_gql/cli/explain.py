@@ -10,7 +10,6 @@ from datetime import timedelta
 from typing import Any
 
 from graphql import DocumentNode, GraphQLError, OperationDefinitionNode, OperationType, parse, validate
-from sqlalchemy import event
 from starlette.requests import HTTPConnection
 from strawberry.types.execution import PreExecutionError
 
@@ -19,6 +18,7 @@ from taskflow_gql.api.context import Context, Parts
 from taskflow_gql.api.schema import make_schema
 from taskflow_gql.config import Settings
 from taskflow_gql.database.engines import create_engine, forbid_writes
+from taskflow_gql.database.observers import DatabaseObserver
 from taskflow_gql.database.units import Database
 from taskflow_gql.errors import NotFound
 from taskflow_gql.execution import explain
@@ -124,21 +124,17 @@ def recording(database: Database) -> Iterator[list[tuple[str, Any]]]:
     """
     recorded: list[tuple[str, Any]] = []
 
-    def record(sql: str, parameters: object) -> None:
-        if _recorded.get() is recorded:
-            recorded.append((sql, parameters))
-
-    def record_cursor(_connection: Any, _cursor: Any, sql: str, parameters: Any, *_: Any) -> None:
-        record(sql, parameters)
+    class Recorder(DatabaseObserver):
+        def on_statement(self, sql: str, parameters: Any) -> None:
+            if _recorded.get() is recorded:
+                recorded.append((sql, parameters))
 
     token = _recorded.set(recorded)
-    event.listen(database.engine.sync_engine, "before_cursor_execute", record_cursor)
-    database.connections.on_statement = record
+    stop = database.observe(Recorder())
     try:
         yield recorded
     finally:
-        database.connections.on_statement = None
-        event.remove(database.engine.sync_engine, "before_cursor_execute", record_cursor)
+        stop()
         _recorded.reset(token)
 
 

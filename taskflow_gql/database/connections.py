@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, cast
 
 import asyncpg
@@ -31,8 +31,8 @@ _IDLE_SECONDS = 5.0
 class Connections:
     """The connections of one engine. PostgreSQL's can be checked out for statements that bypass SQLAlchemy."""
 
-    # Called with the SQL and the parameters of each statement that bypasses SQLAlchemy, and so its events too.
-    on_statement: Callable[[str, Sequence[Any]], None] | None = None
+    # Called for each statement that bypasses SQLAlchemy, with its text and its arguments.
+    on_statement: tuple[Callable[[str, Any], None], ...] = ()
 
     def __init__(self, engine: AsyncEngine) -> None:
         self.engine = engine

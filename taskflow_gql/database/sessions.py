@@ -34,7 +34,7 @@ class DatabaseSession:
     is_only_writer = False
 
     def __init__(self, connections: Connections) -> None:
-        # Set by the code that records an event. `Database.on_event` is then called after the commit.
+        # Set by the code that records an event. Observers are then told after the commit.
         self.recorded_event = False
         self.dialect_name = connections.dialect.name
         self._connections = connections
@@ -117,8 +117,8 @@ class PostgresSession(DatabaseSession):
         connections = self._connections
         compiled = statement.compiled_for(connections.dialect)
         arguments = compiled.arguments(parameters)
-        if connections.on_statement is not None:
-            connections.on_statement(compiled.sql, arguments)
+        for tell in connections.on_statement:
+            tell(compiled.sql, arguments)
         try:
             return compiled.rows(await self._fetch(compiled.sql, arguments))
         except connections.driver_errors as error:

@@ -6,23 +6,48 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from types import TracebackType
+from typing import Any
 
+from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from taskflow_gql.database.connections import Connections
+from taskflow_gql.database.observers import DatabaseObserver
 from taskflow_gql.database.sessions import DatabaseSession, PostgresSession, PostgresTransaction, SqliteTransaction
 
 
 class Database:
-    """Units of work over one engine. Calls `on_event` after each commit that recorded an event."""
+    """Units of work over one engine."""
 
-    def __init__(self, engine: AsyncEngine, on_event: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, engine: AsyncEngine) -> None:
         self.engine = engine
-        self.on_event = on_event
+        self._observers: list[DatabaseObserver] = []
         self.is_sqlite = engine.dialect.name == "sqlite"
         self.connections = Connections(engine)
         # SQLite has one writer at a time. Waiting for this lock is fair and costs nothing; SQLite itself would poll.
         self._writer: asyncio.Lock | nullcontext[None] = asyncio.Lock() if self.is_sqlite else nullcontext()
+
+    def observe(self, observer: DatabaseObserver) -> Callable[[], None]:
+        """Tell the observer from now on, until the function that is returned is called."""
+
+        def on_cursor(_connection: object, _cursor: object, sql: str, parameters: Any, *_: object) -> None:
+            observer.on_statement(sql, parameters)
+
+        hears_statements = type(observer).on_statement is not DatabaseObserver.on_statement
+        self._observers.append(observer)
+        if hears_statements:
+            # Statements go to the driver directly, or through SQLAlchemy.
+            self.connections.on_statement += (observer.on_statement,)
+            event.listen(self.engine.sync_engine, "before_cursor_execute", on_cursor)
+
+        def stop() -> None:
+            self._observers.remove(observer)
+            if hears_statements:
+                told = [tell for tell in self.connections.on_statement if tell != observer.on_statement]
+                self.connections.on_statement = tuple(told)
+                event.remove(self.engine.sync_engine, "before_cursor_execute", on_cursor)
+
+        return stop
 
     def read(self) -> AbstractAsyncContextManager[DatabaseSession]:
         """A session that reads. Each statement sees what was committed when it began."""
@@ -50,7 +75,8 @@ class Database:
             finally:
                 await session.close_shielded()
         if session.recorded_event:
-            self.on_event()
+            for observer in self._observers:
+                observer.on_event_committed()
 
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[AsyncConnection]:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from enum import StrEnum
-from typing import TypeAlias
 
 from taskflow_gql.database.sessions import DatabaseSession
 from taskflow_gql.models import EventKind, TaskRow
@@ -17,9 +15,6 @@ from taskflow_gql.services.task_filters import EVERYTHING, Filter, matches
 
 # How many events one page examines for those that match a filter.
 _SCAN = 1000
-
-# The filter as of a time: whether a task was overdue depends on the time of the change.
-FilterAt: TypeAlias = Callable[[datetime], Filter]
 
 
 class TaskChangeKind(StrEnum):
@@ -45,16 +40,11 @@ class ChangePage:
     end: int
 
 
-def everything(_: datetime) -> Filter:
-    return EVERYTHING
-
-
-def change_for(viewer: Viewer, event: EventRow, filter_at: FilterAt = everything) -> Change | None:
+def change_for(viewer: Viewer, event: EventRow, filter_: Filter = EVERYTHING) -> Change | None:
     """The event as this viewer is shown it. None if they may not see it or the filter excludes it."""
-    filter_ = filter_at(event.occurred_at)
 
     def shows(task: TaskRow | None) -> bool:
-        return task is not None and may_see(viewer, task) and matches(filter_, task)
+        return task is not None and may_see(viewer, task) and matches(filter_, task, event.occurred_at)
 
     match event.kind, shows(event.before), shows(event.after):
         case _, False, False:
@@ -77,7 +67,7 @@ def history_page(
 
 
 async def changes_since(
-    session: DatabaseSession, viewer: Viewer, position: int, filter_at: FilterAt, *, size: int
+    session: DatabaseSession, viewer: Viewer, position: int, filter_: Filter, *, size: int
 ) -> ChangePage:
     """A page of what the viewer may see after the position.
 
@@ -93,7 +83,7 @@ async def changes_since(
     for event in events:
         if len(changes) == size:
             return ChangePage(changes, has_previous=True, has_next=True, end=changes[-1].event.position)
-        if change := change_for(viewer, event, filter_at):
+        if change := change_for(viewer, event, filter_):
             changes.append(change)
     has_next = len(events) == _SCAN
     end = events[-1].position if has_next else max(last_position, *(event.position for event in events[-1:]), position)

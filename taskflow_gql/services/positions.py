@@ -117,8 +117,9 @@ _STREAM_END = Statement(select(StreamState.last_position, Event.id).outerjoin(Ev
 
 
 async def place_events(session: DatabaseSession, *, limit: int) -> tuple[int, bool]:
-    """Assign positions to committed events that have none, in order of their ids, within `Database.write_single_statement`.
-    Returns how many events it placed, and whether there may be more.
+    """Assign positions to committed events that have none, in order of their ids.
+
+    Runs within `Database.write_single_statement`. Returns how many events it placed, and whether there may be more.
 
     The lock on the state row is held until the transaction ends. So one process at a time assigns positions, and they
     become visible in order.

@@ -259,19 +259,19 @@ def _bound(value: Any, type_: TypeEngine[Any]) -> ColumnElement[Any]:
     return bindparam(value.name, type_=type_) if isinstance(value, Slot) else literal(value, type_)
 
 
-def matches(filter_: Filter, task: TaskRow) -> bool:
-    """Whether the task is one of those that the filter's condition finds."""
+def matches(filter_: Filter, task: TaskRow, now: datetime) -> bool:
+    """Whether the filter's condition, made at this time, finds the task. A filter is made once for many times."""
     match filter_:
         case AllOf(parts):
-            return all(matches(part, task) for part in parts)
+            return all(matches(part, task, now) for part in parts)
         case AnyOf(parts):
-            return any(matches(part, task) for part in parts)
+            return any(matches(part, task, now) for part in parts)
         case Not(part):
-            return not matches(part, task)
+            return not matches(part, task, now)
         case Search(tuple(words)):
             found = _sorted_words(task.title, task.description)
             return all(_starts_one_of(start, found) for start in words)
-        case Overdue(datetime() as now):
+        case Overdue():
             is_due = task.due_date is not None and task.due_date < now
             return is_due and task.status is not TaskStatus.COMPLETED
         case Compare(field, op, value):

@@ -6,10 +6,8 @@ import asyncio
 import logging
 from collections import defaultdict
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from uuid import UUID
-
-from sqlalchemy.exc import SQLAlchemyError
 
 from taskflow_gql.database.units import Database
 from taskflow_gql.errors import BadUserInput, ServerStops, TaskflowError, TooManySubscriptions
@@ -22,6 +20,7 @@ from taskflow_gql.services.positions import (
     read_stream_state,
     require_kept,
 )
+from taskflow_gql.stream.background import Background
 from taskflow_gql.stream.bus import Bus
 
 log = logging.getLogger(__name__)
@@ -121,25 +120,27 @@ class Fanout:
         self._max_per_user = max_per_user
         self._stream_id = ""
         self._position = 0
-        self._news = asyncio.Event()
         self._by_user: defaultdict[UUID, set[Subscriber]] = defaultdict(set)
         # The subscribers of `_by_user` who get every event.
         self._admins: set[Subscriber] = set()
         self._is_draining = False
-        self._task: asyncio.Task[None] | None = None
-        bus.listen(self._news.set)
+        self._background = Background(
+            "fanout",
+            self._read_on,
+            failure="Cannot read events",
+            interval_seconds=_POLL_SECONDS,
+            retry_seconds=_POLL_SECONDS / 4,
+        )
+        bus.listen(self._background.wake)
 
     async def start(self) -> None:
         async with self._database.read() as session:
             state = await read_stream_state(session)
         self._stream_id, self._position = state.stream_id, state.last_position
-        self._task = asyncio.create_task(self._run(), name="fanout")
+        self._background.start()
 
     async def close(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+        await self._background.close()
 
     def drain(self) -> None:
         """End every stream and refuse new ones, because the server stops."""
@@ -214,20 +215,7 @@ class Fanout:
                 for event in await subscriber.next_batch(self._database):
                     yield subscriber.viewer, event
 
-    async def _run(self) -> None:
-        while True:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(_POLL_SECONDS):
-                    await self._news.wait()
-            self._news.clear()
-            try:
-                await self._read_on()
-            except (SQLAlchemyError, OSError, TimeoutError) as error:
-                log.warning("Cannot read events now (%s); trying again", type(error).__name__)
-                await asyncio.sleep(_POLL_SECONDS / 4)
-                self._news.set()
-
-    async def _read_on(self) -> None:
+    async def _read_on(self, _was_woken: bool) -> None:
         count = _BATCH
         while count == _BATCH:
             async with self._database.read() as session:

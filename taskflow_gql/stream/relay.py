@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
 from contextlib import suppress
 
-from sqlalchemy.exc import SQLAlchemyError
-
+from taskflow_gql.database.observers import DatabaseObserver
 from taskflow_gql.database.units import Database
 from taskflow_gql.services.positions import has_unplaced_events, place_events
+from taskflow_gql.stream.background import UNREACHABLE, Background
 from taskflow_gql.stream.bus import Bus
-
-log = logging.getLogger(__name__)
 
 _BATCH = 1000
 # How often to look for events whose process died after the commit and before its relay ran.
 _SWEEP_SECONDS = 1.0
 
 
-class Relay:
+class Relay(DatabaseObserver):
     """Places events after each commit of its own process, and on a timer those that another process left behind.
 
     Every process runs one; none is the leader (docs/decisions/0002-relay.md).
@@ -28,24 +24,26 @@ class Relay:
     def __init__(self, database: Database, bus: Bus) -> None:
         self._database = database
         self._bus = bus
-        self._doorbell = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
+        self._background = Background(
+            "relay",
+            self._run,
+            failure="Cannot place events",
+            interval_seconds=_SWEEP_SECONDS,
+            retry_seconds=_SWEEP_SECONDS / 4,
+        )
 
-    def ring(self) -> None:
-        """Wakes the relay after the commit of an event."""
-        self._doorbell.set()
+    def on_event_committed(self) -> None:
+        self._background.wake()
 
     def start(self) -> None:
-        self._task = asyncio.create_task(self._run(), name="relay")
+        self._background.start()
 
     async def close(self) -> None:
         """Places what this process has committed, and stops."""
-        if self._task is None:
+        if not self._background.was_started:
             return
-        self._task.cancel()
-        with suppress(asyncio.CancelledError):
-            await self._task
-        with suppress(SQLAlchemyError, OSError, TimeoutError):
+        await self._background.close()
+        with suppress(*UNREACHABLE):
             await self._place_all()
 
     async def catch_up(self) -> None:
@@ -55,23 +53,9 @@ class Relay:
         if await self._is_anything_left_behind():
             await self._place_all()
 
-    async def _run(self) -> None:
-        while True:
-            try:
-                async with asyncio.timeout(_SWEEP_SECONDS):
-                    await self._doorbell.wait()
-                rang = True
-            except TimeoutError:
-                rang = False
-            self._doorbell.clear()
-            try:
-                if rang or await self._is_anything_left_behind():
-                    await self._place_all()
-            except (SQLAlchemyError, OSError, TimeoutError) as error:
-                # The database is unreachable. Its events wait there until the next attempt.
-                log.warning("Cannot place events now (%s); trying again", type(error).__name__)
-                await asyncio.sleep(_SWEEP_SECONDS / 4)
-                self._doorbell.set()
+    async def _run(self, was_woken: bool) -> None:
+        if was_woken or await self._is_anything_left_behind():
+            await self._place_all()
 
     async def _is_anything_left_behind(self) -> bool:
         async with self._database.read() as session:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import suppress
 from datetime import timedelta
-
-from sqlalchemy.exc import SQLAlchemyError
 
 from taskflow_gql import clock
 from taskflow_gql.database.units import Database
 from taskflow_gql.services.positions import expire_events
+from taskflow_gql.stream.background import Background
 
 log = logging.getLogger(__name__)
 
@@ -27,24 +25,19 @@ class Retention:
     def __init__(self, database: Database, keep_days: int) -> None:
         self._database = database
         self._keep = timedelta(days=keep_days)
-        self._task: asyncio.Task[None] | None = None
+        self._background = Background(
+            "retention", self._run, failure="Cannot delete old events", interval_seconds=_INTERVAL_SECONDS
+        )
 
     def start(self) -> None:
-        self._task = asyncio.create_task(self._run(), name="retention")
+        self._background.start()
+        self._background.wake()
 
     async def close(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+        await self._background.close()
 
-    async def _run(self) -> None:
-        while True:
-            try:
-                await self.expire()
-            except (SQLAlchemyError, OSError, TimeoutError) as error:
-                log.warning("Cannot delete old events now (%s); trying again", type(error).__name__)
-            await asyncio.sleep(_INTERVAL_SECONDS)
+    async def _run(self, _was_woken: bool) -> None:
+        await self.expire()
 
     async def expire(self) -> int:
         """Delete expired events, and return how many."""

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
-from contextlib import suppress
 from dataclasses import replace
-
-from sqlalchemy.exc import SQLAlchemyError
 
 from taskflow_gql.database.units import Database
 from taskflow_gql.security.tokens import could_not_validate, is_expired
 from taskflow_gql.services.accounts import roles_by_session
+from taskflow_gql.stream.background import Background
 from taskflow_gql.stream.fanout import Fanout
-
-log = logging.getLogger(__name__)
 
 # A revocation takes effect everywhere within two seconds, without Redis: one second of waiting, one for the query.
 _INTERVAL_SECONDS = 1.0
@@ -26,25 +20,19 @@ class SessionWatch:
     def __init__(self, database: Database, fanout: Fanout) -> None:
         self._database = database
         self._fanout = fanout
-        self._task: asyncio.Task[None] | None = None
+        # Without the database nobody is told anything either: events are read from it.
+        self._background = Background(
+            "session-watch", self._run, failure="Cannot check sessions", interval_seconds=_INTERVAL_SECONDS
+        )
 
     def start(self) -> None:
-        self._task = asyncio.create_task(self._run(), name="session-watch")
+        self._background.start()
 
     async def close(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+        await self._background.close()
 
-    async def _run(self) -> None:
-        while True:
-            await asyncio.sleep(_INTERVAL_SECONDS)
-            try:
-                await self.look()
-            except (SQLAlchemyError, OSError, TimeoutError) as error:
-                # Events are read from the same database, so no stream delivers anything meanwhile.
-                log.warning("Cannot check sessions now (%s); trying again", type(error).__name__)
+    async def _run(self, _was_woken: bool) -> None:
+        await self.look()
 
     async def look(self) -> None:
         subscribers = self._fanout.subscribers()

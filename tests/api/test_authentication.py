@@ -10,12 +10,13 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from sqlalchemy import delete, event, text, update
+from sqlalchemy import delete, text, update
 
 from taskflow_gql import clock
 from taskflow_gql.api.authentication import ViewerLoader
 from taskflow_gql.config import Settings
 from taskflow_gql.database.engines import create_engine
+from taskflow_gql.database.observers import DatabaseObserver
 from taskflow_gql.database.sessions import DatabaseSession
 from taskflow_gql.database.units import Database
 from taskflow_gql.errors import Unauthenticated
@@ -85,11 +86,12 @@ async def settle() -> None:
 async def test_each_gets_their_own_answer_from_one_statement(gated: GatedDatabase) -> None:
     ann, bob = await sign_in(gated, "ann"), await sign_in(gated, "bob", role=UserRole.ADMIN)
     statements: list[Sequence[Any]] = []
-    gated.connections.on_statement = lambda _, parameters: statements.append(parameters)
 
-    @event.listens_for(gated.engine.sync_engine, "before_cursor_execute")
-    def note(_connection: Any, _cursor: Any, _statement: str, parameters: Any, *_: Any) -> None:
-        statements.append(parameters)
+    class Noting(DatabaseObserver):
+        def on_statement(self, _sql: str, parameters: Any) -> None:
+            statements.append(parameters)
+
+    gated.observe(Noting())
 
     stranger = AccessToken(uuid4(), ann.session_id, ann.expires_at)
     borrowed = AccessToken(ann.user_id, bob.session_id, ann.expires_at)

@@ -17,12 +17,12 @@ from graphql import (
     is_leaf_type,
     is_required_argument,
 )
-from sqlalchemy import event
 from starlette.applications import Starlette
 
 from taskflow_gql.api.schema import make_schema
 from taskflow_gql.app import create_app
 from taskflow_gql.config import Settings
+from taskflow_gql.database.observers import DatabaseObserver
 from taskflow_gql.database.units import Database
 from taskflow_gql.models import UserRole
 from tests.support.client import Api, Person
@@ -47,16 +47,13 @@ async def without_network(app: Starlette) -> AsyncIterator[Api]:
     """
     database = app.state.parts.database
 
-    def note(statement: str, _parameters: object) -> None:
-        statements = _statements.get()
-        if statements is not None:
-            statements.append(statement)
+    class Noting(DatabaseObserver):
+        def on_statement(self, sql: str, _parameters: object) -> None:
+            statements = _statements.get()
+            if statements is not None:
+                statements.append(sql)
 
-    @event.listens_for(database.engine.sync_engine, "before_cursor_execute")
-    def note_cursor(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
-        note(statement, parameters)
-
-    database.connections.on_statement = note
+    database.observe(Noting())
     async with app.router.lifespan_context(app), Api("http://app") as api:
         await api.http.aclose()
         api.http = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url=api.url)

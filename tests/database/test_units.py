@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import pytest
-from sqlalchemy import select, text, update
+from sqlalchemy import literal, select, text, update
 
 from taskflow_gql.config import Settings
 from taskflow_gql.database.engines import create_engine
+from taskflow_gql.database.observers import DatabaseObserver
+from taskflow_gql.database.statements import Statement
 from taskflow_gql.database.units import BoundedReads, Database
 from tests.database.tables import COUNTERS, counted
 
@@ -87,12 +90,44 @@ async def test_readers_do_not_wait_for_a_writer(database: Database) -> None:
             assert await asyncio.gather(*(counted(database) for _ in range(5))) == [0] * 5
 
 
+class Committed(DatabaseObserver):
+    def __init__(self, call: Callable[[], object]) -> None:
+        self._call = call
+
+    def on_event_committed(self) -> None:
+        self._call()
+
+
+class Statements(DatabaseObserver):
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+
+    def on_statement(self, sql: str, _parameters: object) -> None:
+        self.seen.append(sql)
+
+
+async def test_observers_are_told_of_statements_on_both_ways_until_they_stop(database: Database) -> None:
+    observer = Statements()
+    stop = database.observe(observer)
+    async with database.read() as session:
+        await session.run(Statement(select(literal(1))))
+        await session.execute(select(literal(2)))
+    told = [sql for sql in observer.seen if sql.startswith("SELECT ")]
+    assert len(told) == 2
+    stop()
+    async with database.read() as session:
+        await session.run(Statement(select(literal(3))))
+        await session.execute(select(literal(4)))
+    assert [sql for sql in observer.seen if sql.startswith("SELECT ")] == told
+
+
 @pytest.mark.parametrize("records", [True, False])
-async def test_on_event_is_called_only_after_a_commit_that_recorded_an_event(
+async def test_observers_are_told_only_after_a_commit_that_recorded_an_event(
     database: Database, settings: Settings, records: bool
 ) -> None:
     calls: list[bool] = []
-    observed = Database(database.engine, on_event=lambda: calls.append(True))
+    observed = Database(database.engine)
+    observed.observe(Committed(lambda: calls.append(True)))
     async with observed.write() as session:
         if records:
             session.recorded_event = True
@@ -101,9 +136,10 @@ async def test_on_event_is_called_only_after_a_commit_that_recorded_an_event(
     assert calls == [True] * records
 
 
-async def test_on_event_is_not_called_for_a_block_that_raises(database: Database) -> None:
+async def test_observers_are_not_told_of_a_block_that_raises(database: Database) -> None:
     calls: list[bool] = []
-    observed = Database(database.engine, on_event=lambda: calls.append(True))
+    observed = Database(database.engine)
+    observed.observe(Committed(lambda: calls.append(True)))
 
     async def record_and_fail() -> None:
         async with observed.write() as session:
@@ -118,9 +154,10 @@ async def test_on_event_is_not_called_for_a_block_that_raises(database: Database
 
 
 @pytest.mark.usefixtures("tables")
-async def test_on_event_can_read_what_was_committed(database: Database, settings: Settings) -> None:
+async def test_observers_can_read_what_was_committed(database: Database, settings: Settings) -> None:
     seen: list[asyncio.Task[int]] = []
-    observed = Database(database.engine, on_event=lambda: seen.append(asyncio.create_task(counted(database))))
+    observed = Database(database.engine)
+    observed.observe(Committed(lambda: seen.append(asyncio.create_task(counted(database)))))
     async with observed.write() as session:
         await session.execute(update(COUNTERS).values(value=1))
         session.recorded_event = True

@@ -19,7 +19,6 @@ from taskflow_gql.api.task_filters import (
     TaskPriorityFilter,
     TaskStatusFilter,
     UserFilter,
-    filter_at,
     filter_of,
 )
 from taskflow_gql.database.units import Database
@@ -79,7 +78,7 @@ class World:
         self.people: list[Viewer] = []
         self.task_ids: list[UUID] = []
         self.followers: list[Follower] = []
-        database.on_event = self.relay.ring
+        database.observe(self.relay)
 
     async def open(self) -> None:
         async with self.database.write() as session:
@@ -198,7 +197,9 @@ class Follower:
             while True:
                 await self.hurries.wait()
                 for event in await subscriber.next_batch(self._world.database):
-                    if change := change_for(subscriber.viewer, event, filter_at(self._filter, self._viewer)):
+                    if change := change_for(
+                        subscriber.viewer, event, filter_of(self._filter, self._viewer, clock.now())
+                    ):
                         self._heard.append(change)
                         self._cursor = event.position
 
@@ -217,7 +218,7 @@ class Follower:
         to_tell = [
             change
             for event in events
-            if (change := change_for(self._viewer, event, filter_at(self._filter, self._viewer)))
+            if (change := change_for(self._viewer, event, filter_of(self._filter, self._viewer, clock.now())))
         ]
         deadline = time.monotonic() + PATIENCE_SECONDS
         while to_tell[-1:] != self._heard[-1:] and time.monotonic() < deadline:

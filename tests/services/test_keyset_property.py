@@ -150,7 +150,7 @@ async def test_paging_through_tasks_while_others_work_finds_every_untouched_task
 
     def is_listed(task: TaskRow) -> bool:
         owners = {None: owner, Relation.CREATED: task.creator_id, Relation.ASSIGNED: task.assignee_id}
-        return owners[relation] == owner and may_see(viewer, task) and matches(filter_, task)
+        return owners[relation] == owner and may_see(viewer, task) and matches(filter_, task, NOW)
 
     async with holding(database, tasks) as session:
 

@@ -17,6 +17,7 @@ from taskflow_gql.models import Task, TaskRow
 from taskflow_gql.services.task_filters import Filter, condition, matches
 from tests.support.task_filters import (
     IDS,
+    NOW,
     WORDS,
     FilterJson,
     examples,
@@ -83,7 +84,7 @@ async def test_search_finds_the_same_words_everywhere(database: Database, texts:
 async def check(session: DatabaseSession, tasks: list[TaskRow], wanted: FilterJson) -> None:
     filter_ = read_filter(wanted)
     expected = {task for task in tasks if holds(wanted, task)}
-    assert {task for task in tasks if matches(filter_, task)} == expected, wanted
+    assert {task for task in tasks if matches(filter_, task, NOW)} == expected, wanted
     ids = await chosen(session, filter_)
     assert {task for task in tasks if task.id in ids} == expected, wanted
 
@@ -130,7 +131,7 @@ async def test_the_largest_filters_are_no_trouble_for_either_database(database: 
     task = make_task()
     filter_ = read_filter(largest)
     async with holding(database, [task]) as session:
-        assert (task.id in await chosen(session, filter_)) == matches(filter_, task)
+        assert (task.id in await chosen(session, filter_)) == matches(filter_, task, NOW)
 
 
 @pytest.mark.parametrize(

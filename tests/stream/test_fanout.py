@@ -53,7 +53,7 @@ async def running(database: Database, bus: MemoryBus, *, queue_size: int = 2) ->
 async def placing(database: Database, bus: MemoryBus) -> AsyncIterator[None]:
     """A running relay."""
     relay = Relay(database, bus)
-    database.on_event = relay.ring
+    database.observe(relay)
     relay.start()
     try:
         yield

@@ -32,7 +32,7 @@ class Process:
         self.database = Database(create_engine(settings))
         self.bus = MemoryBus()
         self.relay = Relay(self.database, self.bus)
-        self.database.on_event = self.relay.ring
+        self.database.observe(self.relay)
         self.news = asyncio.Event()
         self.bus.listen(self.news.set)
 

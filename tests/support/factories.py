@@ -52,9 +52,9 @@ def noting_statements(note: Callable[[str], None]) -> Iterator[None]:
         note(sql)
 
     event.listen(Engine, "before_cursor_execute", note_cursor)
-    Connections.on_statement = staticmethod(note_directly)
+    Connections.on_statement = (note_directly,)
     try:
         yield
     finally:
-        Connections.on_statement = None
+        Connections.on_statement = ()
         event.remove(Engine, "before_cursor_execute", note_cursor)

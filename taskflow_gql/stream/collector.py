@@ -7,10 +7,10 @@ that about. Requests leave next to nothing that only a full collection finds, so
 
 from __future__ import annotations
 
-import asyncio
 import gc
-from contextlib import suppress
 from itertools import count
+
+from taskflow_gql.stream.background import Background
 
 # Of the young objects after so many new ones, of the middle-aged every tenth time; both take some milliseconds. Of the
 # old never by itself.
@@ -25,25 +25,23 @@ class Collector:
     """Takes over the full collections of this process, which does nothing else than serve."""
 
     def __init__(self) -> None:
-        self._task: asyncio.Task[None] | None = None
+        self._rounds = count(1)
+        self._background = Background(
+            "collector", self._run, failure="Cannot collect garbage", interval_seconds=_SECONDS_BETWEEN_ROUNDS
+        )
 
     def start(self) -> None:
         collect_old()
         gc.set_threshold(*_THRESHOLDS)
-        self._task = asyncio.create_task(self._run(), name="collector")
+        self._background.start()
 
     async def close(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+        await self._background.close()
 
-    async def _run(self) -> None:
-        for number in count(1):
-            await asyncio.sleep(_SECONDS_BETWEEN_ROUNDS)
-            if number % _ROUNDS_UNTIL_FULL == 0:
-                gc.unfreeze()
-            collect_old()
+    async def _run(self, _was_woken: bool) -> None:
+        if next(self._rounds) % _ROUNDS_UNTIL_FULL == 0:
+            gc.unfreeze()
+        collect_old()
 
 
 def collect_old() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 START = """
 import asyncio, gc, weakref
-from taskflow_gql.collector import Collector, collect_old
+from taskflow_gql.stream.collector import Collector, collect_old
 
 class Knot:
     def __init__(self):
