@@ -72,7 +72,7 @@ def _explain(
     sources.append(f"# <plan {selection.path}>\n{source_of(selection, of_mapping=False)}\n")
     quick = quick_source_of(selection, _class_that_holds(selection)) if may_be_quick(selection) else None
     if quick is not None:
-        sources.append(f"# <plan {selection.path}>, in lists, of objects that hold all of it\n{quick}\n")
+        sources.append(f"# <plan {selection.path}>, in lists, of objects that store all of it\n{quick}\n")
     for field in selection.fields:
         lines.append(f"{indent}{field.name}: {field.definition.type}  {_reading(field, executor_class)}")
         named_type = get_named_type(field.definition.type)

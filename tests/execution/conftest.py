@@ -3,7 +3,7 @@ import os
 import pytest
 from hypothesis import HealthCheck, settings
 
-# EXECUTION_EXAMPLES=20000 for a long run.
+# Set EXECUTION_EXAMPLES=20000 for a long run.
 settings.register_profile(
     "execution",
     deadline=None,

@@ -1,4 +1,4 @@
-"""Arguments are read as graphql-core reads them, or left to it."""
+"""Compiled arguments are equal to graphql-core's, or left to it."""
 
 from typing import Any
 
@@ -72,7 +72,7 @@ VARIABLES: list[dict[str, Any]] = [
 @pytest.mark.parametrize("literal", LITERALS)
 @pytest.mark.parametrize("variables", VARIABLES, ids=["none", "given", "null"])
 @pytest.mark.parametrize("name", ["field", "required"])
-def test_arguments_are_those_of_graphql_core(literal: str, variables: dict[str, Any], name: str) -> None:
+def test_arguments_are_equal_to_graphql_cores(literal: str, variables: dict[str, Any], name: str) -> None:
     document = parse(f"{{ {name}({literal}) }}" if literal else f"{{ {name} }}")
     operation = document.definitions[0]
     assert isinstance(operation, OperationDefinitionNode)
@@ -96,7 +96,7 @@ def test_arguments_are_those_of_graphql_core(literal: str, variables: dict[str, 
     assert repr(found) == repr(expected)
 
 
-def test_ordinary_arguments_are_not_left_to_graphql_core() -> None:
+def test_usual_arguments_are_compiled() -> None:
     assert SCHEMA.query_type is not None
     definition = SCHEMA.query_type.fields["field"]
     for literal in ("a: $x", "c: [1, $x]", "d: {c: RED, a: $x, g: [{c: $z}]}", "e: $missing", "h: 1"):
@@ -107,7 +107,7 @@ def test_ordinary_arguments_are_not_left_to_graphql_core() -> None:
         assert read(VARIABLES[1]), literal
 
 
-def test_each_request_gets_lists_of_its_own() -> None:
+def test_requests_do_not_share_argument_lists() -> None:
     assert SCHEMA.query_type is not None
     operation = parse("{ field(c: [1], d: {c: RED, b: [1]}) }").definitions[0]
     node = operation.selection_set.selections[0]  # type: ignore[attr-defined]
@@ -120,7 +120,7 @@ def test_each_request_gets_lists_of_its_own() -> None:
     assert read({})["c"] == [1]
 
 
-def test_what_is_planned_in_many_places_is_read_by_one_function() -> None:
+def test_a_field_planned_in_many_places_has_one_argument_reader() -> None:
     assert SCHEMA.query_type is not None
     definition = SCHEMA.query_type.fields["field"]
     node: Any = parse("{ field(d: {c: RED}) }").definitions[0].selection_set.selections[0]  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""One load for all objects of a level."""
+"""A batched relation is loaded once for all objects of a level."""
 
 import asyncio
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ class PlansAtOnce(CompilingExecutor):
 
 
 class Database:
-    """Tasks and users, and a record of what was loaded."""
+    """Tasks and users, with a list of the loads."""
 
     def __init__(self) -> None:
         self.loads: list[Any] = []
@@ -88,7 +88,7 @@ ROOT = {
 async def run(
     query: str, *, error: Exception | None = None, missing: str = "", root: Any = ROOT
 ) -> tuple[ExecutionResult, Database]:
-    """The result, which is the same as graphql-core's, and what was loaded for it."""
+    """Return the result and its loads. The result is equal to graphql-core's."""
     results = []
     for executor_class in (None, PlansAtOnce):
         database = Database()
@@ -99,7 +99,7 @@ async def run(
     return results[1], database
 
 
-async def test_fields_that_load_the_same_do_it_together() -> None:
+async def test_fields_with_the_same_batch_share_a_load() -> None:
     result, database = await run("{ tasks { creator { name } assignee { name } } }")
     assert result.data is not None
     assert result.data["tasks"][0] == {"creator": {"name": "user a"}, "assignee": {"name": "user b"}}
@@ -107,7 +107,7 @@ async def test_fields_that_load_the_same_do_it_together() -> None:
     assert database.loads == [("users_by_id", ["a", "b", "c"])]
 
 
-async def test_fields_that_load_different_things_do_it_concurrently() -> None:
+async def test_different_batches_load_concurrently() -> None:
     _, database = await run("{ tasks { creator { id } parent { id } } }")
     assert database.loads == [("users_by_id", ["a", "b"]), ("tasks_by_id", ["9"])]
     assert database.most_running == 2
@@ -123,7 +123,7 @@ async def test_each_level_is_one_load() -> None:
     ]
 
 
-async def test_others_have_a_turn_while_much_is_completed_and_it_is_still_one_load(
+async def test_a_large_load_is_completed_in_parts_and_its_relations_are_one_load(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(execution_run, "MAX_PART_SECONDS", 0)
@@ -144,7 +144,9 @@ async def test_others_have_a_turn_while_much_is_completed_and_it_is_still_one_lo
     assert turns > 80 / execution_run.MAX_SLOTS_OF_PART
 
 
-async def test_what_breaks_between_the_parts_of_a_load_breaks_the_operation(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_task_failing_between_parts_of_a_load_fails_the_operation(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(execution_run, "MAX_PART_SECONDS", 0)
 
     async def cancelled(_user: Any, _info: Any) -> str:
@@ -154,7 +156,7 @@ async def test_what_breaks_between_the_parts_of_a_load_breaks_the_operation(monk
     schema.type_map["User"].fields["name"].resolve = cancelled  # type: ignore[attr-defined]
     users = [{"id": str(number), "name": "x", "boss_id": str(number)} for number in range(80)]
     database = Database()
-    # Only objects of the first part have anything below them.
+    # Only objects of the first part have relations below them.
     database.missing = {str(number) for number in range(8, 80)}
     query = parse("{ users { boss { a: name b: name } } }")
     answer = execute(schema, query, {"users": users}, database, executor_class=PlansAtOnce)
@@ -163,7 +165,7 @@ async def test_what_breaks_between_the_parts_of_a_load_breaks_the_operation(monk
         await answer
 
 
-async def test_what_is_asked_for_in_the_same_turn_is_one_load() -> None:
+async def test_keys_of_the_same_turn_are_one_load() -> None:
     async def user(info: Any) -> Any:
         await asyncio.sleep(0)
         return {"boss_id": info.path.prev.key}
@@ -185,7 +187,7 @@ async def test_what_is_asked_for_in_the_same_turn_is_one_load() -> None:
     assert database.loads == [("users_by_id", [0, 1, 2])]
 
 
-async def test_arguments_tell_loads_apart() -> None:
+async def test_fields_with_different_arguments_load_separately() -> None:
     result, database = await run("{ users { tasks { id } one: tasks(first: 1) { id } two: tasks(first: 2) { id } } }")
     assert result.data is not None
     assert result.data["users"][2] == {"tasks": [], "one": [], "two": []}
@@ -196,7 +198,7 @@ async def test_arguments_tell_loads_apart() -> None:
 
 
 @pytest.mark.parametrize("executor_class", [None, PlansAtOnce])
-async def test_arguments_that_are_equal_but_not_the_same_are_told_apart(executor_class: Any) -> None:
+async def test_equal_arguments_of_different_types_load_separately(executor_class: Any) -> None:
     async def load(context: object, ids: list[str], **arguments: Any) -> Mapping[str, Any]:
         return dict.fromkeys(ids, repr(arguments))
 
@@ -205,7 +207,7 @@ async def test_arguments_that_are_equal_but_not_the_same_are_told_apart(executor
 
 
 @pytest.mark.parametrize("executor_class", [None, PlansAtOnce])
-async def test_a_load_that_is_cancelled_cancels_the_operation(executor_class: Any) -> None:
+async def test_a_cancelled_load_cancels_the_operation(executor_class: Any) -> None:
     async def load(context: object, ids: list[str], **arguments: Any) -> Mapping[str, Any]:
         raise asyncio.CancelledError
 
@@ -215,7 +217,7 @@ async def test_a_load_that_is_cancelled_cancels_the_operation(executor_class: An
 
 
 async def run_loading(load: Any, executor_class: Any) -> ExecutionResult:
-    """The same field twice, with arguments 1 and True."""
+    """Select the same field twice, with the arguments 1 and True."""
     schema = build_schema("scalar X type Query { tasks: [Task!]! } type Task { loaded(x: X): String }")
     batch = Batch(load, "id")
     field = schema.type_map["Task"].fields["loaded"]  # type: ignore[attr-defined]
@@ -230,7 +232,7 @@ async def run_loading(load: Any, executor_class: Any) -> ExecutionResult:
     return await result
 
 
-async def test_nothing_is_loaded_for_nothing() -> None:
+async def test_objects_without_keys_load_nothing() -> None:
     result, database = await run("{ users { boss { name } } }")
     assert result.data == {"users": [{"boss": None}] * 3}
     assert database.loads == []
@@ -242,14 +244,14 @@ async def test_missing_values_are_null() -> None:
     assert result.errors is None
 
 
-async def test_a_missing_value_that_may_not_be_null_makes_the_parent_null() -> None:
+async def test_a_missing_value_of_a_non_null_field_nulls_the_parent() -> None:
     result, _ = await run("{ tasks { creator { name } } }", missing="b")
     assert result.data is None
     assert result.errors is not None
     assert [error.path for error in result.errors] == [["tasks", 1, "creator"]]
 
 
-async def test_an_error_of_the_batch_is_an_error_of_each_field() -> None:
+async def test_an_error_of_the_batch_function_is_an_error_of_each_field() -> None:
     error = ValueError("no connection")
     result, _ = await run("{ tasks { assignee { name } } }", error=error)
     assert result.data == {"tasks": [{"assignee": None}] * 3}
@@ -278,12 +280,12 @@ async def _immediately(value: Any) -> Any:
 
 
 class Carrying:
-    """A task that has its creator with it."""
+    """A task that carries its creator."""
 
     id = "1"
     creator_id, assignee_id = "a", "c"
     creator: ClassVar[Any] = {"name": "carried"}
-    # The relation does not say that it can be carried.
+    # This relation does not declare `carried_as`.
     assignee: ClassVar[Any] = {"name": "not asked"}
 
 
@@ -291,7 +293,7 @@ class CarryingNobody(Carrying):
     creator = None
 
 
-async def test_what_an_object_carries_is_not_loaded() -> None:
+async def test_carried_relations_are_not_loaded() -> None:
     result, database = await run(
         "{ tasks { creator { name } assignee { name } } }", root={"tasks": [Carrying(), task("2", "b"), Carrying()]}
     )
@@ -301,7 +303,7 @@ async def test_what_an_object_carries_is_not_loaded() -> None:
     assert sorted(key for _, keys in database.loads for key in keys) == ["b", "c"]
 
 
-async def test_nobody_may_be_carried() -> None:
+async def test_a_carried_null_of_a_non_null_field_is_an_error() -> None:
     result, database = await run("{ tasks { creator { name } } }", root={"tasks": [CarryingNobody()]})
     assert result.data is None
     assert result.errors is not None

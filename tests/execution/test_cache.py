@@ -1,4 +1,4 @@
-"""The cache is bounded, and a client cannot take the plans of others away."""
+"""The cache is bounded, and one client cannot evict the plans of others."""
 
 import gc
 import linecache
@@ -31,7 +31,7 @@ def operation_of(document: DocumentNode) -> OperationDefinitionNode:
 
 
 def see(cache: PlanCache, text: str, times: int = 1) -> bool:
-    """Whether the document is in the cache after it has been seen so often."""
+    """Tell whether the document is in the cache after so many sightings."""
     operation = operation_of(parse(text))
     for _ in range(times):
         document = cache.get((text, 0), operation, {})
@@ -51,27 +51,27 @@ def test_the_number_of_documents_is_bounded() -> None:
     assert len(cache) == 4
 
 
-def test_a_flood_of_documents_leaves_the_popular_ones() -> None:
+def test_a_flood_of_new_documents_does_not_evict_popular_ones() -> None:
     cache = PlanCache(seen_before_planned=2, max_documents=4)
     popular = [f"{{ popular{number} }}" for number in range(4)]
     for text in popular:
         see(cache, text, times=10)
     planned = 0
     for number in range(30):
-        # Everything twice, to get past the first hurdle.
+        # Each document is sent twice, so that it could be planned.
         planned += see(cache, f"{{ flood{number} }}", times=2)
         assert all(see(cache, text) for text in popular)
     assert planned == 0
 
 
-def test_what_is_popular_changes() -> None:
+def test_formerly_popular_documents_are_evicted() -> None:
     cache = PlanCache(seen_before_planned=2, max_documents=2)
     see(cache, "{ old }", times=30)
     see(cache, "{ older }", times=30)
     assert any(see(cache, "{ new }") for _ in range(100))
 
 
-def test_what_is_remembered_of_passing_documents_is_bounded() -> None:
+def test_the_counts_of_unplanned_documents_are_bounded() -> None:
     cache = PlanCache(seen_before_planned=2, max_documents=4)
     for number in range(10_000):
         see(cache, f"{{ a{number} }}")
@@ -110,7 +110,7 @@ def run(schema: GraphQLSchema, text: str, variables: dict[str, Any] | None = Non
 
 def test_the_size_of_a_plan_is_bounded() -> None:
     schema = build_schema(SCHEMA)
-    # Each fragment doubles the answer: a thousand times the size from a dozen lines.
+    # Each fragment doubles the answer: a dozen lines make it a thousand times as large.
     fragments = [
         f"fragment F{n} on User {{ a: friend {{ ...F{n + 1} }} b: friend {{ ...F{n + 1} }} }}" for n in range(10)
     ]
@@ -122,7 +122,7 @@ def test_the_size_of_a_plan_is_bounded() -> None:
 
 
 def planned(schema: GraphQLSchema) -> dict[str | int, int]:
-    """The documents with plans, and how many fields are planned of each."""
+    """Return the documents with plans and the number of planned fields of each."""
     documents = plans_of(schema, PlansAtOnce, 1)._documents.values()
     return {document.key[0]: document.fields for document in documents if document.fields}
 
@@ -138,11 +138,11 @@ def test_the_size_of_all_plans_is_bounded(monkeypatch: Any) -> None:
         for _ in range(number // 10 + 1):
             assert run(schema, four_fields(f"a{number}")).data == {"me": {f"a{number}": "ann", "b": "ann", "c": "ann"}}
         assert sum(planned(schema).values()) <= 50
-    # The later ones were seen more often.
+    # The later documents were seen more often.
     assert four_fields("a0") not in planned(schema)
 
 
-def test_documents_that_do_not_fit_leave_the_others_their_plans(monkeypatch: Any) -> None:
+def test_documents_that_do_not_fit_do_not_evict_other_plans(monkeypatch: Any) -> None:
     monkeypatch.setattr(cache_module, "MAX_FIELDS", 50)
     schema = build_schema(SCHEMA)
     for _ in range(20):
@@ -158,7 +158,7 @@ def test_documents_that_do_not_fit_leave_the_others_their_plans(monkeypatch: Any
     assert four_fields("popular") in first
 
 
-def test_long_documents_take_room_and_longer_ones_have_none() -> None:
+def test_long_documents_take_room_and_too_long_ones_are_not_planned() -> None:
     cache = PlanCache(seen_before_planned=1)
     for number in range(20):
         see(cache, f"{{ a{number} }}".ljust(cache_module.MAX_DOCUMENT_CHARACTERS))
@@ -224,7 +224,7 @@ def test_a_copy_of_a_schema_has_plans_of_its_own() -> None:
     assert len(plans_of(copy, PlansAtOnce, 1)) == 0
 
 
-def test_plans_go_with_their_schema() -> None:
+def test_plans_are_freed_with_their_schema() -> None:
     gc.collect()
     before = {name for name in linecache.cache if name.startswith("<plan ")}
     schema = build_schema(SCHEMA)

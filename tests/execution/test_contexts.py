@@ -1,4 +1,4 @@
-"""Context variables are seen where graphql-core shows them, and nowhere else."""
+"""Context variables are visible where they are under graphql-core, and nowhere else."""
 
 import asyncio
 from collections.abc import Mapping
@@ -36,7 +36,7 @@ class Planned(CompilingExecutor):
 
 
 class Log:
-    """Which value of the variable each resolver has seen, by its path. Each sets the variable to its own path."""
+    """The value of the variable that each resolver saw, by path. Each resolver sets the variable to its own path."""
 
     def __init__(self) -> None:
         self.seen: dict[str, str] = {}
@@ -118,7 +118,7 @@ SCHEMA = make_schema()
 
 
 async def run(query: str, executor_class: type[CompilingExecutor] | None) -> tuple[ExecutionResult, Log, str]:
-    """The result, what the resolvers saw, and what the caller sees afterwards."""
+    """Return the result, what the resolvers saw, and what the caller sees afterwards."""
     log = Log()
     LAST.set("caller")
     result = execute(SCHEMA, parse(query), {"id": "root"}, log, executor_class=executor_class)
@@ -128,7 +128,7 @@ async def run(query: str, executor_class: type[CompilingExecutor] | None) -> tup
 
 
 async def run_both(query: str, *, loads_are_equal: bool = True) -> tuple[Log, str]:
-    """The log and what the caller sees under the compiling executor, which are the same as under graphql-core."""
+    """Return the log and what the caller sees under the compiling executor; both are equal to graphql-core's."""
     expected, expected_log, expected_last = await asyncio.create_task(run(query, None))
     result, log, last = await asyncio.create_task(run(query, Planned))
     assert result.data == expected.data
@@ -160,12 +160,12 @@ QUERIES = {
 
 
 @pytest.mark.parametrize("query", QUERIES.values(), ids=QUERIES)
-async def test_resolvers_see_the_variables_that_they_see_under_graphql_core(query: str) -> None:
+async def test_resolvers_see_the_same_context_variables_as_under_graphql_core(query: str) -> None:
     await run_both(query)
 
 
 @given(seed=st.integers(0, 10**6))
-def test_resolvers_of_any_query_see_the_variables_that_they_see_under_graphql_core(seed: int) -> None:
+def test_resolvers_of_random_queries_see_the_same_context_variables_as_under_graphql_core(seed: int) -> None:
     random = Random(seed)
 
     def selection(depth: int) -> str:
@@ -179,33 +179,33 @@ def test_resolvers_of_any_query_see_the_variables_that_they_see_under_graphql_co
 
     query = f"{random.choice(['query', 'mutation'])} {selection(random.randint(1, 4))}"
     note(query)
-    # What is loaded together is a matter of timing.
+    # The keys that share a load depend on timing.
     asyncio.run(run_both(query, loads_are_equal=False))
 
 
-async def test_a_resolver_sees_what_the_field_above_it_has_set() -> None:
+async def test_a_resolver_sees_the_value_set_by_its_parent_field() -> None:
     log, last = await run_both("{ a: later { value } b: later { value } }")
     assert log.seen == {"a": "caller", "b": "caller", "a.value": "a", "b.value": "b"}
     # Each field has a task of its own.
     assert last == "caller"
 
 
-async def test_a_batch_function_sees_what_the_first_who_asked_sees_and_sets_nothing_for_others() -> None:
+async def test_a_batch_function_has_a_copy_of_the_first_askers_context() -> None:
     log, last = await run_both("{ laters { a: value loaded { value } } }")
     assert log.loads == [("laters.1.a", ["3", "4"])]
     assert log.seen["laters.0.loaded.value"] == "laters.1.a"
-    # The objects that were loaded are completed one after the other, each with a context of its own.
+    # The loaded objects are completed one after the other, each in a context of its own.
     assert log.seen["laters.1.loaded.value"] == "laters.1.a"
     assert last == "laters.1.a"
 
 
-async def test_a_load_without_neighbours_sets_nothing_for_its_caller() -> None:
+async def test_a_single_load_does_not_change_the_callers_context() -> None:
     log, last = await run_both("{ loaded { id: __typename } }")
     assert log.loads == [("caller", ["root"])]
     assert last == "caller"
 
 
-async def test_a_variable_may_have_values_that_cannot_be_compared() -> None:
+async def test_values_of_context_variables_need_not_be_comparable() -> None:
     class Incomparable:
         def __eq__(self, other: object) -> bool:
             raise ValueError("no telling")

@@ -1,4 +1,4 @@
-"""A document that is parsed again is answered from the plan of the first, but with its own nodes."""
+"""A document that is parsed again uses the plan of the first parse, but its answer has its own nodes."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -57,7 +57,7 @@ class Planned(CompilingExecutor):
 
 
 class User:
-    """Whose fields fail, and note with which info."""
+    """A source whose fields fail and record their info."""
 
     id = None
     boss_id = "1"
@@ -110,12 +110,12 @@ async def run(document: DocumentNode, executor_class: type[CompilingExecutor] | 
 
 
 def origin(error: Any) -> Any:
-    """Which nodes and source the error has: these, not such as are equal to them."""
+    """Return the identities of the error's nodes and source, since equal nodes are not enough."""
     return error.message, error.path, [id(node) for node in error.nodes or ()], error.source.name, error.positions
 
 
 @pytest.mark.parametrize("text", DOCUMENTS.values(), ids=DOCUMENTS)
-async def test_errors_and_infos_have_the_nodes_of_the_document_that_is_executed(text: str) -> None:
+async def test_errors_and_infos_have_the_nodes_of_the_executed_document(text: str) -> None:
     Planned.runs = 0
     for name in ("first", "second", "third"):
         document = parse(Source(text + USER, name))
@@ -137,7 +137,7 @@ async def test_a_document_deeper_than_the_stack_may_be_parsed_again() -> None:
     text = "\n".join(["{ user { ...F0 } }", *fragments, f"fragment F{depth} on User {{ later {{ name }} }}"])
 
     class Endless:
-        """Only the innermost field has an info, so that all selections around it are collected for it."""
+        """Only the innermost field needs an info, so all selections around it have to be collected for it."""
 
         @property
         def friend(self) -> Any:
@@ -162,7 +162,7 @@ async def test_a_document_deeper_than_the_stack_may_be_parsed_again() -> None:
         assert [error.original_error.args[0]] == error.nodes
 
 
-def test_the_same_operation_with_other_fragments_is_not_answered_from_its_plan() -> None:
+def test_an_operation_with_other_fragments_does_not_use_the_plan() -> None:
     [operation, fragment] = parse("{ ...F } fragment F on Query { a }").definitions
     [_, equal_fragment] = parse("{ ...F } fragment F on Query { a }").definitions
     assert isinstance(operation, OperationDefinitionNode)

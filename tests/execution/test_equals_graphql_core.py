@@ -1,4 +1,4 @@
-"""graphql-core's executor is the oracle: whatever it answers, the compiled operation has to answer."""
+"""graphql-core's executor is the oracle: a compiled operation must give the same answer."""
 
 import asyncio
 import gc
@@ -20,7 +20,7 @@ from taskflow_gql.execution import CompilingExecutor
 
 from .worlds import World, Writer
 
-# What graphql-core leaves to the background is cut off with the event loop: coroutines that nobody awaits any more.
+# graphql-core leaves coroutines to the background, which are never awaited once the event loop is closed.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:coroutine .* was never awaited:RuntimeWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
@@ -34,7 +34,7 @@ def no_garbage_for_others() -> Iterator[None]:
         gc.collect()
 
 
-# A generous bound for what takes milliseconds: an operation that hangs has to fail, not a machine that is busy.
+# Operations take milliseconds. The bound is generous, so that only an operation that hangs fails, not a busy machine.
 TIMEOUT_SECONDS = 60
 
 Path = tuple[str | int, ...]
@@ -54,7 +54,7 @@ class PlansAtOnce(CompilingExecutor):
 
 @dataclass
 class Case:
-    """Seeds: for the schema, the document, and what the resolvers do."""
+    """The seeds of the schema, of the document, and of the resolvers' outcomes."""
 
     schema: int
     document: int
@@ -68,11 +68,11 @@ cases = st.builds(Case, seeds, seeds, seeds, st.sampled_from([0.0, 0.03, 0.1, 0.
 
 
 @given(case=cases)
-def test_synchronous_operations(case: Case) -> None:
+def test_synchronous_operations_equal_graphql_cores(case: Case) -> None:
     world = World(Random(case.schema), is_async=False, trouble=case.trouble)
     document = Writer(Random(case.document), world.schema).document()
     note(document)
-    # The second time with other outcomes: a plan must not remember the first.
+    # The second run has other outcomes: a plan must not keep those of the first.
     for world.seed in (case.outcomes, case.outcomes + 1):
         expected, expected_calls = start(world, document, case.yes, None), world.log
         result, calls = start(world, document, case.yes, PlansAtOnce), world.log
@@ -84,7 +84,7 @@ def test_synchronous_operations(case: Case) -> None:
 
 
 @given(case=cases)
-def test_asynchronous_operations(case: Case) -> None:
+def test_asynchronous_operations_equal_graphql_cores(case: Case) -> None:
     world = World(Random(case.schema), is_async=True, trouble=case.trouble)
     document = Writer(Random(case.document), world.schema).document()
     note(document)
@@ -95,13 +95,13 @@ def test_asynchronous_operations(case: Case) -> None:
         note(f"     got {result.data} {result.errors}")
         assert written(result.data) == written(expected.data)
 
-        # Errors come in the order in which things fail, and it is a race which of them are still reported below what
-        # the first of them has made null. Everywhere else they are the same.
+        # Errors come in the order in which resolvers fail. Below a position that the first error has set to null, the
+        # further errors that are reported depend on a race. Everywhere else errors are equal.
         lost = lost_positions(expected)
         assert lost_positions(result) == lost
         assert errors_outside(lost, result) == errors_outside(lost, expected)
 
-        # So it is with calls.
+        # The same holds for calls.
         assert all(count == 1 for call, count in calls.items() if RESOLVER_CALL.match(call))
         if expected.errors:
             nulled = lost | {tuple(error.path or ()) for error in expected.errors}
@@ -125,12 +125,12 @@ async def finish(
     if not isinstance(result, ExecutionResult):
         async with asyncio.timeout(TIMEOUT_SECONDS):
             result = await result
-    # Counted now: what still runs in the background belongs to neither.
+    # Counted now, because work that goes on in the background belongs to neither executor.
     return result, Counter(world.log)
 
 
 def written(data: Any) -> str:
-    """The text of the data, in which the order of keys counts."""
+    """Return the data as text, which shows the order of keys."""
     return json.dumps(data, default=repr)
 
 
@@ -139,7 +139,7 @@ def as_text(error: GraphQLError) -> str:
 
 
 def lost_position(error: GraphQLError, data: Any) -> Path | None:
-    """The position around the error's that is null because of it, if any."""
+    """Return the position that is null because of the error, if any."""
     path = tuple(error.path or ())
     value = data
     for depth, key in enumerate(path):
@@ -162,7 +162,7 @@ def errors_outside(positions: set[Path], result: ExecutionResult) -> Counter[str
     return Counter(as_text(error) for error in result.errors or [] if not is_in(positions, tuple(error.path or ())))
 
 
-# As World logs them: the path and the name of the field.
+# The form of World's log: the path and the name of the field.
 RESOLVER_CALL = re.compile(r"(?P<path>[\w.]+) \w+\.\w+ {")
 
 

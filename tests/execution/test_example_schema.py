@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 import strawberry
+import strawberry.federation
 from strawberry.exceptions import MissingQueryError
 from strawberry.extensions import MaskErrors, ParserCache, SchemaExtension, ValidationCache
+from strawberry.field_extensions import InputMutationExtension
 from strawberry.schema.config import StrawberryConfig
 from strawberry.schema.exceptions import CannotGetOperationTypeError
 from strawberry.types import Info
@@ -200,7 +202,7 @@ def plain_examples() -> list[Example]:
 
 
 @pytest.mark.parametrize("query", [*SYNCHRONOUS, *ASYNCHRONOUS])
-async def test_answers_are_those_of_the_default_executor(query: str, examples: tuple[str, list[Example]]) -> None:
+async def test_answers_are_equal_to_the_default_executors(query: str, examples: tuple[str, list[Example]]) -> None:
     options, (stock, *compiled) = examples
     query = translate(query, options)
     expected = await stock.answer(query)
@@ -210,7 +212,7 @@ async def test_answers_are_those_of_the_default_executor(query: str, examples: t
 
 
 @pytest.mark.parametrize("query", SYNCHRONOUS)
-def test_synchronous_answers_are_those_of_the_default_executor(query: str, plain_examples: list[Example]) -> None:
+def test_synchronous_answers_are_equal_to_the_default_executors(query: str, plain_examples: list[Example]) -> None:
     stock, *compiled = plain_examples
     expected = stock.answer_synchronously(query)
     for example in compiled:
@@ -219,7 +221,7 @@ def test_synchronous_answers_are_those_of_the_default_executor(query: str, plain
 
 
 @pytest.mark.parametrize("query", SUBSCRIPTIONS)
-async def test_subscriptions_send_what_the_default_executor_sends(query: str, plain_examples: list[Example]) -> None:
+async def test_subscriptions_send_the_default_executors_results(query: str, plain_examples: list[Example]) -> None:
     stock, *compiled = plain_examples
     expected = await stock.sent(query)
     assert expected != []
@@ -278,6 +280,77 @@ async def test_batched_fields_need_no_context() -> None:
             result = await schema.execute("{ numbers { double } }")
             assert (result.data, result.errors) == ({"numbers": [{"double": 2}, {"double": 4}]}, None)
     assert loads == [[1, 2]] * 9
+
+
+def make_federated(executor_class: Any) -> strawberry.Schema:
+    @strawberry.federation.type(keys=["id"])
+    class Product:
+        id: strawberry.ID
+        name: str
+
+        @classmethod
+        def resolve_reference(cls, id: strawberry.ID) -> "Product":
+            return cls(id=id, name=f"product {id}")
+
+    @strawberry.type
+    class Query:
+        @strawberry.field
+        def top(self) -> Product:
+            return Product(id=strawberry.ID("1"), name="top")
+
+    return strawberry.federation.Schema(query=Query, execution_context_class=executor_class)
+
+
+def make_of_dicts(executor_class: Any) -> strawberry.Schema:
+    """A schema whose resolvers return dicts, read by a default resolver of its own."""
+
+    async def load_people(context: Any, ids: list[int]) -> dict[int, Any]:
+        return {id_: {"name": f"person {id_}"} for id_ in ids}
+
+    @strawberry.type
+    class Person:
+        name: str
+
+    @strawberry.type
+    class Pet:
+        owner_id: int
+        owner: Person = strawberry.field(extensions=[Batched(load_people, key="owner_id")])
+
+    @strawberry.type
+    class Query:
+        @strawberry.field
+        def pets(self) -> list[Pet]:
+            return [{"owner_id": 1}, {"owner_id": 2}]  # type: ignore[list-item]
+
+    @strawberry.type
+    class Mutation:
+        @strawberry.mutation(extensions=[InputMutationExtension()])  # type: ignore[untyped-decorator]
+        def repeat(self, word: str, times: int = 2) -> str:
+            return word * times
+
+    config = StrawberryConfig(default_resolver=lambda source, name: source[name])
+    return strawberry.Schema(Query, Mutation, config=config, execution_context_class=executor_class)
+
+
+@pytest.mark.parametrize(
+    ("make", "query"),
+    [
+        (make_federated, "{ top { id name } _service { sdl } }"),
+        (
+            make_federated,
+            '{ _entities(representations: [{__typename: "Product", id: "7"}]) { ... on Product { id name } } }',
+        ),
+        (make_of_dicts, "{ pets { ownerId owner { name } } }"),
+        (make_of_dicts, 'mutation { repeat(input: {word: "a"}) }'),
+    ],
+)
+async def test_other_kinds_of_schemas_answer_alike(make: Callable[[Any], strawberry.Schema], query: str) -> None:
+    expected = await make(None).execute(query)
+    assert expected.errors is None
+    for executor_class in (BatchingExecutor, AtOnce):
+        schema = make(executor_class)
+        for _ in range(3):
+            assert answer_of(await schema.execute(query)) == answer_of(expected)
 
 
 async def test_the_schema_is_compiled() -> None:

@@ -1,4 +1,4 @@
-"""What is not about equal answers: cancellation, subscriptions, tracebacks, what is planned at all."""
+"""Cancellation, subscriptions, tracebacks, memory, and the operations that are planned."""
 
 import asyncio
 import contextlib
@@ -39,7 +39,7 @@ type Subscription { user: User }
 
 
 class Planned(CompilingExecutor):
-    """Plans at first sight and counts."""
+    """Plans a document that it sees for the first time, and counts the plans."""
 
     seen_before_planned = 1
     runs = 0
@@ -50,7 +50,7 @@ class Planned(CompilingExecutor):
         return fills
 
 
-# Generous, for what takes milliseconds.
+# Generous: the operations take milliseconds.
 TIMEOUT_SECONDS = 60
 
 
@@ -64,7 +64,7 @@ def run(query: str, root: Any, **options: Any) -> Any:
 
 
 class Sleeper:
-    """Fields that sleep until cancelled, and note it."""
+    """A source whose fields sleep until they are cancelled, which they record."""
 
     def __init__(self) -> None:
         self.started: list[str] = []
@@ -84,7 +84,7 @@ class Sleeper:
 
 
 @pytest.mark.parametrize("count", [1, 3])
-async def test_cancelling_the_operation_cancels_what_it_waits_for(count: int) -> None:
+async def test_cancelling_the_operation_cancels_its_resolvers(count: int) -> None:
     sleeper = Sleeper()
     names = [str(number) for number in range(count)]
     operation = asyncio.ensure_future(
@@ -99,7 +99,7 @@ async def test_cancelling_the_operation_cancels_what_it_waits_for(count: int) ->
     assert len(asyncio.all_tasks()) == 1
 
 
-async def test_an_error_cancels_what_is_lost_by_it_and_nothing_else() -> None:
+async def test_an_error_cancels_only_the_resolvers_below_the_nulled_position() -> None:
     sleeper = Sleeper()
     go = asyncio.Event()
 
@@ -126,7 +126,7 @@ async def test_an_error_cancels_what_is_lost_by_it_and_nothing_else() -> None:
     assert sleeper.cancelled == ["a", "friend of a"]
 
 
-async def test_an_error_at_the_root_cancels_everything() -> None:
+async def test_an_error_at_the_root_cancels_all_resolvers() -> None:
     sleeper = Sleeper()
 
     async def fail(_info: Any) -> str:
@@ -192,7 +192,7 @@ async def test_an_asynchronous_answer_may_be_deeper_than_the_stack() -> None:
 
             return friend()
 
-    # As deep as a plan may be, and deeper than Python's own limit, which is 1,000.
+    # As deep as a plan may be, which is deeper than Python's recursion limit of 1,000.
     depth = MAX_FIELDS_OF_DOCUMENT - 2
     fragments = [f"fragment F{number} on User {{ friend {{ ...F{number + 1} }} }}" for number in range(depth)]
     query = "\n".join(["{ a { ...F0 } }", *fragments, f"fragment F{depth} on User {{ id }}"])
@@ -254,20 +254,20 @@ async def test_each_event_of_a_subscription_runs_the_plan() -> None:
     assert Planned.runs == 3
 
 
-def test_what_is_synchronous_needs_no_event_loop() -> None:
+def test_synchronous_operations_need_no_event_loop() -> None:
     result = execute_sync(SCHEMA, parse("{ users { name } }"), {"users": [{"name": "ann"}]}, executor_class=Planned)
     assert result == ExecutionResult({"users": [{"name": "ann"}]}, None)
     assert Planned.runs == 1
 
 
-def test_a_response_name_may_be_any_name() -> None:
-    """Also one that stands in the generated code."""
+def test_any_response_name_works_in_generated_code() -> None:
+    """Even a name that the generated code uses itself."""
     for name in ("run", "value", "Wait", "field", "leaf", "unusual_leaf", "complete_unusual_leaf", "place_serialised"):
         result = run(f"{{ {name}: users {{ {name}: id }} name }}", {"users": [{"id": 1}], "name": 5})
         assert result == ExecutionResult({name: [{name: "1"}], "name": "5"}, None)
 
 
-def test_a_root_value_may_claim_another_class() -> None:
+def test_a_root_value_may_be_a_proxy_of_another_class() -> None:
     class Proxy:
         __class__ = property(lambda _self: dict)
 
@@ -290,7 +290,7 @@ def test_a_traceback_shows_the_field() -> None:
     assert "value = getattr(source, 'name', None)" in lines
 
 
-def test_the_traceback_of_an_error_that_was_raised_on_shows_the_resolver() -> None:
+def test_the_traceback_of_a_propagated_error_shows_the_resolver() -> None:
     result = run("{ a { friends { name } } }", {"a": {"friends": [{"name": refuse}]}})
     lines = "".join(traceback.format_tb(result.errors[0].__traceback__))
     assert 'raise ValueError("refused")' in lines
@@ -298,7 +298,7 @@ def test_the_traceback_of_an_error_that_was_raised_on_shows_the_resolver() -> No
 
 
 class Row:
-    """Like the rows of database libraries: its attributes are known to `__getattr__` only."""
+    """Like the rows of database libraries: only `__getattr__` knows its attributes."""
 
     def __init__(self, **values: Any) -> None:
         self._values = values
@@ -329,12 +329,12 @@ def test_rows_with_dynamic_attributes() -> None:
     ],
     ids=lambda options: next(iter(options)),
 )
-def test_what_a_plan_does_not_cover_is_left_to_graphql_core(options: dict[str, Any]) -> None:
+def test_operations_with_unsupported_options_are_left_to_graphql_core(options: dict[str, Any]) -> None:
     assert run("{ name }", {"name": "ann"}, **options).data == {"name": "ann"}
     assert Planned.runs == 0
 
 
-def test_request_errors_are_those_of_graphql_core() -> None:
+def test_request_errors_are_equal_to_graphql_cores() -> None:
     for query, variables in [
         ("query ($x: Boolean) { name @include(if: $x) }", {}),
         ("query ($x: Boolean!) { name @include(if: $x) }", {"x": 5}),
@@ -348,7 +348,7 @@ def test_request_errors_are_those_of_graphql_core() -> None:
         assert result.errors
 
 
-async def test_a_resolver_that_is_cancelled_cancels_the_operation() -> None:
+async def test_a_cancelled_resolver_cancels_the_operation() -> None:
     async def give_up(_info: Any) -> Any:
         raise asyncio.CancelledError
 
@@ -356,7 +356,7 @@ async def test_a_resolver_that_is_cancelled_cancels_the_operation() -> None:
         await run("{ a { name } b { name } }", {"a": give_up, "b": give_up})
 
 
-async def test_nothing_of_a_request_outlives_it() -> None:
+async def test_a_request_is_freed_after_its_answer() -> None:
     class Context:
         pass
 
@@ -423,7 +423,7 @@ async def test_an_operation_leaves_no_reference_cycles(query: str, root: dict[st
     document = parse(query)
 
     async def execute_once() -> None:
-        # Not in a variable: an error's traceback has the frame of the caller, with all its variables.
+        # No variable keeps the result, because the traceback of an error has the caller's frame with all its variables.
         executor = Planned.build(SCHEMA, document, root)
         assert isinstance(executor, Planned)
         if "later" in str(root) or "cancel" in str(root):
@@ -438,7 +438,7 @@ async def test_an_operation_leaves_no_reference_cycles(query: str, root: dict[st
     gc.disable()
     try:
         await execute_once()
-        # The tasks that were cancelled.
+        # Let the cancelled tasks end.
         for _ in range(5):
             await asyncio.sleep(0)
         assert gc.collect() == 0
@@ -446,7 +446,7 @@ async def test_an_operation_leaves_no_reference_cycles(query: str, root: dict[st
         gc.enable()
 
 
-def test_an_info_is_as_graphql_core_makes_it() -> None:
+def test_infos_are_equal_to_graphql_cores() -> None:
     infos: list[Any] = []
 
     def resolve(info: Any) -> str:
@@ -481,7 +481,7 @@ def test_helpers_are_made_once_for_an_operation(executor_class: type[CompilingEx
     assert len({id(info.async_helpers) for info in infos}) == 1
 
 
-async def test_helpers_of_an_info_work_when_the_operation_is_over() -> None:
+async def test_the_helpers_of_an_info_work_after_the_operation() -> None:
     infos: list[Any] = []
     settled: list[str] = []
 
@@ -505,7 +505,7 @@ async def test_helpers_of_an_info_work_when_the_operation_is_over() -> None:
         settled.clear()
 
 
-async def test_helpers_track_for_the_operation_that_has_them() -> None:
+async def test_helpers_track_work_for_their_own_operation() -> None:
     finished: list[str] = []
 
     async def work() -> None:
@@ -525,7 +525,7 @@ async def test_helpers_track_for_the_operation_that_has_them() -> None:
 
 @pytest.mark.parametrize("turns", range(4))
 @pytest.mark.parametrize("query", ["{ a { name } numbers }", "{ numbers a { name } }"])
-async def test_an_async_list_that_fails_beside_another_field_reports_in_order(query: str, turns: int) -> None:
+async def test_errors_of_an_async_list_beside_another_field_keep_graphql_cores_order(query: str, turns: int) -> None:
     schema = build_schema("type Query { a: A numbers: [Int] } type A { name: String }")
 
     async def numbers(_info: Any) -> AsyncIterator[Any]:
@@ -545,7 +545,7 @@ async def test_an_async_list_that_fails_beside_another_field_reports_in_order(qu
     assert result == expected
 
 
-async def test_an_operation_may_be_closed_halfway() -> None:
+async def test_the_coroutine_of_an_operation_can_be_closed_before_it_ends() -> None:
     sleeper = Sleeper()
     operation = run("{ users { slow } }", {"users": [{"slow": sleeper.field("a")}, {"slow": sleeper.field("b")}]})
     operation.send(None)
@@ -554,7 +554,7 @@ async def test_an_operation_may_be_closed_halfway() -> None:
     assert len(asyncio.all_tasks()) == 1
 
 
-def test_errors_returned_or_raised_are_alike() -> None:
+def test_returned_errors_are_handled_like_raised_ones() -> None:
     refused = GraphQLError("refused", extensions={"code": "NO"})
     for value in (refused, lambda _info: refused):
         result = run("{ name }", {"name": value})
@@ -569,7 +569,7 @@ def test_errors_returned_or_raised_are_alike() -> None:
         ]
 
 
-def test_values_that_are_handed_on_as_they_are() -> None:
+def test_as_it_is_scalars_return_values_unchanged() -> None:
     class Number(int):
         pass
 

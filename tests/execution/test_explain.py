@@ -90,7 +90,7 @@ def fill(run, answer, source, position):
         value = run.field_failed(field_name, error, position)
     answer['name'] = value
 
-# <plan Query.tasks.creator>, in lists, of objects that hold all of it
+# <plan Query.tasks.creator>, in lists, of objects that store all of it
 def quick(source):
     try:
         v0 = source.name
@@ -102,7 +102,7 @@ def quick(source):
 """
 
 
-def test_explains_the_plan_and_shows_the_source() -> None:
+def test_explain_shows_the_plan_and_the_source() -> None:
     query = """
     query Page($all: Boolean = false) {
       tasks(first: 5) { id title @include(if: $all) due creator { name } }
@@ -112,7 +112,7 @@ def test_explains_the_plan_and_shows_the_source() -> None:
     assert "title: String  read from .title" in explain(SCHEMA, query, variables={"all": True}).plan
 
 
-def test_explains_abstract_types_and_mutations() -> None:
+def test_explain_shows_abstract_types_and_mutations() -> None:
     assert explain(SCHEMA, "{ node { __typename id ... on User { name } } }").plan == (
         "query\n"
         "  node: Node  read from .node\n"
@@ -127,7 +127,7 @@ def test_explains_abstract_types_and_mutations() -> None:
     assert explain(SCHEMA, "mutation { touch { id } }").plan.startswith("mutation, one field after the other\n")
 
 
-def test_says_what_is_not_planned() -> None:
+def test_explain_reports_operations_that_are_not_planned() -> None:
     assert str(explain(SCHEMA, "{ ... @defer { node { id } } }")).startswith("Not planned")
     with pytest.raises(GraphQLError, match="Unknown operation named 'X'"):
         explain(SCHEMA, "{ node { id } }", operation_name="X")

@@ -1,4 +1,4 @@
-"""Objects that hold all that is asked of them: done quickly, and with graphql-core's answers all the same."""
+"""`quick` answers for objects that store everything that is selected, and its answers are graphql-core's."""
 
 import weakref
 from collections import namedtuple
@@ -44,11 +44,11 @@ class Strange(Enum):
 
 
 class Text(str):
-    """Not quite a string."""
+    """A subclass of str."""
 
 
 class Row(NamedTuple):
-    # Not in the order in which they are asked for.
+    # The order differs from that of the selections.
     creator: Any = None
     id: Any = "1"
     due: Any = None
@@ -98,7 +98,7 @@ SCHEMA = _schema()
 
 
 class Planned(CompilingExecutor):
-    """Plans at first sight, and knows what `read_title` does with what is no dict."""
+    """Plans a document that it sees for the first time, and knows what `read_title` reads of objects."""
 
     seen_before_planned = 1
 
@@ -112,7 +112,7 @@ def outcome(query: str, tasks: list[Any], executor_class: type[CompilingExecutor
     return written(result.data), [as_text(error) for error in result.errors or []]
 
 
-# What a field holds as a rule, and what it may hold besides.
+# The usual value of each field, and other values that it may have.
 USUAL: dict[str, st.SearchStrategy[Any]] = {
     "id": st.sampled_from(["a", 7, UUID(int=7)]),
     "title": st.sampled_from(["one", "", None]),
@@ -152,7 +152,7 @@ def objects(depth: int = 2) -> st.SearchStrategy[Any]:
 
 
 @given(st.sampled_from(QUERIES), st.lists(st.lists(objects(), max_size=9), min_size=1, max_size=3), st.booleans())
-def test_answers_are_those_of_graphql_core(query: str, lists: list[list[Any]], with_title: bool) -> None:
+def test_answers_are_equal_to_graphql_cores(query: str, lists: list[list[Any]], with_title: bool) -> None:
     if with_title:
         query = query.replace("{ tasks {", "{ tasks { title")
         lists = [[task for task in tasks if type(task) is not dict] for tasks in lists]
@@ -162,7 +162,7 @@ def test_answers_are_those_of_graphql_core(query: str, lists: list[list[Any]], w
 
 @pytest.fixture
 def tries(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """What `quick` made of the objects it was tried on."""
+    """Collect the results of `quick`, for each object that it is tried on."""
     generate = codegen.generate_quick
     made: list[Any] = []
 
@@ -182,7 +182,7 @@ def tries(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 def answer(query: str, tasks: list[Any]) -> Any:
     class Fresh(Planned):
-        """Has no plans yet."""
+        """A class of its own has a cache without plans."""
 
     results = [execute_sync(SCHEMA, parse(query), {"tasks": tasks}, executor_class=Fresh) for _ in range(2)]
     assert results[0] == results[1]
@@ -191,11 +191,11 @@ def answer(query: str, tasks: list[Any]) -> Any:
 
 
 @pytest.mark.parametrize("cls", [*CLASSES, SimpleNamespace])
-def test_is_tried_on_objects_that_hold_what_is_asked(cls: Any, tries: list[Any]) -> None:
+def test_quick_is_tried_on_objects_that_store_all_selected_values(cls: Any, tries: list[Any]) -> None:
     held = Row()._asdict()
     expected = [{"id": "1", "level": "LOW", "creator": {"id": "1"}}] * 3
     assert answer("{ tasks { id level creator { id } } }", [cls(**held | {"creator": cls(**held)})] * 3) == expected
-    # All but the first, by which the class and the name of the level were learned; each with its creator.
+    # All objects but the first, which made the class and the enum's name known. Each comes with its creator.
     assert tries == [{"id": "1"}, expected[0]] * 5
 
 
@@ -303,7 +303,7 @@ def count_read() -> str:
     ],
 )
 @pytest.mark.parametrize("query", ["{ tasks { id } }", "{ tasks { id share } }"])
-def test_code_that_reading_runs_is_run_as_often_as_by_graphql_core(make: Any, query: str) -> None:
+def test_properties_run_as_often_as_under_graphql_core(make: Any, query: str) -> None:
     tasks = [make(**Row(share="not a number")._asdict()) for _ in range(3)]
     answers = []
     for executor_class in (None, Planned, Planned, Planned):
@@ -312,25 +312,25 @@ def test_code_that_reading_runs_is_run_as_often_as_by_graphql_core(make: Any, qu
     assert answers == [answers[0]] * 4
 
 
-def test_an_empty_tuple_has_a_type(tries: list[Any]) -> None:
+def test_quick_answers_the_typename_of_an_empty_tuple(tries: list[Any]) -> None:
     empty = namedtuple("empty", ())
     assert answer("{ tasks { __typename } }", [empty()] * 3) == [{"__typename": "Task"}] * 3
     assert tries == [{"__typename": "Task"}] * 5
 
 
-def test_a_tuple_of_another_length_is_done_in_full(tries: list[Any]) -> None:
+def test_a_tuple_of_another_length_is_left_to_fill(tries: list[Any]) -> None:
     short = tuple.__new__(Row, (None, "2"))
     assert answer("{ tasks { id } }", [Row(), short]) == [{"id": "1"}, {"id": "2"}]
     assert None in tries
 
 
-def test_is_made_for_few_classes(tries: list[Any]) -> None:
+def test_quick_is_made_for_a_bounded_number_of_classes(tries: list[Any]) -> None:
     tasks = [type("Task", (SimpleNamespace,), {})(id="1") for _ in range(200)]
     assert answer("{ tasks { id } }", tasks) == [{"id": "1"}] * 200
     assert len(tries) < 20
 
 
-def test_is_made_for_lists_alone(tries: list[Any]) -> None:
+def test_quick_is_made_only_for_items_of_lists(tries: list[Any]) -> None:
     document = parse("{ one { id creator { id } } }")
     for _ in range(3):
         result = execute_sync(SCHEMA, document, {"one": Row(creator=Row())}, executor_class=Planned)
@@ -338,11 +338,11 @@ def test_is_made_for_lists_alone(tries: list[Any]) -> None:
     assert tries == []
 
 
-def test_rests_where_it_does_not_help_and_comes_back(tries: list[Any]) -> None:
+def test_the_fast_path_budget_switches_quick_off_and_on_again(tries: list[Any]) -> None:
     document = parse("{ tasks { id } }")
 
     class Fresh(Planned):
-        """Has no plans yet."""
+        """A class of its own has a cache without plans."""
 
     def run(*ids: Any, times: int) -> int:
         before = len(tries)
@@ -351,10 +351,10 @@ def test_rests_where_it_does_not_help_and_comes_back(tries: list[Any]) -> None:
         return len(tries) - before
 
     odd = Text("text")
-    # One that fails now and then does no harm.
+    # Occasional misses keep the budget above zero.
     assert run(*["1"] * 9, odd, times=500) == 10 * 500 - 1
-    # Where it fails more often than not it is tried for a while, short as the lists may be, and again much later.
+    # With mostly misses the budget runs out after a while, however short the lists are, and recovers much later.
     assert run("1", odd, odd, times=100) < 3 * 50
     assert run(odd, odd, times=1000) < 2 * 15
-    # Now it would help.
+    # From here on every try would be a hit.
     assert run(*["1"] * 9, times=200) > 9 * 100

@@ -1,4 +1,4 @@
-"""The same Strawberry schema under the compiling executor and under Strawberry's own."""
+"""One Strawberry schema under the compiling executor and under Strawberry's own."""
 
 import asyncio
 import gc
@@ -157,7 +157,7 @@ stock = strawberry.Schema(Query, subscription=Subscription, types=[User])
 
 
 async def both(query: str, variables: dict[str, Any] | None = None) -> tuple[Any, Any, list[Any]]:
-    """The data and errors, equal under both executors, and the batches that the compiled operation loaded."""
+    """Return the data and errors, which both executors agree on, and the loads of the compiled operation."""
     expected = await stock.execute(query, variables, context_value=Context())
     for _ in range(3):
         context = Context()
@@ -174,8 +174,8 @@ async def test_relations_of_a_level_are_one_load() -> None:
     assert loads == [("users_by_id", ["a", "b", "c", "missing"])]
 
 
-async def test_what_a_request_has_made_goes_with_it() -> None:
-    """Not with the next run of the garbage collector, to which whole answers would be a burden."""
+async def test_a_request_is_freed_without_the_garbage_collector() -> None:
+    """Reference counts free it at once. Whole answers would keep the garbage collector busy."""
     gc.disable()
     try:
         for _ in range(3):
@@ -190,7 +190,7 @@ async def test_what_a_request_has_made_goes_with_it() -> None:
         gc.enable()
 
 
-async def test_resolvers_and_arguments() -> None:
+async def test_resolvers_get_converted_arguments() -> None:
     query = '{ tasks { shout later tags(maxCount: 2) other: tags(tagFilter: {startsWith: "x"}) } }'
     data, errors, loads = await both(query)
     assert errors is None
@@ -215,7 +215,7 @@ async def test_methods_without_arguments_are_called_directly() -> None:
     assert direct == {"loud", "ofParent", "later"}
 
 
-async def test_missing_and_failing_relations() -> None:
+async def test_missing_and_failing_relations_are_errors_of_their_fields() -> None:
     data, errors, _ = await both("{ broken { title creator { name } } }")
     assert data["broken"][1] is None
     assert errors[0].path == ["broken", 1, "creator"]
@@ -223,14 +223,14 @@ async def test_missing_and_failing_relations() -> None:
     assert [error.path for error in errors] == [["broken", index, "assignee"] for index in range(3)]
 
 
-async def test_permissions_hold() -> None:
+async def test_permissions_are_checked_before_batched_fields_load() -> None:
     data, errors, loads = await both("{ tasks { secret { name } } }")
     assert data == {"tasks": [{"secret": None}] * 3}
     assert {error.message for error in errors} == {"not allowed"}
     assert loads == []
 
 
-async def test_interfaces_and_introspection() -> None:
+async def test_interfaces_and_introspection_are_answered() -> None:
     data, _, _ = await both("{ node { __typename id ... on User { name } } __schema { queryType { name } } }")
     assert data["node"] == {"__typename": "User", "id": "7", "name": "seven"}
 

@@ -1,4 +1,4 @@
-"""What resolvers are called with: the same from `BatchingExecutor` as from Strawberry, also where fields are odd."""
+"""`BatchingExecutor` calls resolvers with the same arguments as Strawberry, also for unusual fields."""
 
 from collections.abc import Callable
 from datetime import date
@@ -64,7 +64,7 @@ class Outer:
 
 
 class Shouting(FieldExtension):
-    """Changes what comes in and what goes out."""
+    """Changes the arguments and the result."""
 
     def resolve(self, next_: Callable[..., Any], source: Any, info: Info[Any, Any], **arguments: Any) -> Any:
         return next_(source, info, **{name: f"{value}!" for name, value in arguments.items()}).upper()
@@ -195,7 +195,7 @@ compiled = strawberry.Schema(Query, config=CONFIG, execution_context_class=Batch
 
 
 async def both(query: str, variables: dict[str, Any] | None = None) -> tuple[Any, list[str]]:
-    """The answer, equal under both executors, and at first sight as from a plan."""
+    """Return the answer, which both executors agree on, before and after the plan is made."""
     expected = await stock.execute(query, variables, context_value={"of": "request"}, root_value="root")
     for _ in range(3):
         result = await compiled.execute(query, variables, context_value={"of": "request"}, root_value="root")
@@ -238,11 +238,11 @@ OUTER = """{
         '{ shouted shoutedLater(word: "loud") bracketed mapped guarded open: guarded(word: "open") }',
     ],
 )
-async def test_resolvers_are_called_as_by_strawberry(query: str) -> None:
+async def test_resolvers_get_the_same_arguments_as_from_strawberry(query: str) -> None:
     await both(query)
 
 
-async def test_variables_are_converted_as_by_strawberry() -> None:
+async def test_variables_are_converted_like_strawberrys() -> None:
     query = "query ($outer: Outer!, $point: Point) { inputs(outer: $outer) leaves(id: 1, point: $point) }"
     outer = {"inner": {"color": "RED", "day": "2026-01-31"}, "range": {"low": 1, "high": 2}, "maybeNull": 3}
     data, errors = await both(query, {"outer": outer, "point": "3 4"})
@@ -251,12 +251,12 @@ async def test_variables_are_converted_as_by_strawberry() -> None:
     assert "Point(3 4)" in data["leaves"]
 
 
-def test_what_is_unusual_is_left_to_strawberry() -> None:
+def test_unusual_fields_keep_strawberrys_resolver() -> None:
     fields = set(compiled._schema.type_map["Query"].fields)  # type: ignore[attr-defined]
     assert fields - quick_fields() == {"mapped", "ownResult", "otherNameOfInfo"}
 
 
-async def test_input_objects_built_quickly_are_those_of_strawberry() -> None:
+async def test_quickly_built_input_objects_are_equal_to_strawberrys() -> None:
     definitions = [one.definition for one in compiled.schema_converter.type_map.values()]
     inputs = [one for one in definitions if isinstance(one, StrawberryObjectDefinition) and one.is_input]
     query = f"{{ inputs(outer: {OUTER}, outers: [{OUTER}, {OUTER}]) default: inputs(outer: {{inner: {{}}}}) }}"

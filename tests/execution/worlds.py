@@ -1,8 +1,8 @@
-"""Generates schemas, documents and whatever resolvers may come up with, for the comparison with graphql-core.
+"""Generates schemas, documents and resolver outcomes for the comparison with graphql-core.
 
-A `World` is a schema whose every resolver, attribute, type check and batch decides by a seed and by the place it is
-called for, never by the order of calls. Two executors therefore meet the same outcomes whatever order they go in.
-Each call is written to `log`.
+In a `World`, the outcome of each resolver, attribute, type check and batch depends on a seed and on its place in the
+answer, never on the order of calls. Two executors therefore get the same outcomes in whatever order they call.
+`log` has each call.
 """
 
 import asyncio
@@ -46,10 +46,10 @@ class World:
     def __init__(self, random: Random, *, is_async: bool, trouble: float) -> None:
         self.seed = 0
         self.is_async = is_async
-        # How likely an outcome is out of the ordinary.
+        # The probability of an unusual outcome.
         self.trouble = trouble
         self.log: list[str] = []
-        # How many objects that hold their values are being made, one within the other.
+        # The nesting of objects with stored values that are being made.
         self.depth = 0
         self.schema = self._make_schema(random)
 
@@ -72,7 +72,7 @@ class World:
             is_type_of = random.choice([None, None, self._is_type_of(name), IsInstance(*_TOLD_BY_CLASS)])
             objects[name] = GraphQLObjectType(
                 name,
-                # Called when all types exist.
+                # graphql-core calls this when all types exist.
                 lambda name=name: self._make_fields(Random(f"{shape} {name}"), name, composites, leaves),  # type: ignore[misc]
                 interfaces=[interface] if name in {"T1", "T2"} else [],
                 is_type_of=is_type_of,
@@ -114,16 +114,16 @@ class World:
         if mode == "attribute":
             extensions = {"attribute": name}
             return GraphQLField(type_, resolve=lambda source, _info: getattr(source, name), extensions=extensions)
-        # One value may be loaded for several places, so none that can be used only once: no lists.
+        # One loaded value may be used in several places. Lists may contain values that can be used only once.
         if mode == "resolve" or not self.is_async or get_nullable_type(type_) is not get_named_type(type_):
             return GraphQLField(type_, arguments, resolve=self._resolver(owner, name))
-        # Fields with arguments carry nothing; and not every source has attributes for its class to show.
+        # Fields with arguments ignore `carried_as`, and not every source's class has the attribute.
         carried_as = None if arguments else random.choice([None, name])
         batch = Batch(self._load(owner, name, type_), f"key_{name}", carried_as=carried_as)
         resolver = batch_resolver(batch)
         return GraphQLField(type_, arguments, resolve=resolver, extensions={BATCH: batch})
 
-    # What it does
+    # Outcomes
 
     def _resolver(self, owner: str, name: str) -> Callable[..., Any]:
         def resolve(source: Any, info: Any, **arguments: Any) -> Any:
@@ -211,7 +211,7 @@ class World:
         return is_type_of
 
     def outcome(self, place: str, type_: Any) -> Any:
-        """What a resolver, or an attribute, gives: a value, an exception, or one of them later."""
+        """Make the outcome of a resolver or an attribute: a value, an exception, or an awaitable of one."""
         random = Random(f"{self.seed} {place}")
         if self.is_async and random.random() < 0.35:
             return _later(random, lambda: self.value(place, type_, random))
@@ -260,7 +260,7 @@ class World:
         choice = random.random()
         if choice < 0.15:
             return tuple(items)
-        # What is held may be asked for twice, so it must not be used up by the first.
+        # A stored value may be read twice, so the first use must not exhaust it.
         if self.depth:
             return items
         if choice < 0.25:
@@ -293,7 +293,7 @@ class World:
         return _SOURCES[kind](self, type_name, place)
 
     def make_stored(self, type_name: str, place: str, random: Random) -> Any:
-        """An object that holds its values: read as often as you like, without anybody being told."""
+        """Make an object that stores its values, so that reading them is not logged."""
         self.depth += 1
         values: dict[str, Any] = dict.fromkeys([*NAMES, *KEYS])
         type_ = self.schema.type_map[type_name]
@@ -320,7 +320,7 @@ class World:
         return Later(value) if self.is_async and random.random() < 0.05 else value
 
     def read(self, source: "Source", name: str) -> Any:
-        """The value of an attribute, computed when it is read."""
+        """Return the value of an attribute, computed when it is read."""
         if name.startswith("key_"):
             random = Random(f"{self.seed} {source.place} {name}")
             if random.random() < self.trouble / 2:
@@ -446,7 +446,7 @@ class StoredSlots(StoredObject):
 
 
 class Later:
-    """May be awaited more than once."""
+    """An awaitable that can be awaited repeatedly."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
@@ -473,7 +473,7 @@ def identity(value: Any) -> str:
     place = value.get("place") if type(value) is dict else getattr(value, "place", None)
     if place is not None:
         return str(place)
-    # The text of some objects has their address in it, which is no more the same the next time.
+    # The text of some objects contains their address, which differs between runs.
     text = repr(value)
     return type(value).__name__ if " at 0x" in text else text
 
@@ -506,7 +506,7 @@ async def _async_iterable(items: list[Any]) -> Any:
 
 
 class Writer:
-    """Writes a document that asks for whatever the schema has."""
+    """Writes a random document for the schema."""
 
     def __init__(self, random: Random, schema: GraphQLSchema) -> None:
         self.random = random
