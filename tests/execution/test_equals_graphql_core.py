@@ -2,7 +2,6 @@
 
 import asyncio
 import gc
-import json
 import re
 import warnings
 from collections import Counter
@@ -18,7 +17,7 @@ from hypothesis import strategies as st
 
 from taskflow_gql.execution import CompilingExecutor
 
-from .worlds import World, Writer
+from .worlds import World, Writer, as_text, written
 
 # graphql-core leaves coroutines to the background, which are never awaited once the event loop is closed.
 pytestmark = [
@@ -127,15 +126,6 @@ async def finish(
             result = await result
     # Counted now, because work that goes on in the background belongs to neither executor.
     return result, Counter(world.log)
-
-
-def written(data: Any) -> str:
-    """Return the data as text, which shows the order of keys."""
-    return json.dumps(data, default=repr)
-
-
-def as_text(error: GraphQLError) -> str:
-    return f"{error.formatted} {type(error.original_error).__name__} {error.original_error}"
 
 
 def lost_position(error: GraphQLError, data: Any) -> Path | None:

@@ -31,7 +31,7 @@ from hypothesis import strategies as st
 
 from taskflow_gql.execution import AsItIs, CompilingExecutor, IsInstance, codegen, trust
 
-from .test_equals_graphql_core import as_text, written
+from .worlds import as_text, written
 
 
 class Level(StrEnum):

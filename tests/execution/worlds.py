@@ -6,6 +6,7 @@ answer, never on the order of calls. Two executors therefore get the same outcom
 """
 
 import asyncio
+import json
 import math
 from collections.abc import Callable, Iterator
 from random import Random
@@ -585,3 +586,12 @@ class Writer:
         return self.random.choice(
             ["", "", "", "", "", " @include(if: $yes)", " @skip(if: $yes)", " @skip(if: $no)", " @include(if: true)"]
         )
+
+
+def written(data: Any) -> str:
+    """Return the data as text, which shows the order of keys."""
+    return json.dumps(data, default=repr)
+
+
+def as_text(error: GraphQLError) -> str:
+    return f"{error.formatted} {type(error.original_error).__name__} {error.original_error}"
