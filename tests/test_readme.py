@@ -118,3 +118,19 @@ def _answers(port: int) -> bool:
 def test_the_queries_are_valid(document: str) -> None:
     schema = build_schema(README.with_name("schema.graphql").read_text())
     assert validate(schema, parse(document)) == []
+
+
+def test_the_documents_name_files_and_tests_that_exist() -> None:
+    root = README.parent
+    sources = "".join(path.read_text() for path in (root / "tests").rglob("test_*.py"))
+    missing = []
+    for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "docs/architecture.md", "docs/benchmarks.md"):
+        text, folder = (root / name).read_text(), (root / name).parent
+        missing += [f"{name}: {test}" for test in re.findall(r"`(test_\w+)`", text) if f"def {test}(" not in sources]
+        links = re.findall(r"\]\(([^)#]+)", text)
+        missing += [f"{name}: {link}" for link in links if not (folder / link).exists()]
+        for file in re.findall(r"`((?:\w+/)+\w+\.(?:py|md))`", text):
+            # `Comment` is the example of a noun to add.
+            if "comment" not in file and not any((place / file).exists() for place in (root, root / "taskflow_gql")):
+                missing.append(f"{name}: {file}")
+    assert missing == []
