@@ -1,4 +1,4 @@
-"""The HTTP server under clients that send too much, too slowly, or read nothing: real sockets, bytes by hand."""
+"""The HTTP server against clients that send too much or too slowly or read nothing, over real sockets."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ UPGRADE = (
     b"GET /graphql HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
     b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n"
 )
-# How long another client may wait while one misbehaves, on a machine that is busy.
+# How long another client may wait while one misbehaves. Generous, because test machines are busy.
 MAX_WAIT_SECONDS = 5
 
 
@@ -51,12 +51,12 @@ class Client:
 
     async def send(self, data: bytes) -> None:
         self.writer.write(data)
-        # The server may have closed already; what it said before can still be read.
+        # The server may have closed already. What it sent before that can still be read.
         with suppress(ConnectionError):
             await self.writer.drain()
 
     async def answer(self) -> tuple[int, dict[str, str], bytes]:
-        """Status, headers and body of the next answer, which has a length."""
+        """Status, headers and body of the next response. The response must have a content-length."""
         async with asyncio.timeout(PATIENCE_SECONDS):
             head = (await self.reader.readuntil(b"\r\n\r\n")).decode()
             first, *lines = head.strip().split("\r\n")
@@ -68,7 +68,7 @@ class Client:
         return (await self.answer())[0]
 
     async def rest(self) -> bytes:
-        """All that comes until the server closes."""
+        """Everything the server sends until it closes."""
         async with asyncio.timeout(PATIENCE_SECONDS):
             try:
                 return await self.reader.read()
@@ -88,7 +88,7 @@ async def client_of(url: str) -> AsyncIterator[Client]:
 
 
 async def said_to(url: str, data: bytes) -> tuple[int, dict[str, str], bytes]:
-    """The answer to these bytes, after which the server has closed."""
+    """Send these bytes, require that the server closes after its response, and return the response."""
     async with client_of(url) as client:
         await client.send(data)
         answer = await client.answer()
@@ -96,7 +96,7 @@ async def said_to(url: str, data: bytes) -> tuple[int, dict[str, str], bytes]:
         return answer
 
 
-# ---------------------------------------------------------------- how much
+# ---------------------------------------------------------------- request size
 
 
 TOO_LONG = f"The head of a request may have at most {MAX_HEAD_BYTES} bytes\n".encode()
@@ -138,11 +138,11 @@ async def test_a_request_whose_head_is_too_large_is_refused_with_431(web: Api, d
     status, headers, body = await said_to(web.url, data)
     assert (status, body, headers["connection"]) == (431, message, "close")
     assert headers["content-type"] == "text/plain; charset=utf-8"
-    # The server is as it was.
+    # The server still works.
     assert (await web.http.get("/health")).status_code == 200
 
 
-async def test_a_head_that_never_ends_makes_nobody_wait(web: Api) -> None:
+async def test_a_head_that_never_ends_delays_no_other_client(web: Api) -> None:
     async with client_of(web.url) as endless:
         await endless.send(GET + b"A: ")
         for _ in range(50):
@@ -153,7 +153,7 @@ async def test_a_head_that_never_ends_makes_nobody_wait(web: Api) -> None:
                 assert (await web.http.get("/health")).status_code == 200
 
 
-async def test_a_head_within_the_limits_is_read_in_any_pieces(web: Api) -> None:
+async def test_a_head_within_the_limits_is_read_however_it_is_split(web: Api) -> None:
     many = b"".join(b"A%d: b\r\n" % n for n in range(MAX_HEADERS - 1))
     for head in (
         GET + b"A: " + b"x" * (MAX_HEAD_BYTES - len(GET) - 7) + b"\r\n\r\n",
@@ -164,12 +164,12 @@ async def test_a_head_within_the_limits_is_read_in_any_pieces(web: Api) -> None:
                 for start in range(0, len(head), size):
                     await client.send(head[start : start + size])
                 assert await client.status() == 200
-                # And the next request has the whole room again.
+                # The limits count from zero again for the next request.
                 await client.send(head)
                 assert await client.status() == 200
 
 
-async def test_bodies_are_no_heads_however_they_are_cut(web: Api) -> None:
+async def test_body_bytes_do_not_count_as_head_bytes_however_they_are_split(web: Api) -> None:
     body = BODY[:-1] + b" " * 500_000 + b"}"
     by_bytes = b"".join(b"1\r\n%c\r\n" % byte for byte in BODY + b" " * 20_000)
     by_kibibytes = b"".join(b"400\r\n%s\r\n" % (b" " * 1024) for _ in range(500))
@@ -178,7 +178,7 @@ async def test_bodies_are_no_heads_however_they_are_cut(web: Api) -> None:
             POST + b"Content-Length: %d\r\n\r\n%s" % (len(body), body),
             CHUNKED + by_bytes + b"0\r\n\r\n",
             CHUNKED + by_kibibytes + b"%x\r\n%s\r\n0\r\nTrailer: x\r\n\r\n" % (len(BODY), BODY),
-            # As sent by a client that waits for nothing.
+            # Pipelined: the client does not wait for the first response.
             (POST + b"Content-Length: %d\r\n\r\n%s" % (len(BODY), BODY)) * 2,
         ):
             await client.send(request)
@@ -186,19 +186,19 @@ async def test_bodies_are_no_heads_however_they_are_cut(web: Api) -> None:
         assert await client.status() == 200
 
 
-async def test_trailers_are_no_headers_of_the_request(web: Api) -> None:
+async def test_trailers_are_not_added_to_the_request_headers(web: Api) -> None:
     me = b'{"query": "{ me { id } }"}'
     async with client_of(web.url) as client:
         await client.send(CHUNKED + b"%x\r\n%s\r\n0\r\nAuthorization: Bearer x\r\n\r\n" % (len(me), me))
         _, _, body = await client.answer()
-    # Nobody: as a header the token would be refused.
+    # The request is anonymous. An Authorization header with this token would be refused.
     assert body == b'{"data":{"me":null}}'
 
 
 @pytest.mark.parametrize(
     "data", [b"\x16\x03\x01\x02\x00\x01\x00\x01", b"GET / HTTP/9.9\r\n\r\n", GET + b"A\x00: b\r\n\r\n"]
 )
-async def test_what_is_no_http_is_answered_with_400(web: Api, data: bytes) -> None:
+async def test_bytes_that_are_not_http_get_status_400(web: Api, data: bytes) -> None:
     status, headers, body = await said_to(web.url, data)
     assert (status, body) == (400, b"Invalid HTTP request received.\n")
     assert headers["x-content-type-options"] == "nosniff"
@@ -210,7 +210,7 @@ DELETE = b"DELETE /graphql HTTP/1.1\r\nHost: x\r\n\r\n"
 
 @pytest.mark.parametrize("size", [1, 100, 10_000], ids=["bytes", "pieces", "one packet"])
 async def test_an_upgrade_to_another_protocol_is_ignored(web: Api, size: int) -> None:
-    """Java's client asks for HTTP/2 like this with each of its requests."""
+    """Java's HTTP client asks for HTTP/2 in this way with each of its requests."""
     with_length = FOREIGN + b"Content-Length: %d\r\n\r\n%s" % (len(BODY), BODY)
     in_chunks = FOREIGN + b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n\r\n" % (len(BODY), BODY)
     data = (with_length + in_chunks) * 2
@@ -224,11 +224,11 @@ async def test_an_upgrade_to_another_protocol_is_ignored(web: Api, size: int) ->
 
 
 @pytest.mark.parametrize("is_late", [True, False], ids=["later", "together"])
-async def test_a_request_in_the_body_of_another_is_not_run(is_late: bool) -> None:
+async def test_a_request_inside_the_body_of_another_is_not_run(is_late: bool) -> None:
     async with bare_server(read_all) as url, client_of(url) as client:
         await client.send(FOREIGN + b"Content-Length: %d\r\n\r\n" % len(DELETE) + DELETE * (not is_late))
         if is_late:
-            # The server has read the head.
+            # Time for the server to read the head first.
             await asyncio.sleep(0.1)
             await client.send(DELETE)
         assert (await client.answer())[2] == b"%d" % len(DELETE)
@@ -236,11 +236,11 @@ async def test_a_request_in_the_body_of_another_is_not_run(is_late: bool) -> Non
         assert await client.rest() == b""
 
 
-async def test_a_tunnel_is_refused(web: Api) -> None:
+async def test_connect_requests_are_refused(web: Api) -> None:
     assert (await said_to(web.url, b"CONNECT x:443 HTTP/1.1\r\nHost: x:443\r\n\r\nGET / HTTP/1.1\r\n\r\n"))[0] == 405
 
 
-async def test_an_answer_is_completed_before_the_refusal_of_the_next_request_closes() -> None:
+async def test_a_response_is_completed_before_a_refused_next_request_closes_the_connection() -> None:
     go_on = asyncio.Event()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -250,7 +250,7 @@ async def test_an_answer_is_completed_before_the_refusal_of_the_next_request_clo
 
     async with bare_server(app) as url, client_of(url) as client, client_of(url) as other:
         await client.send(b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n" + GET + b"A: " + b"x" * 80_000)
-        # When this is answered, the server has read the above too.
+        # Once this request is answered, the server has read the bytes above too.
         await other.send(GET + b"\r\n")
         assert await other.status() == 200
         go_on.set()
@@ -259,11 +259,11 @@ async def test_an_answer_is_completed_before_the_refusal_of_the_next_request_clo
         assert await client.rest() == b""
 
 
-async def test_of_too_many_requests_at_once_the_first_are_answered() -> None:
+async def test_of_too_many_pipelined_requests_the_first_are_answered() -> None:
     async with bare_server(read_all) as url, client_of(url) as client:
         await client.send((GET + b"\r\n") * 10_000)
         answers = await client.rest()
-    # The one in work, those that wait, and nothing after `connection: close`.
+    # The running request and the queued ones are answered. Nothing follows `connection: close`.
     assert answers.count(b"HTTP/1.1 200 OK") == 33
     assert answers.count(b"connection: close") == 1
 
@@ -276,13 +276,13 @@ async def test_of_too_many_requests_at_once_the_first_are_answered() -> None:
         (b"Transfer-Encoding: chunked\r\n", 400),
     ],
 )
-async def test_a_handshake_that_the_websocket_library_does_not_read_is_answered(
+async def test_a_handshake_that_the_websocket_library_cannot_read_is_answered(
     web: Api, headers: bytes, status: int
 ) -> None:
     assert (await said_to(web.url, UPGRADE + headers + b"\r\n"))[0] == status
 
 
-# ---------------------------------------------------------------- how long
+# ---------------------------------------------------------------- time limits
 
 
 async def answer_with(body: bytes, send: Send) -> None:
@@ -293,7 +293,7 @@ async def answer_with(body: bytes, send: Send) -> None:
 
 @asynccontextmanager
 async def bare_server(app: ASGIApp, **given: Any) -> AsyncIterator[str]:
-    """The URL of the real HTTP server before an application of the test's own."""
+    """Run the real HTTP server in front of the test's own application, and yield its URL."""
 
     async def with_lifespan(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "lifespan":
@@ -308,7 +308,7 @@ async def bare_server(app: ASGIApp, **given: Any) -> AsyncIterator[str]:
 
 
 async def read_all(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answers when the body is there, with its length; a GET at once."""
+    """Wait for the whole body and answer with its length. A GET is answered at once."""
     length = 0
     while True:
         message = await receive()
@@ -321,7 +321,7 @@ async def read_all(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 async def seconds_pass(url: str) -> None:
-    """Longer than two of the server's time-outs of a second: that is when it gives up clients that say nothing."""
+    """Wait for more than two of the server's one-second time-outs: the server closes two silent clients in turn."""
     for _ in range(2):
         async with client_of(url) as silent:
             assert await silent.rest() == b""
@@ -341,7 +341,7 @@ async def seconds_pass(url: str) -> None:
     ],
     ids=["silent", "empty line", "half line", "half head", "half body", "half chunk", "half trailer", "half handshake"],
 )
-async def test_a_request_that_does_not_arrive_is_given_up(data: bytes, status: int | None) -> None:
+async def test_a_request_that_does_not_arrive_times_out(data: bytes, status: int | None) -> None:
     async with bare_server(read_all, request_timeout_seconds=1) as url, client_of(url) as client:
         await client.send(data)
         if status is not None:
@@ -350,7 +350,7 @@ async def test_a_request_that_does_not_arrive_is_given_up(data: bytes, status: i
 
 
 @pytest.mark.parametrize("start", [GET + b"A: ", POST + b"Content-Length: 100000\r\n\r\n"], ids=["head", "body"])
-async def test_a_request_that_trickles_in_is_given_up(start: bytes) -> None:
+async def test_a_request_that_trickles_in_times_out(start: bytes) -> None:
     async with bare_server(read_all, request_timeout_seconds=1) as url, client_of(url) as client:
 
         async def trickle() -> None:
@@ -367,7 +367,7 @@ async def test_a_request_that_trickles_in_is_given_up(start: bytes) -> None:
             await asyncio.gather(trickling, return_exceptions=True)
 
 
-async def test_a_slow_body_that_goes_on_arriving_is_read_to_its_end() -> None:
+async def test_a_slow_body_that_keeps_arriving_is_read_to_its_end() -> None:
     async with bare_server(read_all, request_timeout_seconds=1) as url, client_of(url) as slow:
         await slow.send(POST + b"Content-Length: 60001\r\n\r\n" + b"x" * 60_000)
         await seconds_pass(url)
@@ -375,7 +375,7 @@ async def test_a_slow_body_that_goes_on_arriving_is_read_to_its_end() -> None:
         assert (await slow.answer())[2] == b"60001"
 
 
-async def test_a_body_is_not_read_for_ever_after_its_answer() -> None:
+async def test_a_body_is_not_read_forever_after_the_response() -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await answer_with(b"early", send)
 
@@ -396,7 +396,7 @@ async def test_a_body_is_not_read_for_ever_after_its_answer() -> None:
             await asyncio.gather(pouring, return_exceptions=True)
 
 
-async def test_an_idle_connection_is_closed_and_a_busy_one_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_idle_connections_are_closed_and_busy_ones_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "_KEEP_ALIVE_SECONDS", 1)
     go_on = asyncio.Event()
 
@@ -420,7 +420,7 @@ async def test_an_idle_connection_is_closed_and_a_busy_one_is_not(monkeypatch: p
         assert (await busy.answer())[2] == b"done"
 
 
-async def test_a_refused_handshake_has_the_headers_of_every_answer(web: Api) -> None:
+async def test_a_refused_handshake_has_the_security_headers(web: Api) -> None:
     async with client_of(web.url) as client:
         await client.send(UPGRADE + b"Origin: https://foreign.example\r\n\r\n")
         answer = await client.rest()
@@ -431,7 +431,7 @@ async def test_a_refused_handshake_has_the_headers_of_every_answer(web: Api) -> 
 
 
 @pytest.mark.parametrize("pieces", [1, 400], ids=["one piece", "a stream"])
-async def test_an_answer_that_nobody_takes_is_given_up(pieces: int) -> None:
+async def test_a_response_that_the_client_does_not_read_is_given_up(pieces: int) -> None:
     size = 40_000_000
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -449,7 +449,7 @@ async def test_an_answer_that_nobody_takes_is_given_up(pieces: int) -> None:
         assert len(await bad.rest()) < size
 
 
-async def test_a_client_that_closes_its_half_after_the_request_is_answered() -> None:
+async def test_a_client_that_half_closes_after_its_request_is_answered() -> None:
     go_on = asyncio.Event()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -464,7 +464,7 @@ async def test_a_client_that_closes_its_half_after_the_request_is_answered() -> 
         client.writer.write_eof()
         await large.send(POST + b"Content-Length: 100000\r\n\r\n" + b"x" * 100_000)
         large.writer.write_eof()
-        # The server sees the end of input before it answers.
+        # Time for the server to see the end of input before it answers.
         await asyncio.sleep(0.1)
         go_on.set()
         assert [(await client.answer())[2] for _ in range(2)] == [b"0", b"0"]
@@ -474,7 +474,7 @@ async def test_a_client_that_closes_its_half_after_the_request_is_answered() -> 
 
 
 @pytest.mark.parametrize("data", [b"", GET, GET + b"\r\n", POST + b"Content-Length: 5\r\n\r\n{"])
-async def test_a_client_that_closes_its_half_and_is_owed_nothing_is_closed_at_once(data: bytes) -> None:
+async def test_a_half_closed_client_with_no_pending_response_is_closed_at_once(data: bytes) -> None:
     async with bare_server(read_all) as url, client_of(url) as client:
         await client.send(data)
         if data.endswith(b"\r\n\r\n"):
@@ -485,7 +485,7 @@ async def test_a_client_that_closes_its_half_and_is_owed_nothing_is_closed_at_on
 
 
 @pytest.mark.parametrize("has_begun", [True, False], ids=["begun", "not begun"])
-async def test_a_stream_ends_when_its_client_is_gone(has_begun: bool) -> None:
+async def test_a_stream_ends_when_its_client_disconnects(has_begun: bool) -> None:
     ended, go_on = asyncio.Event(), asyncio.Event()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -505,7 +505,7 @@ async def test_a_stream_ends_when_its_client_is_gone(has_begun: bool) -> None:
             if has_begun:
                 go_on.set()
                 await client.reader.readuntil(b"\r\n\r\n1\r\nx\r\n")
-        # The server sees the end of input before it answers.
+        # Time for the server to see the end of input before it answers.
         await asyncio.sleep(0.1)
         go_on.set()
         async with asyncio.timeout(5):
@@ -514,7 +514,7 @@ async def test_a_stream_ends_when_its_client_is_gone(has_begun: bool) -> None:
 
 @asynccontextmanager
 async def slow_client_of(url: str, data: bytes) -> AsyncIterator[socket.socket]:
-    """A client with little room for what it has not read, which has sent this."""
+    """Send `data` from a client with a small receive buffer."""
     with socket.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16_384)
         client.setblocking(False)
@@ -525,7 +525,7 @@ async def slow_client_of(url: str, data: bytes) -> AsyncIterator[socket.socket]:
 
 
 async def read_slowly(client: socket.socket, seconds: float) -> int:
-    """The bytes read in that time, at most 40 KB a second."""
+    """Read for this many seconds at no more than 40 KB/s, and return the number of bytes."""
     loop = asyncio.get_running_loop()
     read, end = 0, loop.time() + seconds
     while loop.time() < end:
@@ -536,7 +536,7 @@ async def read_slowly(client: socket.socket, seconds: float) -> int:
 
 
 async def read_all_of(client: socket.socket, size: int) -> int:
-    """The bytes read until there are so many, or the server closes."""
+    """Read until `size` bytes have arrived or the server closes, and return the number of bytes."""
     read = 0
     async with asyncio.timeout(PATIENCE_SECONDS):
         while read < size and (data := await asyncio.get_running_loop().sock_recv(client, 1 << 20)):
@@ -545,7 +545,7 @@ async def read_all_of(client: socket.socket, size: int) -> int:
 
 
 @pytest.mark.parametrize("pieces", [1, 40], ids=["one piece", "a stream"])
-async def test_a_client_that_reads_slowly_gets_all_of_its_answer(pieces: int) -> None:
+async def test_a_slow_reader_gets_the_whole_response(pieces: int) -> None:
     size = 8_000_000
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -561,7 +561,7 @@ async def test_a_client_that_reads_slowly_gets_all_of_its_answer(pieces: int) ->
 
 
 @pytest.mark.parametrize("is_read", [True, False], ids=["slowly", "not at all"])
-async def test_a_stream_lasts_while_some_of_it_is_taken(is_read: bool) -> None:
+async def test_a_stream_lasts_as_long_as_its_client_reads(is_read: bool) -> None:
     ended = asyncio.Event()
 
     async def endless() -> AsyncGenerator[str, None]:
@@ -582,11 +582,11 @@ async def test_a_stream_lasts_while_some_of_it_is_taken(is_read: bool) -> None:
         if is_read:
             assert await read_slowly(client, 5) > 0
             assert not ended.is_set()
-        # Now nothing is taken.
+        # From here the client reads nothing.
         await asyncio.wait_for(ended.wait(), PATIENCE_SECONDS)
 
 
-async def test_answers_that_an_address_does_not_read_are_bounded(caplog: pytest.LogCaptureFixture) -> None:
+async def test_unread_responses_are_bounded_per_address(caplog: pytest.LogCaptureFixture) -> None:
     size = 10_000_000
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -594,7 +594,7 @@ async def test_answers_that_an_address_does_not_read_are_bounded(caplog: pytest.
 
     async with bare_server(app, max_unsent_bytes=8_000_000) as url, AsyncExitStack() as stack:
         clients = [await stack.enter_async_context(slow_client_of(url, GET + b"\r\n")) for _ in range(6)]
-        # The server looks once a second.
+        # The server checks once a second.
         await asyncio.sleep(2.5)
         read = []
         for client in clients:
@@ -606,7 +606,7 @@ async def test_answers_that_an_address_does_not_read_are_bounded(caplog: pytest.
     assert "TASKFLOW_MAX_UNSENT_BYTES" in warning
 
 
-async def test_one_answer_that_is_not_read_may_be_longer_than_the_bound() -> None:
+async def test_a_single_unread_response_may_exceed_the_bound() -> None:
     size = 10_000_000
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -620,7 +620,7 @@ async def test_one_answer_that_is_not_read_may_be_longer_than_the_bound() -> Non
         assert await read_all_of(client, size) >= size
 
 
-async def test_a_websocket_that_reads_nothing_is_given_up() -> None:
+async def test_a_websocket_that_reads_nothing_is_closed() -> None:
     ended = asyncio.Event()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -634,13 +634,13 @@ async def test_a_websocket_that_reads_nothing_is_given_up() -> None:
     given = {"request_timeout_seconds": 1, "stream_send_timeout_seconds": 1, "max_connections_per_address": 2}
     async with bare_server(app, **given) as url, client_of(url) as bad:
         await bad.send(UPGRADE + b"\r\n")
-        # The application waits until its message is taken, or the client is gone.
+        # `send` returns when the message was taken, or the client is gone.
         await asyncio.wait_for(ended.wait(), PATIENCE_SECONDS)
         assert len(await bad.rest()) < 40_000_000
 
 
 @pytest.mark.parametrize("size", [8_000_000, 1_000_000], ids=["in the server", "in the system"])
-async def test_pings_do_not_cut_off_a_websocket_that_reads_a_large_answer_slowly(size: int) -> None:
+async def test_pings_do_not_cut_off_a_websocket_that_reads_a_large_message_slowly(size: int) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "websocket.accept"})
         await send({"type": "websocket.send", "text": "x" * size})
@@ -652,7 +652,7 @@ async def test_pings_do_not_cut_off_a_websocket_that_reads_a_large_answer_slowly
     config.ws_ping_interval = config.ws_ping_timeout = 1
     async with listening(config) as url, slow_client_of(url, UPGRADE + b"\r\n") as client:
         read, end = await read_slowly(client, 5), b""
-        # Until nothing more comes: a close frame would be behind the answer.
+        # Read until nothing more comes. A close frame would come after the large message.
         with suppress(TimeoutError):
             data = b"x"
             while data:
@@ -663,7 +663,7 @@ async def test_pings_do_not_cut_off_a_websocket_that_reads_a_large_answer_slowly
     assert b"keepalive ping timeout" not in end
 
 
-async def test_a_websocket_that_answers_no_ping_is_closed() -> None:
+async def test_a_websocket_that_answers_no_pings_is_closed() -> None:
     config = uvicorn_config(wait_for_input, make_settings())
     config.lifespan = "off"
     config.ws_ping_interval = config.ws_ping_timeout = 0.3
@@ -673,7 +673,7 @@ async def test_a_websocket_that_answers_no_ping_is_closed() -> None:
         assert b"keepalive ping timeout" in await client.rest()
 
 
-# Frames of a client with a mask of zeros: text that is not UTF-8, in one and in two frames, and the end.
+# Client frames with a mask of zeros: text that is not UTF-8, in one frame and in two, and a close frame.
 BAD_TEXT = b"\x81\x82\0\0\0\0\xc3\x28"
 BAD_TEXTS = b"\x01\x81\0\0\0\0\xc3\x80\x81\0\0\0\0\x28"
 CLOSE = b"\x88\x82\0\0\0\0\x03\xe8"
@@ -685,11 +685,11 @@ async def test_a_message_that_is_not_utf_8_closes_with_1007(data: bytes) -> None
         await client.send(UPGRADE + b"\r\n")
         assert await client.status() == 101
         await client.send(data)
-        # A close frame of two bytes.
+        # A close frame with only the two bytes of the code 1007.
         assert await client.rest() == b"\x88\x02\x03\xef"
 
 
-async def test_a_message_that_is_not_utf_8_before_a_close_is_no_error() -> None:
+async def test_a_message_that_is_not_utf_8_before_a_close_frame_logs_no_error() -> None:
     async with bare_server(wait_for_input) as url, client_of(url) as client:
         await client.send(UPGRADE + b"\r\n")
         assert await client.status() == 101
@@ -697,11 +697,11 @@ async def test_a_message_that_is_not_utf_8_before_a_close_is_no_error() -> None:
         assert (await client.rest())[:2] == b"\x88\x02"
 
 
-# ---------------------------------------------------------------- how many
+# ---------------------------------------------------------------- number of connections
 
 
 async def wait_for_input(scope: Scope, receive: Receive, send: Send) -> None:
-    """Accepts WebSockets and keeps them; answers all else at once."""
+    """Accept WebSockets and hold them open. Answer HTTP requests at once."""
     if scope["type"] == "http":
         await answer_with(b"done", send)
         return
@@ -712,7 +712,7 @@ async def wait_for_input(scope: Scope, receive: Receive, send: Send) -> None:
 
 @asynccontextmanager
 async def clients_of(url: str, number: int, data: bytes) -> AsyncIterator[list[Client]]:
-    """So many that have sent this, one after the other."""
+    """Connect this many clients, one after the other, each of which has sent `data`."""
     async with AsyncExitStack() as stack:
         clients = []
         for _ in range(number):
@@ -728,14 +728,14 @@ async def clients_of(url: str, number: int, data: bytes) -> AsyncIterator[list[C
     [{"max_connections_per_address": 20}, {"max_connections": 20, "trusted_proxies": "127.0.0.0/8"}],
     ids=["address", "process"],
 )
-async def test_at_the_limit_connections_that_wait_for_their_client_make_room(
+async def test_at_the_limit_idle_and_unfinished_connections_are_closed_for_new_ones(
     data: bytes, given: dict[str, Any]
 ) -> None:
     async with bare_server(read_all, **given) as url, clients_of(url, 60, data) as clients:
         async with client_of(url) as late:
             await late.send(GET + b"\r\n")
             assert await late.status() == 200
-        # The oldest, whose turn it has been for longest.
+        # The oldest are closed: the server has waited longest for them.
         assert [await client.rest() for client in clients[:40]] == [b""] * 40
         if data:
             await clients[-1].send(b"\r\n" if data == GET else b"x" * 9)
@@ -746,7 +746,9 @@ async def test_at_the_limit_connections_that_wait_for_their_client_make_room(
     ("given", "status"),
     [({"max_connections_per_address": 3}, 429), ({"max_connections": 3, "trusted_proxies": "127.0.0.1"}, 503)],
 )
-async def test_websockets_stay_and_a_connection_too_many_is_refused(given: dict[str, Any], status: int) -> None:
+async def test_at_the_limit_websockets_stay_open_and_new_connections_are_refused(
+    given: dict[str, Any], status: int
+) -> None:
     async with bare_server(wait_for_input, **given) as url, clients_of(url, 3, UPGRADE + b"\r\n") as sockets:
         for socket in sockets:
             assert await socket.status() == 101
@@ -761,7 +763,7 @@ async def test_websockets_stay_and_a_connection_too_many_is_refused(given: dict[
             assert await late.status() == 200
 
 
-async def test_one_address_cannot_have_all_connections(caplog: pytest.LogCaptureFixture) -> None:
+async def test_one_address_cannot_take_all_connections(caplog: pytest.LogCaptureFixture) -> None:
     async with bare_server(wait_for_input, max_connections=10) as url, clients_of(url, 5, UPGRADE + b"\r\n") as sockets:
         for socket in sockets:
             assert await socket.status() == 101
@@ -772,7 +774,7 @@ async def test_one_address_cannot_have_all_connections(caplog: pytest.LogCapture
     assert "TASKFLOW_TRUSTED_PROXIES" in warning
 
 
-# ---------------------------------------------------------------- who
+# ---------------------------------------------------------------- client addresses
 
 
 @pytest.mark.parametrize(
@@ -783,17 +785,17 @@ async def test_one_address_cannot_have_all_connections(caplog: pytest.LogCapture
         ("127.0.0.1", b"X-Forwarded-For: 203.0.113.7\r\nX-Forwarded-Proto: https\r\n", ("https", "203.0.113.7")),
         ("127.0.0.0/8", b"X-Forwarded-For: 2001:db8::1\r\n", ("http", "2001:db8::1")),
         ("127.0.0.1", b"", ("http", "127.0.0.1")),
-        # What a client says of itself stands before what the proxy adds.
+        # Proxies append. The entries before theirs come from the client and may be false.
         ("127.0.0.1", b"X-Forwarded-For: 198.51.100.1, 203.0.113.7\r\n", ("http", "203.0.113.7")),
         ("127.0.0.1", b"X-Forwarded-For: 198.51.100.1\r\nX-Forwarded-For: 203.0.113.7\r\n", ("http", "203.0.113.7")),
-        # A load balancer before the proxy.
+        # A load balancer in front of the proxy.
         ("127.0.0.1, 10.0.0.0/8", b"X-Forwarded-For: 1.2.3.4, 203.0.113.7, 10.1.2.3\r\n", ("http", "203.0.113.7")),
     ],
 )
-async def test_only_a_trusted_proxy_says_who_the_client_is(
+async def test_only_a_trusted_proxy_names_the_client_address(
     monkeypatch: pytest.MonkeyPatch, trusted: str, headers: bytes, client: tuple[str, str]
 ) -> None:
-    # uvicorn's own variable, which is no setting of this server.
+    # uvicorn's own variable. This server does not use it.
     monkeypatch.setenv("FORWARDED_ALLOW_IPS", "*")
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -804,10 +806,10 @@ async def test_only_a_trusted_proxy_says_who_the_client_is(
         assert (await asking.answer())[2].decode() == " ".join(client)
 
 
-# ---------------------------------------------------------------- descriptors
+# ---------------------------------------------------------------- file descriptors
 
 
-def test_a_limit_of_descriptors_that_is_too_low_is_told_with_what_to_do() -> None:
+def test_a_descriptor_limit_that_is_too_low_is_reported_with_a_remedy() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))
     try:

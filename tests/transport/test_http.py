@@ -1,4 +1,4 @@
-"""GraphQL over HTTP: what a request may look like, what an answer looks like, and the addresses beside /graphql."""
+"""GraphQL over HTTP: requests, responses, and the server's other endpoints."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ ORIGIN = "http://localhost:5173"
 
 @pytest.fixture(scope="module")
 async def web(migrated_sqlite: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Api]:
-    """One server for all requests that leave nothing behind; none of them comes as far as the database."""
+    """One server for all tests that leave nothing behind. None of their requests reaches the database."""
     path = tmp_path_factory.mktemp("http") / "taskflow.sqlite3"
     shutil.copy(migrated_sqlite, path)
     async with serving(make_settings(data_dir=path.parent, database_url=f"sqlite:///{path}")) as api:
@@ -86,7 +86,7 @@ GOOD = json.dumps({"query": QUERY}).encode()
     ],
     ids=lambda value: ascii(value[:40]),
 )
-async def test_a_body_that_is_no_request_is_refused_with_words(web: Api, body: bytes, message: str) -> None:
+async def test_a_body_that_is_not_a_request_is_refused_with_a_message(web: Api, body: bytes, message: str) -> None:
     assert_refused(await web.http.post("/graphql", content=body, headers={"Content-Type": JSON}), 400, message)
 
 
@@ -103,12 +103,14 @@ async def test_a_body_that_is_no_request_is_refused_with_words(web: Api, body: b
         ("application/json; charset=iso-8859-1", "Send the request in UTF-8"),
     ],
 )
-async def test_a_form_of_another_site_cannot_send_a_request(web: Api, content_type: str | None, message: str) -> None:
+async def test_requests_need_a_json_content_type_so_foreign_forms_cannot_send_them(
+    web: Api, content_type: str | None, message: str
+) -> None:
     headers = {} if content_type is None else {"Content-Type": content_type}
     assert_refused(await web.http.post("/graphql", content=GOOD, headers=headers), 415, message)
 
 
-async def test_json_is_json_in_any_spelling(web: Api) -> None:
+async def test_content_type_spellings_and_null_or_extra_members_are_accepted(web: Api) -> None:
     for content_type in (
         JSON,
         "Application/JSON",
@@ -123,7 +125,7 @@ async def test_json_is_json_in_any_spelling(web: Api) -> None:
     assert (await web.http.post("/graphql", json=given)).json() == ANSWER
 
 
-async def test_a_body_that_is_too_long_is_refused_announced_or_not(web: Api) -> None:
+async def test_a_body_over_the_limit_is_refused_with_or_without_a_content_length(web: Api) -> None:
     async def chunks() -> AsyncIterator[bytes]:
         for _ in range(1000):
             yield b" " * 10_000
@@ -132,7 +134,7 @@ async def test_a_body_that_is_too_long_is_refused_announced_or_not(web: Api) -> 
         try:
             response = await web.http.post("/graphql", content=body, headers={"Content-Type": JSON})
         except httpx.WriteError:
-            # The answer came, and the connection went, before we had said it all.
+            # The server answered and closed before the whole body was sent.
             continue
         assert response.status_code == 413
         assert response.headers["content-type"].startswith(JSON)
@@ -140,7 +142,7 @@ async def test_a_body_that_is_too_long_is_refused_announced_or_not(web: Api) -> 
     assert (await web.http.post("/graphql", json={"query": QUERY})).json() == ANSWER
 
 
-async def test_queries_can_be_asked_with_get_and_mutations_cannot(web: Api) -> None:
+async def test_get_runs_queries_and_refuses_mutations(web: Api) -> None:
     response = await web.http.get("/graphql", params={"query": QUERY})
     assert (response.status_code, response.json()) == (200, ANSWER)
     response = await web.http.get(
@@ -174,7 +176,7 @@ async def test_other_methods_are_refused(web: Api, method: str) -> None:
     assert response.headers["allow"] == "GET, POST"
 
 
-async def test_a_subscription_as_an_ordinary_request_is_told_how_to_subscribe(web: Api) -> None:
+async def test_a_subscription_in_an_ordinary_request_explains_how_to_subscribe(web: Api) -> None:
     subscription = "subscription { taskChanged { cursor } }"
     for response in (
         await web.http.post("/graphql", json={"query": subscription}),
@@ -210,13 +212,13 @@ async def test_a_subscription_as_an_ordinary_request_is_told_how_to_subscribe(we
         (f"{GRAPHQL};q=0", JSON),
         (f"{GRAPHQL};q=nonsense, {JSON};q=0.1", JSON),
         (f"text/html, {GRAPHQL};q=0.8, */*;q=0.1", GRAPHQL),
-        # What urql and Apollo send with every request.
+        # urql and Apollo send these with every request.
         (f"{GRAPHQL}, {JSON}, text/event-stream, multipart/mixed", GRAPHQL),
         (f"multipart/mixed;deferSpec=20220824,{GRAPHQL},{JSON};q=0.9", GRAPHQL),
         (";;,,;q=", JSON),
     ],
 )
-async def test_the_answer_has_the_media_type_that_the_client_likes_best(
+async def test_the_response_has_the_media_type_that_the_client_prefers(
     web: Api, accept: str | None, expected: str
 ) -> None:
     request = web.http.build_request("POST", "/graphql", json={"query": QUERY})
@@ -228,7 +230,7 @@ async def test_the_answer_has_the_media_type_that_the_client_likes_best(
     assert response.headers["content-type"] == f"{expected}; charset=utf-8"
 
 
-async def test_a_request_error_is_400_under_the_new_media_type_and_200_under_json(web: Api) -> None:
+async def test_a_request_error_is_400_under_graphql_response_json_and_200_under_json(web: Api) -> None:
     for query, code in (
         ("{", "GRAPHQL_PARSE_FAILED"),
         ("{ nope }", "GRAPHQL_VALIDATION_FAILED"),
@@ -240,12 +242,12 @@ async def test_a_request_error_is_400_under_the_new_media_type_and_200_under_jso
             response = await web.http.post("/graphql", json={"query": query}, headers={"Accept": accept})
             assert response.status_code == status
             assert response.headers["content-type"] == f"{accept}; charset=utf-8"
-            # Nothing was run, so there is no `data`, not even null.
+            # A request error (raised before execution) has no `data` key.
             assert list(response.json()) == ["errors"]
             assert [error["extensions"]["code"] for error in response.json()["errors"]] == [code]
 
 
-async def test_an_error_of_a_field_is_200_under_both_media_types(web: Api) -> None:
+async def test_a_field_error_is_200_under_both_media_types(web: Api) -> None:
     for accept in (GRAPHQL, JSON):
         response = await web.http.post(
             "/graphql", json={"query": "{ tasks { totalCount } }"}, headers={"Accept": accept}
@@ -272,7 +274,7 @@ def preflight(origin: str, method: str = "POST") -> dict[str, str]:
     }
 
 
-async def test_a_listed_origin_may_send_what_clients_send(web: Api) -> None:
+async def test_a_listed_origin_may_send_the_methods_and_headers_of_clients(web: Api) -> None:
     for origin in ("http://localhost:3000", ORIGIN):
         for method in ("GET", "POST"):
             response = await web.http.options("/graphql", headers=preflight(origin, method))
@@ -287,7 +289,7 @@ async def test_a_listed_origin_may_send_what_clients_send(web: Api) -> None:
         assert "Origin" in response.headers["vary"]
 
 
-async def test_an_origin_that_is_not_listed_may_not(web: Api) -> None:
+async def test_an_unlisted_origin_is_refused(web: Api) -> None:
     for origin in (
         "http://localhost:5174",
         "https://localhost:5173",
@@ -304,14 +306,14 @@ async def test_an_origin_that_is_not_listed_may_not(web: Api) -> None:
     assert response.status_code == 400
 
 
-async def test_refusals_can_be_read_by_the_page_that_sent_the_request(web: Api) -> None:
+async def test_refusals_have_cors_headers_so_pages_can_read_them(web: Api) -> None:
     for body in (b"{", b" " * 2_000_000):
         response = await web.http.post("/graphql", content=body, headers={"Origin": ORIGIN, "Content-Type": JSON})
         assert response.status_code in (400, 413)
         assert response.headers["access-control-allow-origin"] == ORIGIN
 
 
-async def test_the_origins_come_from_the_settings(sqlite_settings: Settings) -> None:
+async def test_allowed_origins_come_from_the_settings(sqlite_settings: Settings) -> None:
     settings = sqlite_settings.model_copy(update={"cors_origins": ["https://app.example"]})
     async with serving(settings) as api:
         response = await api.http.options("/graphql", headers=preflight("https://app.example"))
@@ -320,7 +322,7 @@ async def test_the_origins_come_from_the_settings(sqlite_settings: Settings) -> 
         assert "access-control-allow-origin" not in response.headers
 
 
-async def test_a_setting_lets_pages_send_other_headers(sqlite_settings: Settings) -> None:
+async def test_cors_headers_setting_allows_further_request_headers(sqlite_settings: Settings) -> None:
     asked = preflight(ORIGIN) | {"Access-Control-Request-Headers": "authorization, x-tenant"}
     async with serving(sqlite_settings) as api:
         assert (await api.http.options("/graphql", headers=asked)).status_code == 400
@@ -331,7 +333,7 @@ async def test_a_setting_lets_pages_send_other_headers(sqlite_settings: Settings
 
 
 @pytest.mark.parametrize("origins", [[ORIGIN], ["*"], []])
-async def test_cors_adds_what_starlettes_adds(origins: list[str]) -> None:
+async def test_cors_middleware_sends_the_same_messages_as_starlettes(origins: list[str]) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await Response("x", headers=scope["extra"])(scope, receive, send)
 
@@ -355,15 +357,15 @@ async def test_cors_adds_what_starlettes_adds(origins: list[str]) -> None:
     ):
         headers = [(b"host", b"x"), *([(b"origin", origin.encode())] if origin else [])]
         scope = {"type": "http", "method": method, "path": "/", "headers": headers, "extra": extra}
-        # Twice: the second time from memory.
+        # The second round answers from the cache.
         for _ in range(2):
             assert await answer(ours, scope) == await answer(starlettes, scope)
 
 
-# ---------------------------------------------------------------- what browsers are told
+# ---------------------------------------------------------------- security headers
 
 
-async def test_every_answer_says_that_it_is_what_it_says_and_that_no_referrer_is_to_be_sent(web: Api) -> None:
+async def test_every_response_has_nosniff_and_no_referrer(web: Api) -> None:
     answers = [
         await web.http.post("/graphql", json={"query": QUERY}),
         await web.http.get("/graphql", headers={"Accept": "text/html"}),
@@ -383,7 +385,7 @@ async def test_every_answer_says_that_it_is_what_it_says_and_that_no_referrer_is
         assert answer.headers.get_list("referrer-policy") == ["no-referrer"], answer
 
 
-async def test_graphiql_is_in_nobodys_frame_under_any_address(web: Api) -> None:
+async def test_graphiql_cannot_be_framed_under_any_of_its_urls(web: Api) -> None:
     for path in ("/graphql", "/static/graphiql/index.html"):
         response = await web.http.get(path, headers={"Accept": "text/html"})
         assert (response.status_code, response.headers["content-type"]) == (200, "text/html; charset=utf-8")
@@ -391,13 +393,13 @@ async def test_graphiql_is_in_nobodys_frame_under_any_address(web: Api) -> None:
         assert {"default-src 'none'", "script-src 'self'", "frame-ancestors 'none'"} <= set(policy)
 
 
-async def test_without_graphiql_none_of_its_files_is_served(sqlite_settings: Settings) -> None:
+async def test_no_graphiql_file_is_served_when_graphiql_is_off(sqlite_settings: Settings) -> None:
     async with serving(sqlite_settings.model_copy(update={"graphiql": False})) as api:
         for path in ("index.html", "app.js", "app.css", "vendor/graphiql.min.js"):
             assert (await api.http.get(f"/static/graphiql/{path}")).status_code == 404
 
 
-async def test_a_slash_too_many_leads_back_without_the_host_that_the_client_names(web: Api) -> None:
+async def test_a_trailing_slash_redirects_without_using_the_host_header(web: Api) -> None:
     for path, target in (("/graphql/", "../graphql"), ("/graphql/?query=%7Bme%7Bid%7D%7D", None)):
         for method in ("GET", "POST"):
             response = await web.http.request(method, path, headers={"Host": "evil.example"})
@@ -409,15 +411,15 @@ async def test_a_slash_too_many_leads_back_without_the_host_that_the_client_name
     assert followed.json() == ANSWER
 
 
-# ---------------------------------------------------------------- beside /graphql
+# ---------------------------------------------------------------- other endpoints
 
 
-async def test_the_root_says_who_is_there(web: Api) -> None:
+async def test_the_root_names_the_server_and_its_version(web: Api) -> None:
     response = await web.http.get("/")
     assert (response.status_code, response.json()) == (200, {"message": "TaskFlow GQL", "version": __version__})
 
 
-async def test_health_says_that_the_process_is_alive_and_the_time(web: Api) -> None:
+async def test_health_reports_that_the_process_is_alive_and_the_time(web: Api) -> None:
     for path in ("/health", "/health-check"):
         response = await web.http.get(path)
         assert response.status_code == 200
@@ -426,7 +428,7 @@ async def test_health_says_that_the_process_is_alive_and_the_time(web: Api) -> N
         assert abs(datetime.now(UTC) - datetime.fromisoformat(said["time"])) < timedelta(minutes=1)
 
 
-async def test_other_addresses_are_not_found(web: Api) -> None:
+async def test_unknown_paths_are_404_and_wrong_methods_405(web: Api) -> None:
     for path in (
         "/nowhere",
         "/graphql/nowhere",
@@ -439,12 +441,12 @@ async def test_other_addresses_are_not_found(web: Api) -> None:
     assert (await web.http.post("/health")).status_code == 405
 
 
-async def test_a_server_is_ready_with_its_database_and_with_redis_where_it_is_configured(api: Api) -> None:
+async def test_ready_is_200_when_the_database_and_a_configured_redis_are_reachable(api: Api) -> None:
     response = await api.http.get("/ready")
     assert (response.status_code, response.json()) == (200, {"status": "ready"})
 
 
-async def test_a_database_that_is_not_migrated_is_not_ready(tmp_path: Path) -> None:
+async def test_ready_is_503_when_the_database_is_not_migrated(tmp_path: Path) -> None:
     path = tmp_path / "taskflow.sqlite3"
     settings = make_settings(data_dir=tmp_path, database_url=f"sqlite:///{path}")
     engine = create_engine(settings)
@@ -459,7 +461,7 @@ async def test_a_database_that_is_not_migrated_is_not_ready(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-async def test_ready_names_what_is_away_and_all_works_again_when_it_is_back(tmp_path: Path) -> None:
+async def test_ready_names_unreachable_parts_and_the_server_recovers_with_them(tmp_path: Path) -> None:
     with PostgresServer(durable=True) as postgres, RedisServer() as redis:
         settings = make_settings(data_dir=tmp_path, database_url=postgres.url(), redis_url=redis.url())
         engine = create_engine(settings)
@@ -480,7 +482,7 @@ async def test_ready_names_what_is_away_and_all_works_again_when_it_is_back(tmp_
 
             redis.kill()
             assert await ready() == unavailable("redis")
-            # News is late without Redis; everything else goes on.
+            # Without Redis, changes are streamed late. Everything else works.
             assert (await api.update_task(ann, task["id"], title="Without Redis"))["errors"] == []
 
             postgres.kill()
@@ -508,19 +510,19 @@ NOT_SUPPORTED = {
 }
 
 
-async def test_a_document_that_is_named_by_its_hash_alone_is_not_supported(web: Api) -> None:
+async def test_a_hash_without_a_document_gets_persisted_query_not_supported(web: Api) -> None:
     posted = await web.http.post("/graphql", json={"extensions": HASHED, "variables": {}})
     assert (posted.status_code, posted.json()) == (200, NOT_SUPPORTED)
     gotten = await web.http.get("/graphql", params={"extensions": json.dumps(HASHED)})
     assert (gotten.status_code, gotten.json()) == (200, NOT_SUPPORTED)
 
 
-async def test_a_document_that_comes_with_its_hash_is_run(web: Api) -> None:
+async def test_a_document_sent_with_its_hash_is_run(web: Api) -> None:
     answer = await web.http.post("/graphql", json={"query": "{ __typename }", "extensions": HASHED})
     assert answer.json() == {"data": {"__typename": "Query"}}
 
 
-async def test_other_extensions_do_not_stand_for_a_document(web: Api) -> None:
+async def test_an_invalid_persisted_query_extension_does_not_replace_the_document(web: Api) -> None:
     answer = await web.http.post("/graphql", json={"extensions": {"persistedQuery": "x"}})
     assert answer.status_code == 400
     assert answer.json()["errors"][0]["message"] == "The request has no query"

@@ -1,4 +1,4 @@
-"""The graphql-transport-ws protocol, as clients keep to it and as they do not."""
+"""The graphql-transport-ws protocol, with clients that follow it and clients that break it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SUBSCRIPTION = "subscription { taskChanged { kind } }"
 
 @pytest.fixture(scope="module")
 async def web(migrated_sqlite: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Api]:
-    """One server for all that leaves nothing behind in a database."""
+    """One server for all tests that leave nothing behind in the database."""
     path = tmp_path_factory.mktemp("websocket") / "taskflow.sqlite3"
     shutil.copy(migrated_sqlite, path)
     async with serving(make_settings(data_dir=path.parent, database_url=f"sqlite:///{path}")) as api:
@@ -52,7 +52,7 @@ async def anonymous_socket(api: Api) -> AsyncIterator[Socket]:
 
 
 async def ask(socket: Socket, query: str, id: str = "1", **variables: Any) -> dict[str, Any]:
-    """The whole answer to one operation."""
+    """Run one operation that has a single result, and return that result."""
     await socket.send(type="subscribe", id=id, payload={"query": query, "variables": variables})
     message = await socket.receive()
     assert (message["type"], message["id"]) == ("next", id), message
@@ -62,18 +62,18 @@ async def ask(socket: Socket, query: str, id: str = "1", **variables: Any) -> di
 
 
 async def closed(socket: Socket) -> tuple[int | None, str | None]:
-    """Code and reason, after which nothing else may have been said."""
+    """Close code and reason. Fails if a message comes before the close."""
     with pytest.raises(ConnectionClosed):
         raise AssertionError(await socket.receive())
     return socket.connection.close_code, socket.connection.close_reason
 
 
-# ---------------------------------------------------------------- who you are
+# ---------------------------------------------------------------- authentication
 
 
 @pytest.mark.parametrize("form", ["Bearer {}", "bearer {}", "BEARER   {} ", "{}"])
 @pytest.mark.parametrize("key", ["Authorization", "authorization", "AUTHORIZATION"])
-async def test_the_token_is_read_from_connection_init_in_any_spelling(web: Api, key: str, form: str) -> None:
+async def test_connection_init_accepts_the_token_in_any_spelling(web: Api, key: str, form: str) -> None:
     ann = await registered(web)
     async with web.socket() as socket:
         await socket.send(type="connection_init", payload={"other": 1, key: form.format(ann.token)})
@@ -82,14 +82,14 @@ async def test_the_token_is_read_from_connection_init_in_any_spelling(web: Api, 
 
 
 async def registered(api: Api) -> Person:
-    """A new person on the server that all share."""
+    """Register a new person on the shared server."""
     return await api.register(f"person{next(_numbers)}")
 
 
 _numbers = itertools.count()
 
 
-async def test_the_token_is_read_from_the_handshake_unless_connection_init_has_one(web: Api) -> None:
+async def test_a_token_in_the_handshake_counts_unless_connection_init_has_one(web: Api) -> None:
     ann, bob = await registered(web), await registered(web)
     for payload, person in (({}, ann), ({"authorization": f"Bearer {bob.token}"}, bob)):
         async with web.socket(headers={"Authorization": f"Bearer {ann.token}"}) as socket:
@@ -99,7 +99,7 @@ async def test_the_token_is_read_from_the_handshake_unless_connection_init_has_o
 
 
 @pytest.mark.parametrize("payload", [None, {}, {"Authorization": ""}, {"Authorization": "Bearer "}, {"Other": "x"}])
-async def test_without_a_token_one_is_nobody(web: Api, payload: dict[str, str] | None) -> None:
+async def test_a_socket_without_a_token_is_anonymous(web: Api, payload: dict[str, str] | None) -> None:
     async with web.socket() as socket:
         await socket.send(type="connection_init", payload=payload)
         assert await socket.receive() == {"type": "connection_ack"}
@@ -121,7 +121,7 @@ async def test_a_bad_token_closes_with_4403(web: Api) -> None:
         assert await closed(socket) == (4403, "Forbidden")
 
 
-async def test_the_token_of_somebody_deactivated_closes_with_4403(api: Api, database: Database) -> None:
+async def test_a_deactivated_users_token_closes_with_4403(api: Api, database: Database) -> None:
     ann, boss = await api.register("ann"), await api.register("boss")
     await make_admin(database, boss.id)
     deactivate = "mutation($id: ID!) { deactivateUser(input: {userId: $id}) { errors { code } } }"
@@ -134,7 +134,7 @@ async def test_the_token_of_somebody_deactivated_closes_with_4403(api: Api, data
 # ---------------------------------------------------------------- operations
 
 
-async def test_queries_and_mutations_work_over_the_socket(api: Api) -> None:
+async def test_queries_and_mutations_work_over_a_websocket(api: Api) -> None:
     ann = await api.register("ann")
     async with api.signed_in_socket(ann) as socket:
         created = await ask(socket, CREATE_TASK, input={"title": "By socket"})
@@ -147,7 +147,7 @@ async def test_queries_and_mutations_work_over_the_socket(api: Api) -> None:
     assert await api.data("{ tasks { nodes { id title version } } }", by=ann) == listed["data"]
 
 
-async def test_each_operation_sees_people_as_they_are_now(api: Api, database: Database) -> None:
+async def test_each_operation_reads_users_and_roles_afresh(api: Api, database: Database) -> None:
     ann, boss = await api.register("ann"), await api.register("boss")
     await make_admin(database, boss.id)
     rename = "mutation($name: String!) { updateProfile(input: {fullName: $name}) { user { fullName } } }"
@@ -155,7 +155,7 @@ async def test_each_operation_sees_people_as_they_are_now(api: Api, database: Da
         for name in ("Ann", "Anne", "Anna"):
             assert (await ask(other, rename, name=name))["data"] == {"updateProfile": {"user": {"fullName": name}}}
             assert await ask(socket, ME) == {"data": {"me": {"username": "ann", "fullName": name}}}
-            # Who is asked about by whom changes nothing.
+            # The list of users shows the new name too.
             assert (await ask(socket, "{ users { nodes { fullName } } }"))["data"]["users"]["nodes"][0] == {
                 "fullName": name
             }
@@ -167,7 +167,7 @@ async def test_each_operation_sees_people_as_they_are_now(api: Api, database: Da
             assert await ask(socket, visible) == {"data": {"task": expected}}
 
 
-async def test_who_is_deactivated_between_two_operations_is_refused_the_second(api: Api, database: Database) -> None:
+async def test_a_user_deactivated_between_two_operations_is_refused_the_second(api: Api, database: Database) -> None:
     ann, boss = await api.register("ann"), await api.register("boss")
     await make_admin(database, boss.id)
     deactivate = "mutation($id: ID!) { deactivateUser(input: {userId: $id}) { errors { code } } }"
@@ -183,7 +183,7 @@ async def test_who_is_deactivated_between_two_operations_is_refused_the_second(a
     assert (await api.data("{ tasks { totalCount } }", by=boss))["tasks"] == {"totalCount": 0}
 
 
-async def test_operations_sent_without_waiting_are_all_answered(web: Api) -> None:
+async def test_pipelined_operations_are_all_answered(web: Api) -> None:
     async with anonymous_socket(web) as socket:
         ids = [f"operation {n}" for n in range(50)]
         for id in ids:
@@ -211,7 +211,7 @@ async def test_operations_sent_without_waiting_are_all_answered(web: Api) -> Non
     ],
     ids=lambda value: ascii(value)[:50],
 )
-async def test_an_operation_that_cannot_run_ends_with_an_error_and_the_socket_lives_on(
+async def test_an_operation_that_cannot_run_gets_an_error_and_the_socket_stays_open(
     web: Api, payload: dict[str, Any], code: str
 ) -> None:
     async with anonymous_socket(web) as socket:
@@ -222,14 +222,14 @@ async def test_an_operation_that_cannot_run_ends_with_an_error_and_the_socket_li
         assert await ask(socket, QUERY, id="bad") == {"data": NAME}
 
 
-async def test_an_operation_whose_variables_do_not_fit_answers_with_errors_only(web: Api) -> None:
+async def test_an_operation_with_invalid_variables_answers_with_errors_only(web: Api) -> None:
     async with anonymous_socket(web) as socket:
         answer = await ask(socket, "query($id: ID!) { node(id: $id) { id } }")
         assert answer.get("data") is None
         assert [error["extensions"]["code"] for error in answer["errors"]] == ["BAD_USER_INPUT"]
 
 
-async def test_one_socket_has_room_for_a_hundred_subscriptions(web: Api) -> None:
+async def test_a_socket_takes_100_subscriptions_and_refuses_the_next(web: Api) -> None:
     async with web.signed_in_socket(await registered(web)) as socket:
         for n in range(100):
             await socket.subscribe(SUBSCRIPTION, id=str(n))
@@ -242,7 +242,7 @@ async def test_one_socket_has_room_for_a_hundred_subscriptions(web: Api) -> None
         assert await ask(socket, QUERY, id="7") == {"data": NAME}
 
 
-async def test_pings_are_answered_and_pongs_are_not(web: Api) -> None:
+async def test_pings_are_answered_and_pongs_ignored(web: Api) -> None:
     async with web.socket() as socket:
         await socket.send(type="ping")
         assert (await socket.receive())["type"] == "pong"
@@ -254,7 +254,7 @@ async def test_pings_are_answered_and_pongs_are_not(web: Api) -> None:
         assert await ask(socket, QUERY) == {"data": NAME}
 
 
-async def test_completing_what_is_not_there_changes_nothing(web: Api) -> None:
+async def test_completing_an_unknown_operation_changes_nothing(web: Api) -> None:
     async with anonymous_socket(web) as socket:
         await socket.send(type="complete", id="never begun")
         assert await ask(socket, QUERY) == {"data": NAME}
@@ -262,7 +262,7 @@ async def test_completing_what_is_not_there_changes_nothing(web: Api) -> None:
         assert await ask(socket, QUERY) == {"data": NAME}
 
 
-# ---------------------------------------------------------------- how a connection ends
+# ---------------------------------------------------------------- close codes
 
 
 async def test_an_operation_before_connection_init_closes_with_4401(web: Api) -> None:
@@ -277,7 +277,7 @@ async def test_a_second_connection_init_closes_with_4429(web: Api) -> None:
         assert await closed(socket) == (4429, "Too many initialisation requests")
 
 
-async def test_an_id_that_is_in_use_closes_with_4409(web: Api) -> None:
+async def test_an_operation_id_in_use_closes_with_4409(web: Api) -> None:
     async with web.signed_in_socket(await registered(web)) as socket:
         await socket.subscribe(SUBSCRIPTION, id="twice")
         await socket.subscribe(SUBSCRIPTION, id="twice")
@@ -287,7 +287,7 @@ async def test_an_id_that_is_in_use_closes_with_4409(web: Api) -> None:
         await socket.subscribe(SUBSCRIPTION, id=long)
         await socket.subscribe(SUBSCRIPTION, id=long)
         code, reason = await closed(socket)
-        # A close frame has room for 123 bytes.
+        # The reason in a close frame may have 123 bytes.
         assert (code, reason) == (4409, f"Subscriber for {'é' * 54}")
 
 
@@ -341,7 +341,7 @@ NO_PAYLOAD = "The payload of subscribe must be an object with a query"
     ],
     ids=lambda value: ascii(value)[:60],
 )
-async def test_a_message_that_is_none_closes_with_4400(web: Api, message: str | dict[str, Any], reason: str) -> None:
+async def test_an_invalid_message_closes_with_4400(web: Api, message: str | dict[str, Any], reason: str) -> None:
     async with anonymous_socket(web) as socket:
         await socket.connection.send(message if isinstance(message, str) else json.dumps(message))
         assert await closed(socket) == (4400, reason)
@@ -370,7 +370,7 @@ async def test_a_message_of_more_than_64_kib_closes_with_1009(web: Api) -> None:
 
 
 @pytest.mark.parametrize("subprotocols", [None, ["graphql-ws"], ["soap"]])
-async def test_a_socket_that_speaks_no_protocol_of_ours_closes_with_4406(
+async def test_a_socket_without_a_supported_subprotocol_closes_with_4406(
     web: Api, subprotocols: list[Subprotocol] | None
 ) -> None:
     async with connect(address(web), subprotocols=subprotocols) as connection:
@@ -381,13 +381,13 @@ def address(api: Api) -> str:
     return api.url.replace("http://", "ws://") + "/graphql"
 
 
-async def test_of_several_protocols_ours_is_chosen(web: Api) -> None:
+async def test_our_subprotocol_is_chosen_among_several(web: Api) -> None:
     offered = [Subprotocol("graphql-ws"), Subprotocol("graphql-transport-ws")]
     async with connect(address(web), subprotocols=offered) as connection:
         assert connection.subprotocol == "graphql-transport-ws"
 
 
-async def test_pages_of_listed_origins_and_of_our_own_may_connect_and_others_may_not(
+async def test_websockets_are_accepted_from_listed_origins_and_our_own_only(
     web: Api, caplog: pytest.LogCaptureFixture
 ) -> None:
     protocols = [Subprotocol("graphql-transport-ws")]
@@ -408,7 +408,7 @@ async def test_pages_of_listed_origins_and_of_our_own_may_connect_and_others_may
     )
 
 
-async def test_refused_pages_are_logged_once_a_minute(
+async def test_refused_origins_are_logged_once_a_minute(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 1000.0
@@ -423,7 +423,7 @@ async def test_refused_pages_are_logged_once_a_minute(
     assert len(caplog.records) == 2
 
 
-async def test_a_proxy_that_hides_the_host_and_a_browser_that_vouches_for_the_page(web: Api) -> None:
+async def test_sec_fetch_site_same_origin_is_accepted_when_a_proxy_hides_the_host(web: Api) -> None:
     headers = {"Sec-Fetch-Site": "same-origin"}
     protocols = [Subprotocol("graphql-transport-ws")]
     origin = Origin("https://public.example")
@@ -431,7 +431,7 @@ async def test_a_proxy_that_hides_the_host_and_a_browser_that_vouches_for_the_pa
         assert connection.subprotocol == "graphql-transport-ws"
 
 
-async def test_in_production_no_page_may_connect_that_is_not_listed(postgresql_settings: Settings) -> None:
+async def test_in_production_unlisted_origins_cannot_connect(postgresql_settings: Settings) -> None:
     protocols = [Subprotocol("graphql-transport-ws")]
     async with serving(postgresql_settings.model_copy(update={"env": "production"})) as api:
         for origin in ("http://localhost:5173", "http://localhost:3000"):
@@ -441,14 +441,14 @@ async def test_in_production_no_page_may_connect_that_is_not_listed(postgresql_s
             assert "access-control-allow-origin" not in response.headers
 
 
-async def test_a_socket_too_many_is_refused_and_no_error_is_logged(sqlite_settings: Settings) -> None:
+async def test_a_socket_over_the_limit_is_refused_without_an_error_in_the_log(sqlite_settings: Settings) -> None:
     async with serving(sqlite_settings.model_copy(update={"max_sockets_per_address": 1})) as api, api.socket():
         with pytest.raises(InvalidStatus) as caught:
             await connect(address(api), subprotocols=[Subprotocol("graphql-transport-ws")])
         assert caught.value.response.status_code == 429
 
 
-async def test_clients_that_vanish_at_any_moment_leave_the_others_alone(web: Api) -> None:
+async def test_clients_that_vanish_at_any_moment_do_not_affect_others(web: Api) -> None:
     ann = await registered(web)
     async with web.signed_in_socket(ann) as witness:
         for said in range(4):
@@ -461,7 +461,7 @@ async def test_clients_that_vanish_at_any_moment_leave_the_others_alone(web: Api
                     await socket.send(type="subscribe", id="2", payload={"query": ME})
                 socket.connection.transport.abort()
         assert await ask(witness, QUERY) == {"data": NAME}
-        # In the middle of answers, too.
+        # Also while answers are being sent.
         websocket = await asyncio.gather(*(leave_early(web, ann) for _ in range(10)))
         assert websocket == [None] * 10
         assert await ask(witness, QUERY) == {"data": NAME}
@@ -475,7 +475,7 @@ async def leave_early(api: Api, by: Person) -> None:
         socket.connection.transport.abort()
 
 
-async def test_who_never_introduces_themselves_is_closed_with_4408(
+async def test_a_client_that_sends_no_connection_init_is_closed_with_4408(
     sqlite_settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(websocket, "_CONNECTION_INIT_TIMEOUT", timedelta(seconds=0.3))
@@ -485,7 +485,7 @@ async def test_who_never_introduces_themselves_is_closed_with_4408(
 
 
 @pytest.mark.parametrize("is_early", [True, False])
-async def test_a_hash_does_not_excuse_what_is_against_the_protocol(api: Api, is_early: bool) -> None:
+async def test_a_persisted_query_hash_does_not_excuse_protocol_violations(api: Api, is_early: bool) -> None:
     payload = {"extensions": {"persistedQuery": {"version": 1, "sha256Hash": "0" * 64}}}
     async with api.socket() if is_early else api.signed_in_socket(await api.register("ann")) as socket:
         if not is_early:
@@ -494,7 +494,7 @@ async def test_a_hash_does_not_excuse_what_is_against_the_protocol(api: Api, is_
         assert await socket.close_code() == 4400
 
 
-async def test_a_document_that_is_named_by_its_hash_alone_is_an_error_of_its_operation(api: Api) -> None:
+async def test_a_hash_without_a_document_is_an_error_of_its_operation(api: Api) -> None:
     ann = await api.register("ann")
     async with api.signed_in_socket(ann) as socket:
         extensions = {"persistedQuery": {"version": 1, "sha256Hash": "0" * 64}}
@@ -513,7 +513,7 @@ LARGE = "{ tasks(first: 100) { nodes { a: description b: description } } }"
 
 @asynccontextmanager
 async def unread_socket(api: Api, by: Person) -> AsyncIterator[Socket]:
-    """A socket whose client takes a few kilobytes until `receive` is called."""
+    """A socket whose client takes only a few kilobytes until `receive` is called."""
     host, port = api.url.removeprefix("http://").split(":")
     plain = socket.socket()
     plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -535,7 +535,7 @@ async def read_to_the_end(client: Socket) -> None:
 
 @pytest.fixture
 def statements() -> Iterator[list[str]]:
-    """All SQL statements from now on."""
+    """Collects every SQL statement executed during the test."""
     seen: list[str] = []
 
     def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:
@@ -546,7 +546,7 @@ def statements() -> Iterator[list[str]]:
     event.remove(Engine, "before_cursor_execute", note)
 
 
-async def test_operations_wait_while_their_answers_are_not_read(
+async def test_operations_wait_while_earlier_answers_are_unread(
     sqlite_settings: Settings, statements: list[str]
 ) -> None:
     async with serving(sqlite_settings) as api:
@@ -557,7 +557,7 @@ async def test_operations_wait_while_their_answers_are_not_read(
             # 800 KB each.
             for number in range(60):
                 await client.send(type="subscribe", id=str(number), payload={"query": LARGE})
-            # Others are served meanwhile, so there is time for all that will be run.
+            # The other requests give the server time to run all the operations that it is going to run.
             for _ in range(200):
                 assert await api.data(ME, by=ann) == {"me": {"username": "ann", "fullName": "Ann"}}
             lists = [statement for statement in statements if "description" in statement and "INSERT" not in statement]
@@ -566,7 +566,7 @@ async def test_operations_wait_while_their_answers_are_not_read(
             assert sorted(answered, key=int) == [str(number) for number in range(60) for _ in "ab"]
 
 
-async def test_a_socket_with_too_much_that_is_not_read_is_closed(sqlite_settings: Settings) -> None:
+async def test_a_socket_with_too_many_unread_answers_is_closed(sqlite_settings: Settings) -> None:
     async with serving(sqlite_settings.model_copy(update={"max_unsent_bytes": 500_000})) as api:
         ann = await api.register("ann")
         task = await api.create_task(ann, description="x" * 10_000)
@@ -577,19 +577,19 @@ async def test_a_socket_with_too_much_that_is_not_read_is_closed(sqlite_settings
             await client.send(type="subscribe", id="last", payload={"query": ME})
             while (await client.receive())["id"] != "last":
                 pass
-            # 3 MB each, of which the client's machine takes some.
+            # 3 MB each. The client's system buffers take some of it.
             for number in range(20):
                 await api.update_task(ann, task["id"], title=f"Title {number}")
             with pytest.raises(ConnectionClosed) as closed:
                 await read_to_the_end(client)
             assert closed.value.rcvd is not None
             assert (closed.value.rcvd.code, closed.value.rcvd.reason) == (1013, "Answers are not read")
-        # The person may open another one.
+        # The user may open another socket.
         async with api.signed_in_socket(ann) as client:
             assert (await ask(client, ME))["data"]["me"]["username"] == "ann"
 
 
-async def test_queries_that_make_too_much_that_is_not_read_are_dropped_without_an_error(
+async def test_queries_whose_answers_pile_up_unread_are_dropped_without_an_error(
     sqlite_settings: Settings,
 ) -> None:
     async with serving(sqlite_settings.model_copy(update={"max_unsent_bytes": 1_000_000})) as api:
@@ -599,7 +599,7 @@ async def test_queries_that_make_too_much_that_is_not_read_are_dropped_without_a
         async with unread_socket(api, ann) as client:
             for number in range(60):
                 await client.send(type="subscribe", id=str(number), payload={"query": LARGE})
-            # Others are served meanwhile, so there is time for answers to pile up.
+            # The other requests give the answers time to pile up.
             for _ in range(200):
                 await api.data(ME, by=ann)
             with pytest.raises(ConnectionClosed) as closed:
@@ -608,7 +608,7 @@ async def test_queries_that_make_too_much_that_is_not_read_are_dropped_without_a
             assert closed.value.rcvd.code == 1013
 
 
-async def test_one_answer_may_be_longer_than_the_bound(sqlite_settings: Settings) -> None:
+async def test_a_single_answer_may_exceed_the_bound(sqlite_settings: Settings) -> None:
     async with serving(sqlite_settings.model_copy(update={"max_unsent_bytes": 1024})) as api:
         ann = await api.register("ann")
         await api.create_task(ann, description="x" * 10_000)
