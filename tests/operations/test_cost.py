@@ -1,4 +1,4 @@
-"""How much one operation may ask for, and text that no database could hold."""
+"""Limits on what one operation may cost, and text that no database can store."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SETTINGS = make_settings()
 
 @pytest.fixture(scope="module")
 async def web(migrated_sqlite: Path, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Api]:
-    """One server for all operations that leave nothing behind."""
+    """One server for all tests that leave nothing behind."""
     path = tmp_path_factory.mktemp("limits") / "taskflow.sqlite3"
     shutil.copy(migrated_sqlite, path)
     async with serving(make_settings(data_dir=path.parent, database_url=f"sqlite:///{path}")) as api:
@@ -39,9 +39,9 @@ async def ann(web: Api) -> Person:
 
 
 async def errors(api: Api, query: str, by: Person | None = None, **variables: Any) -> list[tuple[str, str]]:
-    """Code and message of each error."""
+    """The code and message of each error."""
     headers = {"Content-Type": "application/json"} | ({"Authorization": by.token} if by else {})
-    # ASCII, as browsers write it: half a surrogate pair has no UTF-8 form.
+    # ASCII, as browsers write it: half a surrogate pair cannot be encoded in UTF-8.
     body = json.dumps({"query": query, "variables": variables})
     answer = (await api.http.post("/graphql", content=body, headers=headers)).json()
     return [(error["extensions"]["code"], error["message"]) for error in answer.get("errors", [])]
@@ -61,13 +61,13 @@ def too_much(what: str) -> list[tuple[str, str]]:
 
 
 def nested(depth: int, leaf: str = "id") -> str:
-    """A query of tasks, of their creators, of the tasks that they created, and so on, so many selections deep."""
+    """A query of tasks, their creators, the creators' tasks and so on, with `depth` nested selections."""
     cycle = ("createdTasks(first: 1)", "nodes", "creator")
     names = ["tasks(first: 1)", "nodes", "creator", *(cycle[n % 3] for n in range(depth))][: depth - 1]
     return "{" + "{".join([*names, leaf if depth % 3 != 2 else "totalCount"]) + "}" * depth
 
 
-async def test_fifteen_selections_deep_is_deep_enough(web: Api, ann: Person) -> None:
+async def test_selections_may_be_nested_15_deep(web: Api, ann: Person) -> None:
     assert await errors(web, nested(15), ann) == []
     assert await errors(web, nested(16), ann) == too_much("16 deep, counted in nested selections; the limit is 15")
     assert await errors(web, nested(100), ann) == too_much("100 deep, counted in nested selections; the limit is 15")
@@ -84,7 +84,7 @@ async def test_fragments_do_not_hide_depth(web: Api, ann: Person) -> None:
 
 
 @pytest.mark.parametrize("depth", [50, 100, 200, 300, 400, 500, 1000])
-async def test_nesting_of_any_kind_is_answered(web: Api, ann: Person, depth: int) -> None:
+async def test_deep_nesting_of_any_kind_gets_an_answer(web: Api, ann: Person, depth: int) -> None:
     for query in (
         "{ me " * depth + "}" * depth,
         "{" + "... {" * depth + "me { id }" + "}" * depth + "}",
@@ -112,20 +112,20 @@ def aliases(count: int, field: str = "me { id }") -> str:
     return " ".join(f"a{n}: {field}" for n in range(count))
 
 
-async def test_sixty_aliases_are_allowed(web: Api, ann: Person) -> None:
+async def test_an_operation_may_have_60_aliases(web: Api, ann: Person) -> None:
     assert await errors(web, f"{{ {aliases(60)} }}", ann) == []
     for count in (61, 101):
         message = too_much(f"{count} aliases; the limit is 60")
         assert await errors(web, f"{{ {aliases(count)} }}", ann) == message
-        # Neither with fragments nor spread over the levels.
+        # Fragments do not hide aliases, nor does spreading them over several levels.
         assert await errors(web, f"{{ ...F }} fragment F on Query {{ {aliases(count)} }}", ann) == message
         assert await errors(web, f"{{ tasks {{ nodes {{ {aliases(count, 'title')} }} }} }}", ann) == message
-    # A fragment counts as often as it is spread.
+    # The aliases of a fragment count once for each spread.
     thrice = f"{{ me {{ ...F }} x: me {{ ...F }} y: me {{ ...F }} }} fragment F on User {{ {aliases(20, 'username')} }}"
     assert await errors(web, thrice, ann) == too_much("62 aliases; the limit is 60")
 
 
-async def test_a_login_cannot_be_tried_a_hundred_times_in_one_request(web: Api) -> None:
+async def test_one_request_cannot_try_a_hundred_logins(web: Api) -> None:
     guess = 'login(input: {usernameOrEmail: "ann", password: "guess"}) { accessToken }'
     assert await errors(web, f"mutation {{ {aliases(101, guess)} }}") == too_much("101 aliases; the limit is 60")
 
@@ -135,14 +135,14 @@ FRIENDS = """users(first: $n) { nodes {
 } }"""
 
 
-async def test_a_page_counts_as_many_times_as_it_is_long(web: Api, ann: Person) -> None:
+async def test_a_list_multiplies_the_cost_by_its_page_size(web: Api, ann: Person) -> None:
     declared = f"query($n: Int) {{ {FRIENDS} }}"
     assert await errors(web, declared, ann, n=1) == []
     for query, variables in (
         (declared, {"n": 100}),
         (f"{{ {FRIENDS.replace('$n', '100')} }}", {}),
         (f"{{ {FRIENDS.replace('first: $n', 'last: 100')} }}", {}),
-        # Counted before it is known whether the number will do.
+        # The cost is computed before the page size is validated.
         (f"{{ {FRIENDS.replace('$n', '9' * 5000)} }}", {}),
         (declared, {"n": 10**9}),
         (declared, {"n": None}),
@@ -153,7 +153,7 @@ async def test_a_page_counts_as_many_times_as_it_is_long(web: Api, ann: Person) 
         assert found[0][1].endswith("values at most, counted from the page sizes; the limit is 100000")
 
 
-def test_the_cost_is_the_number_of_values_that_may_have_to_be_answered() -> None:
+def test_the_cost_is_the_maximum_number_of_values_in_the_answer() -> None:
     def cost(query: str, **variables: Any) -> int:
         settings = SETTINGS.model_copy(update={"max_query_cost": -1})
         (error,) = problems_of(query, variables, settings)
@@ -163,7 +163,7 @@ def test_the_cost_is_the_number_of_values_that_may_have_to_be_answered() -> None
     assert cost("{ tasks(first: 10) { pageInfo { endCursor } nodes { id creator { username } } } }") == 4 + 10 * 3
     assert cost("{ tasks(first: 10) { ... { nodes { id } } } }") == 2 + 10
     assert cost("{ tasks(first: 10) { ...F } } fragment F on TaskConnection { pageInfo { endCursor } }") == 3
-    # Neither fragments nor a page size that is left to its default hide a list.
+    # Neither fragments nor a default page size hide a list.
     for wrapped in (
         "{ tasks { nodes { id title } } }",
         "{ tasks { ... { nodes { id title } } } }",
@@ -173,7 +173,7 @@ def test_the_cost_is_the_number_of_values_that_may_have_to_be_answered() -> None
         assert cost(wrapped) == 2 + 50 * 2, wrapped
     assert cost('{ nodes(ids: ["a", "b"]) { id } }') == 1 + 2
     assert cost("query($ids: [ID!]!) { nodes(ids: $ids) { id } }", ids=["a"]) == 1 + 100
-    # What takes a look-up for each object, or may be long, counts as many values.
+    # Fields that need a look-up for each object, or that may be long, count as many values.
     assert cost("{ tasks(first: 10) { totalCount nodes { description history(first: 3) { nodes { kind } } } } }") == (
         1 + 50 + 1 + 10 * (50 + 50 + 1 + 3)
     )
@@ -182,7 +182,7 @@ def test_the_cost_is_the_number_of_values_that_may_have_to_be_answered() -> None
     assert cost("{ ...F ...F } fragment F on Query { me { id } }") == 4
 
 
-async def test_four_thousand_tokens_are_allowed(web: Api) -> None:
+async def test_a_document_may_have_4000_tokens(web: Api) -> None:
     def query(tokens: int) -> str:
         return "{ nodes(ids: [" + '"x" ' * (tokens - 12) + "]) { id } }"
 
@@ -192,7 +192,7 @@ async def test_four_thousand_tokens_are_allowed(web: Api) -> None:
     assert "more than 4000 tokens" in found[1]
 
 
-async def test_the_limits_come_from_the_settings(sqlite_settings: Settings) -> None:
+async def test_the_cost_limits_come_from_the_settings(sqlite_settings: Settings) -> None:
     limits = {"max_query_depth": 2, "max_query_aliases": 1, "max_query_cost": 50, "max_query_tokens": 40}
     async with serving(sqlite_settings.model_copy(update=limits)) as api:
         assert await errors(api, "{ a: me { id } }") == []
@@ -208,14 +208,14 @@ async def test_the_limits_come_from_the_settings(sqlite_settings: Settings) -> N
 
 
 def doubling(count: int, leaf: str) -> str:
-    """Each fragment spreads the next one twice: measured naively, 2 to the power of `count` steps."""
+    """Each fragment spreads the next one twice, so naive measuring takes 2 ** count steps."""
     fragments = (f"fragment F{n} on Query {{ ...F{n + 1} ...F{n + 1} }}" for n in range(count))
     return f"{{ ...F0 }} {' '.join(fragments)} {leaf.replace('LAST', f'F{count}')}"
 
 
 @pytest.mark.parametrize("count", [30, 150, 300])
-async def test_doubling_fragments_are_answered(web: Api, count: int) -> None:
-    # That there is an answer is the test: at a nanosecond a step, 2 to the power of 150 would not end.
+async def test_exponential_fragments_get_an_answer(web: Api, count: int) -> None:
+    # The test is that an answer arrives: even at a nanosecond a step, 2 ** 150 steps would never end.
     found = await errors(web, doubling(count, "fragment LAST on Query { __typename }"))
     assert {code for code, _ in found} == {"QUERY_TOO_COMPLEX"}
     for leaf in ("", "fragment LAST on Query { ...F0 }", "fragment LAST on Query { ...Other }"):
@@ -226,7 +226,7 @@ async def test_doubling_fragments_are_answered(web: Api, count: int) -> None:
     assert {code for code, _ in await errors(web, unused)} <= {"GRAPHQL_VALIDATION_FAILED", "QUERY_TOO_COMPLEX"}
 
 
-async def test_doubling_fragments_that_ask_for_little_are_run(web: Api) -> None:
+async def test_exponential_fragments_with_a_small_result_are_run(web: Api) -> None:
     query = doubling(10, "fragment LAST on Query { __typename }")
     assert await web.data(query) == {"__typename": "Query"}
 
@@ -248,7 +248,7 @@ async def test_doubling_fragments_that_ask_for_little_are_run(web: Api) -> None:
         ("{ me { id } } fragment Unused on Query { me { id } }", "Fragment 'Unused' is never used."),
     ],
 )
-async def test_fragments_that_lead_nowhere_are_told_so(web: Api, query: str, message: str) -> None:
+async def test_cyclic_unknown_and_unused_fragments_are_validation_errors(web: Api, query: str, message: str) -> None:
     assert await errors(web, query) == [("GRAPHQL_VALIDATION_FAILED", message)]
 
 
@@ -256,14 +256,14 @@ async def test_fragments_that_lead_nowhere_are_told_so(web: Api, query: str, mes
 
 
 def nested_fragments(count: int, inline: int) -> str:
-    """A chain of fragments, each with so many inline fragments in each other."""
+    """A chain of `count` fragments, each with `inline` nested inline fragments."""
     inner = [f"...F{n + 1}" for n in range(count - 1)] + ["__typename"]
     fragments = (f"fragment F{n} on Query {{ {'... {' * inline} {inner[n]} {'}' * inline} }}" for n in range(count))
     return f"{{ ...F0 }} {' '.join(fragments)}"
 
 
 @pytest.mark.parametrize(("count", "inline"), [(10, 100), (498, 0), (120, 0)])
-async def test_nesting_is_counted_through_fragments(web: Api, count: int, inline: int) -> None:
+async def test_nesting_of_selection_sets_is_counted_through_fragments(web: Api, count: int, inline: int) -> None:
     found = too_much(
         f"{1 + count * (1 + inline)} selection sets in each other, counted through fragments; the limit is 100"
     )
@@ -280,22 +280,22 @@ async def test_nesting_is_counted_through_fragments(web: Api, count: int, inline
         assert (message["type"], message["payload"][0]["message"]) == ("error", found[0][1])
 
 
-async def test_a_hundred_selection_sets_in_each_other_are_allowed(web: Api) -> None:
+async def test_selection_sets_may_be_nested_100_deep(web: Api) -> None:
     assert await errors(web, nested_fragments(9, 10)) == []
     assert await errors(web, nested_fragments(99, 0)) == []
 
 
-async def test_a_long_circle_of_fragments_is_refused_before_it_is_followed(web: Api) -> None:
+async def test_a_long_cycle_of_fragments_is_refused_before_it_is_followed(web: Api) -> None:
     circle = "{ ...F0 } " + " ".join(f"fragment F{n} on Query {{ ...F{(n + 1) % 498} }}" for n in range(498))
     assert await errors(web, circle) == too_much(
         "499 selection sets in each other, counted through fragments; the limit is 100"
     )
 
 
-async def test_values_are_counted_as_often_as_they_are_used(web: Api, ann: Person) -> None:
+async def test_argument_values_count_once_for_each_use(web: Api, ann: Person) -> None:
     stats = "query($f: TaskFilter) {" + aliases(60, "taskStats(filter: $f) { total }") + "}"
     message = too_much("12060 values in arguments; the limit is 10000")
-    # Before the token is looked at.
+    # Refused before the token is checked.
     assert await errors(web, stats, f={"and": [{}] * 200}) == message
     assert await errors(web, stats, ann, f={"and": [{}] * 100}) == []
     literal = "{" + aliases(60, "taskStats(filter: {and: [" + "{} " * 13 + "]}) { total }") + "}"
@@ -308,17 +308,17 @@ async def test_values_are_counted_as_often_as_they_are_used(web: Api, ann: Perso
     assert await errors(web, default + "}") == message
 
 
-async def test_values_of_variables_that_nothing_uses_are_counted_too(web: Api) -> None:
+async def test_values_of_unused_variables_count_too(web: Api) -> None:
     assert await errors(web, "{ __typename }", unused=[1] * 9_999) == []
     assert await errors(web, "{ __typename }", unused=[1] * 10_000) == too_much(
         "10001 values in arguments; the limit is 10000"
     )
 
 
-async def test_a_long_text_counts_as_many_values(web: Api, ann: Person) -> None:
+async def test_a_long_string_counts_as_many_values(web: Api, ann: Person) -> None:
     search = "query($s: String) {" + aliases(60, "taskStats(filter: {search: $s}) { total }") + "}"
     assert await errors(web, search, ann, s="x" * 200) == []
-    # Each of 60 uses has the 201 values of the text, and so has each of the literals below.
+    # The string counts as 201 values in each of its 60 uses, and so does each literal below.
     assert await errors(web, search, s="x" * 50_000) == too_much("12060 values in arguments; the limit is 10000")
     fragment = 'fragment F on User { createdTasks(filter: {search: "%s"}) { __typename } }' % ("x" * 50_000)
     assert await errors(web, "{" + aliases(60, "me { ...F }") + "}" + fragment) == too_much(
@@ -328,21 +328,21 @@ async def test_a_long_text_counts_as_many_values(web: Api, ann: Person) -> None:
     assert await errors(web, pages, a="x" * 900_000) == too_much("10800 values in arguments; the limit is 10000")
 
 
-async def test_an_order_of_thousands_of_keys_is_refused(web: Api, ann: Person) -> None:
+async def test_an_order_with_thousands_of_keys_is_refused(web: Api, ann: Person) -> None:
     query = "query($o: [TaskOrder!]) { tasks(orderBy: $o) { totalCount } }"
     assert await errors(web, query, ann, o=[{"field": "TITLE"}] * 5_000) == too_much(
         "10001 values in arguments; the limit is 10000"
     )
 
 
-async def test_an_alias_has_at_most_a_hundred_characters(web: Api) -> None:
+async def test_an_alias_may_have_100_characters(web: Api) -> None:
     assert await errors(web, f"{{ {'a' * 100}: __typename }}") == []
     assert await errors(web, f"{{ {'a' * 101}: __typename }}") == too_much(
         "101 characters in an alias; the limit is 100"
     )
 
 
-async def test_characters_and_lines_of_a_document_are_bounded(web: Api) -> None:
+async def test_the_characters_and_lines_of_a_document_are_limited(web: Api) -> None:
     assert await errors(web, "{ __typename }" + " " * 99_986) == []
     assert await errors(web, "{ __typename }" + " " * 99_987) == [
         ("QUERY_TOO_COMPLEX", "The document has 100001 characters; the limit is 100000")
@@ -357,7 +357,7 @@ async def test_characters_and_lines_of_a_document_are_bounded(web: Api) -> None:
 # ---------------------------------------------------------------- errors
 
 
-async def test_errors_tell_where_they_are_in_long_documents(web: Api) -> None:
+async def test_error_locations_are_right_in_long_documents(web: Api) -> None:
     query = "{\n" + "\r\n".join(f"  x{n}" for n in range(500)) + "\r}"
     response = await web.http.post("/graphql", json={"query": query})
     found = [(error["message"], error["locations"]) for error in response.json()["errors"][:20]]
@@ -367,13 +367,13 @@ async def test_errors_tell_where_they_are_in_long_documents(web: Api) -> None:
     assert error["locations"] == [{"line": 5_002, "column": 2}, {"line": 5_003, "column": 2}]
 
 
-async def test_validation_stops_after_twenty_errors(web: Api) -> None:
+async def test_validation_stops_after_20_errors(web: Api) -> None:
     found = await errors(web, "{" + " ".join(f"x{n}" for n in range(110)) + "}")
     assert len(found) == 21
     assert found[-1] == ("GRAPHQL_VALIDATION_FAILED", "Validation stopped after 20 errors")
 
 
-async def test_an_answer_has_at_most_a_hundred_errors_and_says_how_many_more(web: Api, ann: Person) -> None:
+async def test_a_response_has_at_most_100_errors_and_says_how_many_more(web: Api, ann: Person) -> None:
     lists = " ".join(
         f"{name}: nodes(ids: $ids) {{ ... on User {{ createdTasks(first: 0) {{ totalCount }} }} }}" for name in "abc"
     )
@@ -403,7 +403,7 @@ async def test_an_answer_has_at_most_a_hundred_errors_and_says_how_many_more(web
     ],
     ids=lambda value: value[:30] if isinstance(value, str) else None,
 )
-async def test_messages_quote_at_most_two_hundred_characters(web: Api, query: str, variables: dict[str, Any]) -> None:
+async def test_error_messages_quote_at_most_200_characters(web: Api, query: str, variables: dict[str, Any]) -> None:
     response = await web.http.post("/graphql", json={"query": query, "variables": variables})
     errors = response.json()["errors"]
     assert errors
@@ -411,13 +411,13 @@ async def test_messages_quote_at_most_two_hundred_characters(web: Api, query: st
     assert len(response.content) < 10_000
 
 
-async def test_the_name_of_an_unknown_operation_is_quoted_in_part(web: Api) -> None:
+async def test_the_name_of_an_unknown_operation_is_truncated_in_the_message(web: Api) -> None:
     response = await web.http.post("/graphql", json={"query": "{ me { id } }", "operationName": "x" * 900_000})
     assert response.status_code == 400
     assert len(response.json()["errors"][0]["message"]) < 250
 
 
-async def test_nothing_is_suggested_where_the_schema_is_hidden(sqlite_settings: Settings) -> None:
+async def test_errors_suggest_nothing_when_introspection_is_off(sqlite_settings: Settings) -> None:
     async with serving(sqlite_settings.model_copy(update={"introspection": False})) as api:
         assert await errors(api, "{ mee { id } }") == [
             ("GRAPHQL_VALIDATION_FAILED", "Cannot query field 'mee' on type 'Query'.")
@@ -433,7 +433,7 @@ async def test_nothing_is_suggested_where_the_schema_is_hidden(sqlite_settings: 
             assert "Did you mean" not in str(await errors(api, query, **variables)), query
 
 
-async def test_one_operation_does_not_take_every_connection(postgresql_settings: Settings) -> None:
+async def test_one_operation_does_not_take_the_whole_connection_pool(postgresql_settings: Settings) -> None:
     pool = {"database_pool_size": 5, "database_max_overflow": 0}
     async with serving(postgresql_settings.model_copy(update=pool)) as api:
         ann = await api.register("ann")
@@ -441,7 +441,7 @@ async def test_one_operation_does_not_take_every_connection(postgresql_settings:
             "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
         )
         async with postgres_connection(postgresql_settings) as holder, postgres_connection(postgresql_settings) as seer:
-            # Every statement on tasks waits, as slow counts would.
+            # The lock makes every statement on tasks wait, as slow counts would.
             async with asyncio.timeout(PATIENCE_SECONDS), holder.transaction():
                 await holder.execute("LOCK TABLE tasks IN ACCESS EXCLUSIVE MODE")
                 counts = asyncio.create_task(api.post(f"{{ {aliases(60, 'taskStats { total }')} }}", by=ann))
@@ -461,7 +461,7 @@ async def postgres_connection(settings: Settings) -> AsyncIterator[asyncpg.Conne
         await connection.close()
 
 
-# ---------------------------------------------------------------- what scanners try
+# ---------------------------------------------------------------- what attack scanners try
 
 
 REPEATED = [
@@ -483,23 +483,23 @@ REPEATED = [
 
 
 @pytest.mark.parametrize("query", REPEATED, ids=lambda query: query[:30])
-async def test_repetition_is_answered_and_is_no_error_of_ours(web: Api, query: str) -> None:
+async def test_documents_full_of_repetition_get_no_internal_error(web: Api, query: str) -> None:
     response = await web.http.post("/graphql", json={"query": query})
     assert response.status_code == 200
     codes = {error["extensions"]["code"] for error in response.json().get("errors", [])}
     assert codes <= {"QUERY_TOO_COMPLEX", "GRAPHQL_VALIDATION_FAILED", "BAD_USER_INPUT", "UNAUTHENTICATED"}
 
 
-async def test_fields_that_repeat_each_other_are_not_compared_pair_by_pair(web: Api) -> None:
-    # 1,000 fields are 500,000 pairs, which graphql-core would compare for two seconds.
+async def test_repeated_fields_are_not_compared_pair_by_pair(web: Api) -> None:
+    # 1,000 fields make 500,000 pairs, which graphql-core compares for two seconds.
     assert await errors(web, "{" + "me { id } " * 990 + "}") == []
-    # What a front end of a hundred components sends, each asking for its own.
+    # A front end of a hundred components sends this: each component has a fragment of its own.
     fragments = [f"fragment Part{n} on User {{ __typename id username }}" for n in range(100)]
     spreads = " ".join(f"...Part{n}" for n in range(100))
     assert await errors(web, f"{{ me {{ {spreads} }} }} {' '.join(fragments)}") == []
 
 
-async def test_a_fragment_that_is_spread_by_many_operations_is_not_compared_for_each(web: Api) -> None:
+async def test_a_fragment_spread_by_many_operations_is_not_compared_for_each(web: Api) -> None:
     fields = "fragment All on Query {" + "__typename " * 2000 + "}"
     operations = " ".join(f"query Q{n} {{ ...All }}" for n in range(300))
     message = "The document repeats fields, or nests fragments, too much to be validated"
@@ -507,7 +507,7 @@ async def test_a_fragment_that_is_spread_by_many_operations_is_not_compared_for_
     assert [error["message"] for error in response.json()["errors"]] == [message]
 
 
-async def test_directives_are_known_and_used_once(web: Api) -> None:
+async def test_directives_must_be_known_and_not_repeated(web: Api) -> None:
     for query in ("{ __typename " + "@aa" * 10 + "}", "{ __typename " + "@include(if: true) " * 10 + "}"):
         assert {code for code, _ in await errors(web, query)} == {"GRAPHQL_VALIDATION_FAILED"}
     assert await web.data("{ __typename @include(if: true) @skip(if: false) }") == {"__typename": "Query"}
@@ -519,7 +519,7 @@ async def test_introspection_works_in_development(web: Api) -> None:
     assert await web.data('{ __type(name: "Node") { kind } }') == {"__type": {"kind": "INTERFACE"}}
 
 
-async def test_introspection_is_answered_three_times_in_one_operation_at_most(web: Api) -> None:
+async def test_one_operation_may_introspect_three_times(web: Api) -> None:
     standard = get_introspection_query(input_value_deprecation=True)
     fragments = standard[standard.index("fragment") :]
     three, four = ("{" + aliases(n, "__schema { types { ...FullType } }") + "}" + fragments for n in (3, 4))
@@ -527,13 +527,13 @@ async def test_introspection_is_answered_three_times_in_one_operation_at_most(we
     assert [code for code, _ in await errors(web, four)] == ["QUERY_TOO_COMPLEX"]
 
 
-async def test_introspection_that_goes_round_in_circles_is_refused(web: Api) -> None:
+async def test_circular_introspection_is_refused(web: Api) -> None:
     circle = "{ __schema { types " + "{ fields { type " * 4 + "{ name } " + "} }" * 4 + "} }"
     ((code, message),) = await errors(web, circle)
     assert (code, message) == ("GRAPHQL_VALIDATION_FAILED", "Maximum introspection depth exceeded")
 
 
-async def test_introspection_is_refused_in_production_unless_it_is_asked_for(postgresql_settings: Settings) -> None:
+async def test_introspection_is_refused_in_production_unless_enabled(postgresql_settings: Settings) -> None:
     production = postgresql_settings.model_copy(update={"env": "production"})
     async with serving(production) as api:
         for query in (
@@ -554,20 +554,20 @@ async def test_introspection_is_refused_in_production_unless_it_is_asked_for(pos
         assert await errors(api, get_introspection_query()) == []
 
 
-async def test_a_misspelt_field_is_an_ordinary_mistake(web: Api) -> None:
+async def test_a_misspelt_field_is_an_ordinary_validation_error(web: Api) -> None:
     assert await errors(web, "{ mee { id } }") == [
         ("GRAPHQL_VALIDATION_FAILED", "Cannot query field 'mee' on type 'Query'. Did you mean 'me'?")
     ]
 
 
-# ---------------------------------------------------------------- text that cannot be kept
+# ---------------------------------------------------------------- text that cannot be stored
 
 
 NUL, HALF = "\x00", "\ud800"
 VARIABLE = "A variable holds U+0000 or half a surrogate pair, which is no text that can be kept"
 LITERAL = "The document holds U+0000 in a text, which cannot be kept"
 
-# Every place where text goes into a statement. `%` stands for the text.
+# Every input field whose text goes into a statement. `%` marks the place of the text.
 OPERATIONS: list[tuple[str, str, dict[str, Any]]] = [
     ("mutation($input: CreateTaskInput!) { createTask(input: $input) { errors { code } } }", "input", {"title": "a%b"}),
     (
@@ -615,7 +615,7 @@ OPERATIONS: list[tuple[str, str, dict[str, Any]]] = [
     ("query($filter: TaskFilter) { tasks(filter: $filter) { totalCount } }", "filter", {"title": {"in": ["a", "%"]}}),
     ("query($filter: TaskFilter) { tasks(filter: $filter) { totalCount } }", "filter", {"search": "%"}),
 ]
-# The same of arguments that are text themselves.
+# The same for arguments that are text themselves.
 QUERIES = [
     "query($text: ID!) { task(id: $text) { id } }",
     "query($text: ID!) { user(id: $text) { id } }",
@@ -636,7 +636,7 @@ def filled(value: Any, text: str) -> Any:
 
 
 def literal(value: Any) -> str:
-    """As GraphQL writes it."""
+    """The value as a GraphQL literal."""
     if isinstance(value, dict):
         return "{" + ", ".join(f"{key}: {literal(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list):
@@ -644,14 +644,14 @@ def literal(value: Any) -> str:
     return json.dumps(value)
 
 
-async def test_text_that_cannot_be_kept_is_refused_as_a_variable(api: Api) -> None:
+async def test_text_that_cannot_be_stored_is_refused_in_variables(api: Api) -> None:
     ann = await api.register("ann")
     for text in (NUL, HALF):
         for query, name, value in OPERATIONS:
             assert await errors(api, query, ann, **{name: filled(value, text)}) == [("BAD_USER_INPUT", VARIABLE)]
         for query in QUERIES:
             assert await errors(api, query, ann, text=f"a{text}b") == [("BAD_USER_INPUT", VARIABLE)]
-    # As the name of a field, and where nobody looks for it.
+    # Also in the name of an input field, and in a variable that nothing uses.
     found = await errors(api, OPERATIONS[0][0], ann, input={"title": "A task", f"x{NUL}": 1})
     assert found == [("BAD_USER_INPUT", VARIABLE)]
     assert await errors(api, "{ me { id } }", ann, **{"unused": [{"deep": HALF}]}) == [("BAD_USER_INPUT", VARIABLE)]
@@ -661,7 +661,7 @@ async def test_text_that_cannot_be_kept_is_refused_as_a_variable(api: Api) -> No
     }
 
 
-async def test_text_that_cannot_be_kept_is_refused_in_the_document(api: Api) -> None:
+async def test_text_that_cannot_be_stored_is_refused_in_the_document(api: Api) -> None:
     ann = await api.register("ann")
     for query, name, value in OPERATIONS:
         head, _, rest = query.partition(") {")
@@ -670,7 +670,7 @@ async def test_text_that_cannot_be_kept_is_refused_in_the_document(api: Api) -> 
         for spelling in ("\\u0000", "\\u{0}", "\\u{00000}", NUL):
             document = written + rest.replace(f"${name}", literal(filled(value, "%%%")).replace("%%%", spelling))
             assert await errors(api, document, ann) == [("BAD_USER_INPUT", LITERAL)], document
-        # Half a pair is no GraphQL.
+        # Half a surrogate pair is a syntax error in GraphQL.
         for spelling in ("\\uD800", "\\u{D800}", HALF):
             document = written + rest.replace(f"${name}", literal(filled(value, "%%%")).replace("%%%", spelling))
             assert [code for code, _ in await errors(api, document, ann)] == ["GRAPHQL_PARSE_FAILED"], document
@@ -686,7 +686,7 @@ async def test_text_that_cannot_be_kept_is_refused_in_the_document(api: Api) -> 
     }
 
 
-async def test_other_text_is_kept_as_it_is(api: Api) -> None:
+async def test_other_unusual_text_is_stored_unchanged(api: Api) -> None:
     ann = await api.register("ann")
     for text in (
         "\x01\x02\x1f",
@@ -702,7 +702,7 @@ async def test_other_text_is_kept_as_it_is(api: Api) -> None:
         assert found == {"task": {"title": f"<{text}>", "description": text}}
 
 
-def test_variables_of_any_depth_are_looked_through_without_recursion() -> None:
+def test_nested_variables_are_checked_without_recursion() -> None:
     deep: Any = ["text"]
     for _ in range(5_000):
         deep = [deep]
@@ -710,7 +710,7 @@ def test_variables_of_any_depth_are_looked_through_without_recursion() -> None:
     assert error.message == "A variable is nested more than 100 deep"
 
 
-async def test_what_is_wrong_with_one_request_is_not_held_against_the_next(web: Api) -> None:
+async def test_the_errors_of_one_request_do_not_stick_to_the_cached_document(web: Api) -> None:
     query = "query A { serverInfo { name } } query B { serverInfo { version } }"
     for _ in range(3):
         refused = await web.post(query)

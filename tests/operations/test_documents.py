@@ -1,4 +1,4 @@
-"""What is remembered of a document, against what graphql-core finds out each time."""
+"""The document cache, compared with what graphql-core computes for each request."""
 
 from __future__ import annotations
 
@@ -52,10 +52,10 @@ GIVEN = {"b": 1, "c": ["x"], "g": 1.5}
         {"b": 1, "c": [], "h": {"name": "x"}},
     ],
 )
-def test_variables_are_those_of_graphql_core(name: str, given: dict[str, Any]) -> None:
+def test_variable_values_are_the_same_as_in_graphql_core(name: str, given: dict[str, Any]) -> None:
     operation = Document(QUERY, parse(QUERY)).operation(name)
     assert operation is not None
-    # The second time with types that are remembered.
+    # The second round uses the cached types.
     for _ in range(2):
         values = operation.variable_values(SCHEMA, given)
         expected = get_variable_values(
@@ -67,7 +67,7 @@ def test_variables_are_those_of_graphql_core(name: str, given: dict[str, Any]) -
 def _told(values: VariableValues | list[GraphQLError]) -> Any:
     if isinstance(values, list):
         return [error.formatted for error in values]
-    # Types and defaults compare by identity.
+    # Types and defaults compare by identity, so compare their names and presence.
     sources = {
         name: (str(source.signature.type), source.signature.default is None, source.value)
         for name, source in values.sources.items()
@@ -76,20 +76,20 @@ def _told(values: VariableValues | list[GraphQLError]) -> Any:
 
 
 def kept(documents: Documents, text: str) -> bool:
-    """Whether the document is there when it is asked for. If not, it is offered, as after parsing."""
+    """Whether the document is in the cache. If not, offer it to the cache, as the server does after parsing."""
     if documents.get(text) is not None:
         return True
     documents.keep(text, Document(text, parse(text)))
     return False
 
 
-def test_a_document_is_kept_when_it_is_seen_for_the_second_time() -> None:
+def test_a_document_is_cached_the_second_time_it_is_seen() -> None:
     documents = Documents()
     assert [kept(documents, "{ a }") for _ in range(4)] == [False, False, True, True]
 
 
 @pytest.mark.parametrize("times", [1, 2, 3])
-def test_ever_new_documents_take_no_room_from_one_that_is_used(times: int) -> None:
+def test_a_flood_of_new_documents_does_not_evict_one_in_use(times: int) -> None:
     documents = Documents()
     padding = " " * 9_000
     for _ in range(5):
@@ -102,7 +102,7 @@ def test_ever_new_documents_take_no_room_from_one_that_is_used(times: int) -> No
     assert documents._characters <= _MOST_CHARACTERS
 
 
-def test_a_document_that_becomes_popular_gets_room() -> None:
+def test_a_document_that_becomes_popular_gets_into_a_full_cache() -> None:
     documents = Documents()
     padding = " " * 9_000
     for number in range(100):

@@ -1,4 +1,4 @@
-"""The server's own way of parsing and validating, against graphql-core's."""
+"""Our parser and validation rules, compared with graphql-core's."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def selection_set(choose: random.Random, type_: str, depth: int, fragments: list
 
 @given(st.randoms(use_true_random=False))
 @settings(max_examples=600, deadline=None)
-def test_fields_that_can_be_merged_are_those_of_graphql_core(choose: random.Random) -> None:
+def test_mergeable_fields_are_the_same_as_in_graphql_core(choose: random.Random) -> None:
     fragments: list[str] = []
     definitions = []
     for number in range(choose.randint(0, 3)):
@@ -100,7 +100,7 @@ def test_fields_that_can_be_merged_are_those_of_graphql_core(choose: random.Rand
         fragments.append(f"F{number}")
     text = "\n".join([selection_set(choose, "Query", 4, fragments), *definitions])
     document = parse(Source(text), 10_000)
-    # Conflicts within fragments that no operation spreads are reported by graphql-core alone.
+    # graphql-core alone reports conflicts within fragments that no operation spreads.
     if not validate_as_graphql_core(SCHEMA, document, [NoUnusedFragmentsRule]):
         ours = validate(SCHEMA, document, hides_schema=False, rules=[FieldsCanMergeRule])
         theirs = validate_as_graphql_core(SCHEMA, document, [OverlappingFieldsCanBeMergedRule])
@@ -110,13 +110,13 @@ def test_fields_that_can_be_merged_are_those_of_graphql_core(choose: random.Rand
 @pytest.mark.parametrize(
     "text",
     [
-        # Neither compares the type of a meta field with that of another field.
+        # Neither implementation compares the type of a meta field with that of another field.
         "{ node { ... on A { id } ... on B { id: __typename } } }",
         "{ any { ... on A { p: __typename } ... on B { p: x } } }",
         "{ any { ... on A { p: any { x: __typename } } ... on B { p: any { ... on A { x } } } } }",
     ],
 )
-def test_meta_fields_are_merged_as_by_graphql_core(text: str) -> None:
+def test_meta_fields_merge_as_in_graphql_core(text: str) -> None:
     document = parse(Source(text), 100)
     assert validate_as_graphql_core(SCHEMA, document, [OverlappingFieldsCanBeMergedRule]) == []
     assert validate(SCHEMA, document, hides_schema=False, rules=[FieldsCanMergeRule]) == []
@@ -135,13 +135,13 @@ def test_meta_fields_are_merged_as_by_graphql_core(text: str) -> None:
         ),
     ],
 )
-def test_a_conflict_says_what_conflicts(text: str, message: str) -> None:
+def test_a_merge_conflict_names_what_conflicts(text: str, message: str) -> None:
     (error, *_) = validate(SCHEMA, parse(Source(text), 100), hides_schema=False, rules=[FieldsCanMergeRule])
     assert error.message.startswith(message)
     assert len(error.nodes or []) == 2
 
 
-def test_the_other_rules_are_graphql_cores() -> None:
+def test_all_other_rules_are_those_of_graphql_core() -> None:
     for text in (
         get_introspection_query(),
         "{ me { id } tasks(first: 1) { nodes { id title } } }",
@@ -154,7 +154,7 @@ def test_the_other_rules_are_graphql_cores() -> None:
         assert [error.formatted for error in ours] == [error.formatted for error in theirs]
 
 
-def test_a_document_that_takes_too_long_is_given_up() -> None:
+def test_validation_gives_up_on_a_document_that_takes_too_long() -> None:
     operations = " ".join(f"query Q{n} {{ ...All }}" for n in range(100))
     document = parse(Source(operations + " fragment All on Query {" + "__typename " * 1_000 + "}"), 4_000)
     with pytest.raises(TooComplex):
@@ -163,7 +163,7 @@ def test_a_document_that_takes_too_long_is_given_up() -> None:
 
 @contextmanager
 def collecting_garbage() -> Iterator[Counter[str]]:
-    """What only the garbage collector finds of what the block makes, by type; filled when the block ends."""
+    """Count, by type, the objects that the block leaves to the garbage collector. Filled when the block ends."""
     found: Counter[str] = Counter()
     gc.collect()
     gc.disable()
@@ -188,7 +188,7 @@ def collecting_garbage() -> Iterator[Counter[str]]:
     ],
     ids=lambda text: text[:20],
 )
-def test_a_validated_document_leaves_nothing_to_the_garbage_collector(text: str) -> None:
+def test_a_validated_document_leaves_no_garbage_cycles(text: str) -> None:
     with collecting_garbage() as found:
         document = parse(Source(text), 10_000)
         validate(OWN_SCHEMA, document, hides_schema=False, rules=RULES)
@@ -196,14 +196,14 @@ def test_a_validated_document_leaves_nothing_to_the_garbage_collector(text: str)
     assert found.total() < 100, found.most_common(5)
 
 
-def test_a_document_that_is_no_graphql_leaves_nothing_to_the_garbage_collector() -> None:
+def test_a_document_with_a_syntax_error_leaves_no_garbage_cycles() -> None:
     with collecting_garbage() as found, pytest.raises(GraphQLError):
         parse(Source("{" + "me { id } " * 900), 10_000)
     assert found.total() < 100, found.most_common(5)
 
 
-def test_graphql_core_takes_every_location_from_our_table_of_lines() -> None:
-    # It calls a function that we replace when an error has several nodes, and the source when it has one.
+def test_graphql_core_takes_all_error_locations_from_our_line_table() -> None:
+    # For an error with several nodes it calls a function that we replace; for one with a single node, the source.
     source = DocumentSource("{ a\n\r\n b\r c }")
     nodes = [*parse(source, 100).definitions[0].selection_set.selections]  # type: ignore[attr-defined]
     source._line_starts = [0, 1]
@@ -212,7 +212,7 @@ def test_graphql_core_takes_every_location_from_our_table_of_lines() -> None:
 
 
 @given(st.text("ab\r\n"))
-def test_locations_are_those_of_graphql_core(text: str) -> None:
+def test_locations_are_the_same_as_in_graphql_core(text: str) -> None:
     ours, theirs = DocumentSource(text), Source(text)
     for position in range(len(text) + 1):
         if text[position - 1 : position + 1] != "\r\n":
