@@ -1,4 +1,4 @@
-"""The `taskflow` command: what it says, where, and with which exit code."""
+"""The `taskflow` command: its output on stdout and stderr, and its exit codes."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ from tests.support.servers import RedisServer
 from tests.support.serving import make_settings, serving
 
 ROOT = Path(__file__).parents[2]
-# A port on which nobody listens and nobody may.
+# A port on which nothing listens, and on which ordinary processes may not listen.
 NOWHERE = "127.0.0.1:1"
 ADMIN = {"--email": "ada@example.com", "--username": "ada", "--full-name": "Ada L.", "--password": "correct horse"}
 
 
 @pytest.fixture(autouse=True)
 def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working folder: no `.env`, no `.taskflow`."""
+    """The working folder, without `.env` and `.taskflow`."""
     monkeypatch.chdir(tmp_path)
-    # Messages name the command as it can be typed.
+    # With this PATH, messages name the command as `taskflow`.
     monkeypatch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
     return tmp_path
 
@@ -58,11 +58,11 @@ class Ran:
 
 
 async def taskflow(*arguments: str, typed: str = "", **environment: str) -> Ran:
-    """Run the command in this process, in a thread, which is quick."""
+    """Run the command in a thread of this process, which is faster than a new process."""
 
     def run() -> Ran:
         result = CliRunner().invoke(app, arguments, input=typed, env={"COLUMNS": "500", **environment})
-        # Anything else would be a stack trace.
+        # Any other exception would be shown as a stack trace.
         assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
         return Ran(result.exit_code, result.stdout, result.stderr)
 
@@ -70,7 +70,7 @@ async def taskflow(*arguments: str, typed: str = "", **environment: str) -> Ran:
 
 
 async def real_taskflow(*arguments: str, script: str = "", folder: Path | None = None, **environment: str) -> Ran:
-    """Run the command as a process of its own."""
+    """Run the command in its own process."""
     program = [sys.executable, "-c", script] if script else [str(Path(sys.executable).with_name("taskflow"))]
     async with (
         child(
@@ -89,7 +89,7 @@ async def real_taskflow(*arguments: str, script: str = "", folder: Path | None =
 
 
 def refusal(ran: Ran, exit_code: int) -> str:
-    """The one line on stderr with which the command has ended."""
+    """The single line on stderr that the command ended with."""
     assert (ran.exit_code, ran.out) == (exit_code, ""), ran
     assert ran.err.startswith("taskflow: "), ran
     assert ran.err.count("\n") == 1, ran
@@ -130,7 +130,7 @@ def new_database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 def shown(url: str) -> str:
-    """The URL as the command shows it."""
+    """The URL as the command prints it."""
     drivers = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg"}
     made = make_url(url)
     return made.set(drivername=drivers[made.get_backend_name()]).render_as_string(hide_password=True)
@@ -144,16 +144,16 @@ COMMANDS: dict[str, Any] = GROUP.commands
 
 
 def unframed(text: str) -> str:
-    """The words alone, without colours, frames and line ends."""
+    """Only the words, without colours, frames and line breaks."""
     return " ".join(re.sub(r"\x1b\[[0-9;]*m|[─│╭╮╰╯]", " ", text).split())
 
 
-def test_the_commands_of_the_design_are_there() -> None:
+def test_all_commands_of_the_design_exist() -> None:
     needed = {"serve", "migrate", "seed", "create-admin", "export-schema", "explain", "doctor", "healthcheck"}
     assert needed - COMMANDS.keys() == set()
 
 
-async def test_help_lists_every_command_with_what_it_does() -> None:
+async def test_help_lists_every_command_with_a_description() -> None:
     for spelling in ("--help", "-h"):
         ran = await taskflow(spelling)
         assert (ran.exit_code, ran.err) == (0, "")
@@ -164,7 +164,7 @@ async def test_help_lists_every_command_with_what_it_does() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))
-async def test_every_command_s_help_explains_it_and_each_of_its_options(name: str) -> None:
+async def test_the_help_of_each_command_explains_it_and_each_option(name: str) -> None:
     ran = await taskflow(name, "--help", TASKFLOW_ADMIN_PASSWORD="correct horse")
     assert (ran.exit_code, ran.err) == (0, "")
     said = unframed(ran.out)
@@ -182,11 +182,11 @@ async def test_without_a_command_the_help_is_shown() -> None:
     assert "Usage: " in ran.out + ran.err
 
 
-async def test_the_version_is_said() -> None:
+async def test_version_prints_the_version() -> None:
     assert await taskflow("--version") == Ran(0, f"{__version__}\n", "")
 
 
-# `python -m taskflow_gql`, and whether the garbage collector is at work then.
+# Runs `python -m taskflow_gql` and prints whether the garbage collector is enabled afterwards.
 AS_MODULE = """
 import gc, runpy
 try:
@@ -196,14 +196,14 @@ finally:
 """
 
 
-async def test_the_module_is_the_command() -> None:
+async def test_python_m_taskflow_gql_is_the_command() -> None:
     assert await real_taskflow("--version", script=AS_MODULE) == Ran(0, f"{__version__}\nTrue\n", "")
 
 
 @pytest.mark.parametrize(
     "arguments", [["sevre"], ["serve", "--prot", "1"], ["serve", "--port", "65536"], ["seed", "--users", "0"]]
 )
-async def test_bad_usage_is_2_and_shows_what_was_wrong(arguments: list[str]) -> None:
+async def test_bad_usage_exits_with_2_and_names_the_mistake(arguments: list[str]) -> None:
     ran = await taskflow(*arguments)
     assert (ran.exit_code, ran.out) == (2, "")
     assert arguments[-2 if arguments[0] != "sevre" else 0] in unframed(ran.err)
@@ -212,7 +212,7 @@ async def test_bad_usage_is_2_and_shows_what_was_wrong(arguments: list[str]) -> 
 # export-schema
 
 
-async def test_the_schema_is_exported_and_then_up_to_date(empty_folder: Path) -> None:
+async def test_an_exported_schema_passes_the_check(empty_folder: Path) -> None:
     assert await taskflow("export-schema") == Ran(0, "", "")
     text = (empty_folder / "schema.graphql").read_text()
     assert text.endswith("}\n")
@@ -220,22 +220,24 @@ async def test_the_schema_is_exported_and_then_up_to_date(empty_folder: Path) ->
     assert await taskflow("export-schema", "--check") == Ran(0, "schema.graphql is up to date\n", "")
 
 
-async def test_the_schema_is_exported_where_one_asks(empty_folder: Path) -> None:
+async def test_export_schema_takes_a_file_name(empty_folder: Path) -> None:
     assert await taskflow("export-schema", "other.graphql") == Ran(0, "", "")
     assert await taskflow("export-schema", "--check", "other.graphql") == Ran(0, "other.graphql is up to date\n", "")
     assert os.listdir(empty_folder) == ["other.graphql"]
 
 
-async def test_the_schema_is_the_same_under_all_settings(empty_folder: Path) -> None:
+async def test_the_exported_schema_does_not_depend_on_settings(empty_folder: Path) -> None:
     await taskflow("export-schema", "default.graphql")
-    # Neither of these would start a server.
+    # A server would refuse to start with these settings.
     ran = await taskflow("export-schema", TASKFLOW_ENV="production", TASKFLOW_WORKERS="4", SECRET_KEY="short")
     assert ran == Ran(0, "", "")
     assert (empty_folder / "schema.graphql").read_bytes() == (empty_folder / "default.graphql").read_bytes()
 
 
 @pytest.mark.parametrize("content", ["", "type Query\n", None])
-async def test_a_file_that_is_not_the_schema_is_1_and_stays_as_it_is(empty_folder: Path, content: str | None) -> None:
+async def test_check_of_an_outdated_schema_exits_with_1_and_leaves_the_file_unchanged(
+    empty_folder: Path, content: str | None
+) -> None:
     path = empty_folder / "schema.graphql"
     if content is not None:
         path.write_text(content)
@@ -245,7 +247,7 @@ async def test_a_file_that_is_not_the_schema_is_1_and_stays_as_it_is(empty_folde
     assert content is None or path.read_text() == content
 
 
-async def test_a_dash_writes_the_schema_to_standard_output(empty_folder: Path) -> None:
+async def test_a_dash_writes_the_schema_to_stdout(empty_folder: Path) -> None:
     await taskflow("export-schema")
     written = (empty_folder / "schema.graphql").read_text()
     assert await real_taskflow("export-schema", "-", folder=empty_folder) == Ran(0, written, "")
@@ -254,7 +256,7 @@ async def test_a_dash_writes_the_schema_to_standard_output(empty_folder: Path) -
     assert said == "--check needs the name of a file, not `-`"
 
 
-async def test_a_schema_that_cannot_be_written_is_one_line() -> None:
+async def test_a_schema_file_that_cannot_be_written_is_refused_in_one_line() -> None:
     said = refusal(await taskflow("export-schema", "nowhere/schema.graphql"), 3)
     assert said == "Cannot write nowhere/schema.graphql: No such file or directory"
 
@@ -262,7 +264,7 @@ async def test_a_schema_that_cannot_be_written_is_one_line() -> None:
 # migrate
 
 
-async def test_migrate_goes_up_and_down_and_says_where_it_is(new_database_url: str) -> None:
+async def test_migrate_goes_up_and_down_and_reports_the_revision(new_database_url: str) -> None:
     async def migrate(*arguments: str) -> Ran:
         return await taskflow("migrate", *arguments, TASKFLOW_DATABASE_URL=new_database_url)
 
@@ -276,14 +278,14 @@ async def test_migrate_goes_up_and_down_and_says_where_it_is(new_database_url: s
     assert await migrate("--to", "0001") == Ran(0, f"{url} went from no tables to revision 0001\n", "")
 
 
-async def test_migrate_refuses_a_revision_that_there_is_not(new_database_url: str) -> None:
+async def test_migrate_refuses_an_unknown_revision(new_database_url: str) -> None:
     said = refusal(await taskflow("migrate", "--to", "nonsense", TASKFLOW_DATABASE_URL=new_database_url), 2)
     assert said == (
         "Can't locate revision identified by 'nonsense'. `taskflow migrate --status` says where the database is"
     )
 
 
-async def test_migrate_without_settings_makes_the_file_in_the_data_folder(empty_folder: Path) -> None:
+async def test_migrate_without_settings_creates_the_database_in_the_data_folder(empty_folder: Path) -> None:
     ran = await taskflow("migrate")
     assert ran == Ran(
         0, f"sqlite+aiosqlite:///.taskflow/taskflow.sqlite3 went from no tables to revision {head_revision()}\n", ""
@@ -291,7 +293,7 @@ async def test_migrate_without_settings_makes_the_file_in_the_data_folder(empty_
     assert (empty_folder / ".taskflow/taskflow.sqlite3").is_file()
 
 
-async def test_no_command_shows_the_password_of_the_database() -> None:
+async def test_no_command_shows_the_database_password() -> None:
     url = f"postgresql://user:hunter2@{NOWHERE}/tasks"
     for command in ("migrate", "doctor"):
         ran = await taskflow(command, TASKFLOW_DATABASE_URL=url)
@@ -313,7 +315,7 @@ mutation($input: LoginInput!) { login(input: $input) { user { username role } er
 """
 
 
-async def test_an_admin_is_made_and_signs_in_at_a_running_server(
+async def test_an_admin_made_by_the_command_can_sign_in_at_a_running_server(
     api: Api, settings: Settings, database: Database
 ) -> None:
     ran = await taskflow("create-admin", *options(ADMIN), **environment_of(settings))
@@ -323,7 +325,7 @@ async def test_an_admin_is_made_and_signs_in_at_a_running_server(
     assert answer == {"login": {"user": {"username": "ada", "role": "ADMIN"}, "errors": []}}
 
 
-async def test_the_password_may_come_by_the_environment(api: Api, settings: Settings) -> None:
+async def test_the_admin_password_may_come_from_the_environment(api: Api, settings: Settings) -> None:
     without_password = {name: value for name, value in ADMIN.items() if name != "--password"}
     environment = environment_of(settings) | {"TASKFLOW_ADMIN_PASSWORD": "from elsewhere"}
     assert (await taskflow("create-admin", *options(without_password), **environment)).exit_code == 0
@@ -332,7 +334,7 @@ async def test_the_password_may_come_by_the_environment(api: Api, settings: Sett
 
 
 async def taskflow_at_a_terminal(*arguments: str, typed: Mapping[str, str], **environment: str) -> Ran:
-    """Run the command at a terminal, where each prompt is answered; what it shows there is `out`."""
+    """Run the command at a terminal and answer each prompt. `out` is everything that the terminal shows."""
     ours, theirs = os.openpty()
     try:
         command = [str(Path(sys.executable).with_name("taskflow")), *arguments]
@@ -356,7 +358,7 @@ async def taskflow_at_a_terminal(*arguments: str, typed: Mapping[str, str], **en
         os.close(theirs)
 
 
-async def test_what_is_left_out_is_asked_for_and_the_password_is_not_shown(api: Api, settings: Settings) -> None:
+async def test_create_admin_prompts_for_missing_options_and_hides_the_password(api: Api, settings: Settings) -> None:
     typed = {
         "Email: ": "ada@example.com",
         "Username: ": "ada",
@@ -372,7 +374,7 @@ async def test_what_is_left_out_is_asked_for_and_the_password_is_not_shown(api: 
     assert answer["login"]["errors"] == []
 
 
-async def test_without_a_terminal_nothing_is_asked_and_what_is_missing_is_named(
+async def test_create_admin_without_a_terminal_names_the_missing_options(
     settings: Settings, database: Database
 ) -> None:
     environment = environment_of(settings)
@@ -384,7 +386,9 @@ async def test_without_a_terminal_nothing_is_asked_and_what_is_missing_is_named(
     assert await people(database) == []
 
 
-async def test_all_that_is_wrong_is_said_in_one_line_and_nobody_is_made(settings: Settings, database: Database) -> None:
+async def test_create_admin_reports_all_problems_in_one_line_and_makes_nobody(
+    settings: Settings, database: Database
+) -> None:
     wrong = {"--email": "nonsense", "--username": "a", "--full-name": " ", "--password": "short"}
     said = refusal(await taskflow("create-admin", *options(wrong), **environment_of(settings)), 1)
     assert [word for word in ("mail", "sername", "ull name", "assword") if word not in said] == []
@@ -393,7 +397,7 @@ async def test_all_that_is_wrong_is_said_in_one_line_and_nobody_is_made(settings
     assert await people(database) == []
 
 
-async def test_a_taken_name_and_address_are_refused(settings: Settings, database: Database) -> None:
+async def test_create_admin_refuses_a_taken_username_and_email(settings: Settings, database: Database) -> None:
     environment = environment_of(settings)
     await taskflow("create-admin", *options(ADMIN), **environment)
     said = refusal(
@@ -404,7 +408,7 @@ async def test_a_taken_name_and_address_are_refused(settings: Settings, database
     assert await people(database) == [("ada@example.com", "ada", "Ada L.", UserRole.ADMIN, True)]
 
 
-async def test_the_first_command_of_all_may_be_create_admin(empty_folder: Path) -> None:
+async def test_create_admin_may_be_the_first_command(empty_folder: Path) -> None:
     assert (await taskflow("create-admin", *options(ADMIN))).exit_code == 0
     database = Database(create_engine(make_settings(data_dir=empty_folder / ".taskflow")))
     assert await people(database) == [("ada@example.com", "ada", "Ada L.", UserRole.ADMIN, True)]
@@ -424,14 +428,16 @@ def page(empty_folder: Path) -> str:
 
 
 def sections(ran: Ran) -> dict[str, str]:
-    """What `explain` said, by heading."""
+    """The output of `explain`, by section."""
     assert (ran.exit_code, ran.err) == (0, ""), ran
     plan, rest = ran.out.removeprefix("Plan\n\n").split("\n\nSQL", 1)
     statements, functions = rest.split("Generated functions\n\n")
     return {"plan": plan, "sql": statements, "functions": functions}
 
 
-async def test_explain_shows_plan_statements_and_functions(settings: Settings, database: Database, page: str) -> None:
+async def test_explain_shows_plan_statements_and_generated_functions(
+    settings: Settings, database: Database, page: str
+) -> None:
     async with database.write() as session:
         ann, bob = await make_user(session, "ann"), await make_user(session, "bob")
         for number in range(3):
@@ -463,7 +469,7 @@ async def test_explain_shows_plan_statements_and_functions(settings: Settings, d
     assert "# <plan Query.tasks.nodes.creator>\n" in explained["functions"]
 
 
-async def test_explain_counts_statements_that_are_run_again(settings: Settings, database: Database) -> None:
+async def test_explain_counts_repeated_statements(settings: Settings, database: Database) -> None:
     async with database.write() as session:
         await make_user(session, "ann")
     page = 'users(first: 1, search: "a")'
@@ -474,21 +480,21 @@ async def test_explain_counts_statements_that_are_run_again(settings: Settings, 
     assert statements.count("-- with ") == 2
 
 
-async def test_explain_asks_as_nobody_when_nobody_is_named(settings: Settings, page: str) -> None:
+async def test_explain_runs_anonymously_without_as(settings: Settings, page: str) -> None:
     statements = sections(await taskflow("explain", page, **environment_of(settings)))["sql"]
     assert statements == (
         ", asked by nobody\n\nNone.\n\nThe answer has an error at tasks: Not authenticated\nSay who asks with --as.\n\n"
     )
 
 
-async def test_explain_leaves_the_database_as_it_is(settings: Settings, database: Database) -> None:
+async def test_explain_does_not_write_to_the_database(settings: Settings, database: Database) -> None:
     async with database.write() as session:
         ann = await make_user(session, "ann")
         await make_task(session, make_viewer(ann.id))
     query = "{ tasks { changesCursor nodes { history(first: 1) { nodes { kind } } } } }"
     ran = await taskflow("explain", "-", "--as", "ann", typed=query, **environment_of(settings))
     assert "error" not in sections(ran)["sql"]
-    # A server would have given the event its position before it answered.
+    # A server would have placed the event before it answered.
     async with database.read() as session:
         assert await has_unplaced_events(session)
 
@@ -496,7 +502,7 @@ async def test_explain_leaves_the_database_as_it_is(settings: Settings, database
 @pytest.mark.parametrize(
     "document", [DELETE, "subscription { taskChanged { kind } }"], ids=["mutation", "subscription"]
 )
-async def test_explain_runs_nothing_but_queries(document: str) -> None:
+async def test_explain_runs_only_queries(document: str) -> None:
     away = f"postgresql://u@{NOWHERE}/tasks"
     ran = await taskflow("explain", "-", "--variables", '{"id": "1"}', typed=document, DATABASE_URL=away)
     explained = sections(ran)
@@ -506,7 +512,7 @@ async def test_explain_runs_nothing_but_queries(document: str) -> None:
     assert explained["functions"].startswith(f"# <plan {kind.title()}>\n")
 
 
-async def test_explain_takes_variables_from_a_file_and_one_operation_of_several(empty_folder: Path) -> None:
+async def test_explain_takes_variables_from_a_file_and_one_of_several_operations(empty_folder: Path) -> None:
     (empty_folder / "several.graphql").write_text(f"{PAGE} {DELETE}")
     (empty_folder / "variables.json").write_text('{"id": "1"}')
     arguments = ["several.graphql", "--operation", "Delete", "--variables", "@variables.json"]
@@ -532,7 +538,7 @@ async def test_explain_takes_variables_from_a_file_and_one_operation_of_several(
         (PAGE, ["--variables", "first"], "--variables is not JSON: Expecting value: line 1 column 1 (char 0)"),
     ],
 )
-async def test_explain_says_what_is_wrong_in_one_line(typed: str, arguments: list[str], problem: str) -> None:
+async def test_explain_reports_a_mistake_in_one_line(typed: str, arguments: list[str], problem: str) -> None:
     assert refusal(await taskflow("explain", "-", *arguments, typed=typed), 2) == problem
 
 
@@ -547,12 +553,12 @@ async def test_explain_names_a_file_that_it_cannot_read(empty_folder: Path, page
     )
 
 
-async def test_explain_names_somebody_who_is_not_there(settings: Settings, page: str) -> None:
+async def test_explain_refuses_an_unknown_user(settings: Settings, page: str) -> None:
     said = refusal(await taskflow("explain", page, "--as", "bob", **environment_of(settings)), 2)
     assert said == ("There is nobody active called bob: --as wants the username or email address of an active account")
 
 
-async def test_explain_refuses_what_a_server_refuses(settings: Settings) -> None:
+async def test_explain_refuses_operations_that_a_server_refuses(settings: Settings) -> None:
     deep = "{ me { createdTasks { nodes { " + "creator { createdTasks { nodes { " * 6 + "id" + " } } }" * 6 + " } } } }"
     said = refusal(await taskflow("explain", "-", typed=deep, **environment_of(settings)), 2)
     assert said == (
@@ -575,7 +581,7 @@ async def count_people(database: Database) -> int:
         return int((await session.execute(select(func.count()).select_from(User))).scalar_one())
 
 
-async def test_seed_says_what_it_made_and_run_again_makes_more(settings: Settings, database: Database) -> None:
+async def test_seed_reports_what_it_made_and_a_second_run_adds_more(settings: Settings, database: Database) -> None:
     ran = await taskflow("seed", "--users", "3", "--tasks", "4", **environment_of(settings))
     assert (ran.exit_code, ran.out) == (
         0,
@@ -591,7 +597,7 @@ async def test_seed_says_what_it_made_and_run_again_makes_more(settings: Setting
     assert await count_people(database) == 4
 
 
-async def test_seed_keeps_its_known_password_out_of_production(
+async def test_seed_refuses_production_because_its_password_is_known(
     postgresql_settings: Settings,
 ) -> None:
     environment = environment_of(postgresql_settings) | {"TASKFLOW_ENV": "production"}
@@ -606,7 +612,7 @@ async def test_seed_keeps_its_known_password_out_of_production(
 
 
 async def examine(exit_code: int, **environment: str) -> dict[str, tuple[str, str]]:
-    """By name of the part: the mark before it and the words behind."""
+    """Each line of the report, by the name of the part: its mark and its text."""
     ran = await taskflow("doctor", **environment)
     assert (ran.exit_code, ran.err) == (exit_code, ""), ran
     rows = {}
@@ -617,7 +623,7 @@ async def examine(exit_code: int, **environment: str) -> dict[str, tuple[str, st
     return rows
 
 
-async def test_doctor_finds_an_empty_folder_well(empty_folder: Path) -> None:
+async def test_doctor_passes_an_empty_folder(empty_folder: Path) -> None:
     assert await examine(0, TASKFLOW_MAX_CONNECTIONS="100") == {
         "environment": ("–", "development"),
         "secret": ("ok", "kept in .taskflow/secret"),
@@ -631,7 +637,7 @@ async def test_doctor_finds_an_empty_folder_well(empty_folder: Path) -> None:
     }
 
 
-async def test_doctor_finds_a_production_well(postgresql_settings: Settings) -> None:
+async def test_doctor_passes_a_production_setup(postgresql_settings: Settings) -> None:
     url = shown(str(postgresql_settings.database_url))
     environment = environment_of(postgresql_settings)
     environment |= {"TASKFLOW_ENV": "production", "TASKFLOW_MAX_CONNECTIONS": "100"}
@@ -645,7 +651,7 @@ async def test_doctor_finds_a_production_well(postgresql_settings: Settings) -> 
     }
 
 
-async def test_doctor_sees_a_database_that_is_not_migrated(new_postgres: str) -> None:
+async def test_doctor_reports_a_database_that_is_not_migrated(new_postgres: str) -> None:
     rows = await examine(1, TASKFLOW_DATABASE_URL=new_postgres)
     assert rows["database"] == (
         "not ok",
@@ -653,7 +659,7 @@ async def test_doctor_sees_a_database_that_is_not_migrated(new_postgres: str) ->
     )
 
 
-async def test_doctor_sees_what_is_away(postgresql_settings: Settings) -> None:
+async def test_doctor_reports_an_unreachable_database_and_redis(postgresql_settings: Settings) -> None:
     environment = environment_of(postgresql_settings)
     rows = await examine(1, **environment | {"TASKFLOW_DATABASE_URL": f"postgresql://u@{NOWHERE}/tasks"})
     assert rows["database"] == (
@@ -676,20 +682,22 @@ async def test_doctor_sees_what_is_away(postgresql_settings: Settings) -> None:
         ({"TASKFLOW_DATA_DIR": "file/data"}, "settings", "Cannot make the data folder file/data: Not a directory"),
     ],
 )
-async def test_doctor_sees_bad_settings(empty_folder: Path, environment: dict[str, str], part: str, words: str) -> None:
+async def test_doctor_reports_bad_settings(
+    empty_folder: Path, environment: dict[str, str], part: str, words: str
+) -> None:
     (empty_folder / "file").write_text("")
     rows = await examine(1, **environment)
     assert rows[part][0] == "not ok"
     assert rows[part][1].startswith(words)
 
 
-async def test_doctor_sees_a_damaged_secret(empty_folder: Path) -> None:
+async def test_doctor_reports_a_damaged_secret(empty_folder: Path) -> None:
     (empty_folder / "secret").write_text("gnawed")
     rows = await examine(1, TASKFLOW_DATA_DIR=".")
     assert rows["settings"] == ("not ok", "The secret in secret is damaged. Delete the file; everybody signs in again")
 
 
-async def test_doctor_sees_that_descriptors_do_not_reach(empty_folder: Path) -> None:
+async def test_doctor_warns_of_too_few_descriptors(empty_folder: Path) -> None:
     rows = await examine(0, TASKFLOW_MAX_CONNECTIONS="2000000000")
     mark, words = rows["descriptors"]
     assert mark == "warning"
@@ -697,18 +705,18 @@ async def test_doctor_sees_that_descriptors_do_not_reach(empty_folder: Path) -> 
     assert "TASKFLOW_MAX_CONNECTIONS is 2000000000. Raise the limit" in words
 
 
-async def test_doctor_takes_brackets_in_a_path_as_they_are(empty_folder: Path) -> None:
+async def test_doctor_prints_brackets_in_a_path_unchanged(empty_folder: Path) -> None:
     rows = await examine(0, TASKFLOW_DATA_DIR="a[/b][red]")
     assert rows["secret"] == ("ok", "kept in a[/b][red]/secret")
 
 
-async def test_doctor_warns_of_variables_that_are_no_settings_and_finds_them_well(empty_folder: Path) -> None:
+async def test_doctor_warns_of_unknown_variables_and_passes(empty_folder: Path) -> None:
     (empty_folder / ".env").write_text("TASKFLOW_WORKER=2\nPOSTGRES_PASSWORD=x\n")
     rows = await examine(0, TASKFLOW_PORT="8001", TASKFLOW_ADMIN_PASSWORD="correct horse")
     assert rows["variable"] == ("warning", "TASKFLOW_WORKER is not a setting: did you mean TASKFLOW_WORKERS?")
 
 
-async def test_bad_settings_name_the_variables_that_are_no_settings() -> None:
+async def test_bad_settings_also_name_unknown_variables() -> None:
     said = refusal(await taskflow("doctor", TASKFLOW_WORKERS="2", DATABASE_URL="postgres://h/x", TASKFLOW_REDIS="r"), 2)
     assert said == (
         "Bad settings: TASKFLOW_WORKERS=2 needs REDIS_URL (more than one worker needs Redis); "
@@ -716,7 +724,7 @@ async def test_bad_settings_name_the_variables_that_are_no_settings() -> None:
     )
 
 
-async def test_messages_name_the_command_as_it_can_be_typed(empty_folder: Path, new_postgres: str) -> None:
+async def test_messages_name_the_command_as_it_must_be_typed(empty_folder: Path, new_postgres: str) -> None:
     async def hint(folder: Path, path: str) -> str:
         said = refusal(await real_taskflow("seed", folder=folder, DATABASE_URL=new_postgres, PATH=path), 2)
         return said.removeprefix("The database has no tables yet: run ")
@@ -735,22 +743,22 @@ def port_of(api: Api) -> str:
     return api.url.rpartition(":")[2]
 
 
-async def test_a_server_that_is_ready_is_healthy(api: Api) -> None:
+async def test_healthcheck_passes_for_a_ready_server(api: Api) -> None:
     assert await taskflow("healthcheck", TASKFLOW_PORT=port_of(api)) == Ran(0, "", "")
     assert await taskflow("healthcheck", TASKFLOW_PORT=port_of(api), TASKFLOW_HOST="0.0.0.0") == Ran(0, "", "")  # noqa: S104
     assert await taskflow("healthcheck", "--url", f"{api.url}/ready") == Ran(0, "", "")
 
 
-async def test_a_proxy_in_the_environment_is_not_asked(api: Api) -> None:
+async def test_healthcheck_ignores_a_proxy_in_the_environment(api: Api) -> None:
     assert await taskflow("healthcheck", TASKFLOW_PORT=port_of(api), http_proxy=f"http://{NOWHERE}") == Ran(0, "", "")
 
 
-async def test_no_server_is_not_healthy() -> None:
+async def test_healthcheck_fails_without_a_server() -> None:
     said = refusal(await taskflow("healthcheck", TASKFLOW_PORT="1"), 1)
     assert said == ("http://127.0.0.1:1/ready does not answer: <urlopen error [Errno 111] Connection refused>")
 
 
-async def test_a_server_that_is_not_ready_is_not_healthy(postgresql_settings: Settings) -> None:
+async def test_healthcheck_fails_when_the_server_is_not_ready(postgresql_settings: Settings) -> None:
     with RedisServer() as redis:
         settings = postgresql_settings.model_copy(update={"redis_url": redis.url()})
         async with serving(settings) as api:
@@ -759,7 +767,7 @@ async def test_a_server_that_is_not_ready_is_not_healthy(postgresql_settings: Se
     assert said == (f'{api.url}/ready answered 503: {{"status":"unavailable","failing":["redis"]}}')
 
 
-async def test_somebody_else_on_the_port_is_not_healthy(redis_url: str, api: Api) -> None:
+async def test_healthcheck_fails_when_something_else_answers_on_the_port(redis_url: str, api: Api) -> None:
     port = str(make_url(redis_url).port)
     said = refusal(await taskflow("healthcheck", TASKFLOW_PORT=port), 1)
     assert said.startswith(f"http://127.0.0.1:{port}/ready does not answer: ")
@@ -767,19 +775,19 @@ async def test_somebody_else_on_the_port_is_not_healthy(redis_url: str, api: Api
     assert said == f"{api.url}/nowhere answered 404: Not Found"
 
 
-async def test_only_http_addresses_are_asked() -> None:
+async def test_healthcheck_refuses_urls_that_are_not_http() -> None:
     said = refusal(await taskflow("healthcheck", "--url", "file:///etc/passwd"), 2)
     assert said == "file:///etc/passwd is no http address"
 
 
-# What goes wrong around the command
+# Errors outside the command: settings, database, files, ports
 
 USES_DATABASE = [["serve"], ["migrate"], ["migrate", "--status"], ["seed"], ["create-admin", *options(ADMIN)]]
 USES_SETTINGS = [*USES_DATABASE, ["explain", "-"], ["doctor"], ["healthcheck"]]
 
 
 @pytest.mark.parametrize("arguments", USES_SETTINGS, ids=" ".join)
-async def test_bad_settings_are_named_by_every_command(arguments: list[str]) -> None:
+async def test_every_command_names_bad_settings(arguments: list[str]) -> None:
     said = refusal(await taskflow(*arguments, TASKFLOW_WORKERS="many", SECRET_KEY="short"), 2)
     assert said == (
         "Bad settings: TASKFLOW_WORKERS: Input should be a valid integer, unable to parse string as an integer; "
@@ -788,13 +796,13 @@ async def test_bad_settings_are_named_by_every_command(arguments: list[str]) -> 
 
 
 @pytest.mark.parametrize("arguments", USES_DATABASE, ids=" ".join)
-async def test_a_bad_database_url_is_one_line(arguments: list[str]) -> None:
+async def test_a_bad_database_url_is_refused_in_one_line(arguments: list[str]) -> None:
     said = refusal(await taskflow(*arguments, DATABASE_URL="tasks"), 2)
     assert said == "DATABASE_URL is not a database URL; it looks like postgresql://user:password@host:5432/name"
 
 
 @pytest.mark.parametrize("arguments", USES_DATABASE, ids=" ".join)
-async def test_a_database_that_is_away_is_one_line(arguments: list[str]) -> None:
+async def test_an_unreachable_database_is_reported_in_one_line(arguments: list[str]) -> None:
     said = refusal(await taskflow(*arguments, DATABASE_URL=f"postgres://u:hunter2@{NOWHERE}/tasks"), 3)
     assert said == (
         f"The database at postgresql+asyncpg://u:***@{NOWHERE}/tasks cannot be used: "
@@ -803,35 +811,35 @@ async def test_a_database_that_is_away_is_one_line(arguments: list[str]) -> None
 
 
 @pytest.mark.parametrize("arguments", USES_DATABASE, ids=" ".join)
-async def test_a_database_that_does_not_exist_is_one_line(postgres_url: str, arguments: list[str]) -> None:
+async def test_a_database_that_does_not_exist_is_reported_in_one_line(postgres_url: str, arguments: list[str]) -> None:
     url = make_url(postgres_url).set(database="nowhere").render_as_string(hide_password=False)
     said = refusal(await taskflow(*arguments, DATABASE_URL=url), 3)
     assert said == f'The database at {shown(url)} cannot be used: database "nowhere" does not exist'
 
 
 @pytest.mark.parametrize("arguments", USES_DATABASE, ids=" ".join)
-async def test_a_file_that_is_no_database_is_one_line(empty_folder: Path, arguments: list[str]) -> None:
+async def test_a_file_that_is_not_a_database_is_reported_in_one_line(empty_folder: Path, arguments: list[str]) -> None:
     (empty_folder / "notes.txt").write_text("Buy milk. " * 1000)
     said = refusal(await taskflow(*arguments, DATABASE_URL="sqlite:///notes.txt"), 3)
     assert said == "The database at sqlite+aiosqlite:///notes.txt cannot be used: file is not a database"
 
 
 @pytest.mark.parametrize("arguments", USES_DATABASE, ids=" ".join)
-async def test_a_data_folder_below_a_file_is_one_line(empty_folder: Path, arguments: list[str]) -> None:
+async def test_a_data_folder_below_a_file_is_reported_in_one_line(empty_folder: Path, arguments: list[str]) -> None:
     (empty_folder / "file").write_text("")
     said = refusal(await taskflow(*arguments, TASKFLOW_DATA_DIR="file/data"), 2)
     assert said == "Cannot make the data folder file/data: Not a directory. Give rights on it, or set TASKFLOW_DATA_DIR"
 
 
 @pytest.mark.parametrize("arguments", [["serve"], ["seed"], ["create-admin", *options(ADMIN)]], ids=" ".join)
-async def test_postgresql_that_is_not_migrated_is_named_with_the_remedy(
+async def test_a_postgresql_database_that_is_not_migrated_is_reported_with_the_remedy(
     new_postgres: str, arguments: list[str]
 ) -> None:
     said = refusal(await taskflow(*arguments, DATABASE_URL=new_postgres), 2)
     assert said == "The database has no tables yet: run `taskflow migrate`"
 
 
-async def test_serve_names_a_bad_and_an_absent_redis() -> None:
+async def test_serve_reports_a_bad_and_an_unreachable_redis_url() -> None:
     said = refusal(await taskflow("serve", REDIS_URL="http://cache.example"), 2)
     assert said.startswith("REDIS_URL is not a Redis URL (")
     assert said.endswith("); it looks like redis://host:6379/0")
@@ -840,13 +848,13 @@ async def test_serve_names_a_bad_and_an_absent_redis() -> None:
     assert said.endswith(". Start it, or unset REDIS_URL")
 
 
-async def test_serve_names_a_damaged_secret(empty_folder: Path) -> None:
+async def test_serve_reports_a_damaged_secret(empty_folder: Path) -> None:
     (empty_folder / "secret").write_text("gnawed")
     said = refusal(await taskflow("serve", TASKFLOW_DATA_DIR="."), 2)
     assert said == "The secret in secret is damaged. Delete the file; everybody signs in again"
 
 
-async def test_serve_names_all_that_production_lacks() -> None:
+async def test_serve_reports_everything_that_production_lacks() -> None:
     said = refusal(await real_taskflow("serve", "--workers", "2", TASKFLOW_ENV="production"), 2)
     assert said == (
         "Bad settings: production needs SECRET_KEY, DATABASE_URL (a postgresql:// URL), "
@@ -854,7 +862,7 @@ async def test_serve_names_all_that_production_lacks() -> None:
     )
 
 
-async def test_serve_names_what_several_workers_lack() -> None:
+async def test_serve_reports_what_several_workers_lack() -> None:
     said = refusal(await real_taskflow("serve", "--workers", "2"), 2)
     assert said == (
         "Bad settings: TASKFLOW_WORKERS=2 needs DATABASE_URL (more than one worker needs PostgreSQL), "
@@ -868,20 +876,20 @@ def taken_port() -> Iterator[int]:
         yield listener.getsockname()[1]
 
 
-async def test_serve_names_a_port_in_use(taken_port: int) -> None:
+async def test_serve_reports_a_port_in_use(taken_port: int) -> None:
     said = refusal(await real_taskflow("serve", "--port", str(taken_port)), 3)
     assert said == (
         f"Cannot listen on 127.0.0.1:{taken_port}: it is in use. Stop what listens there, or choose another with --port"
     )
 
 
-async def test_serve_names_a_host_that_is_not_this_machine() -> None:
+async def test_serve_reports_a_host_that_does_not_resolve() -> None:
     said = refusal(await taskflow("serve", TASKFLOW_HOST="nowhere.invalid"), 3)
     assert said.startswith("Cannot listen on nowhere.invalid:8000: ")
     assert said.endswith(". Choose another address with --host")
 
 
-# The real command, as somebody without rights when the tests run as root, who has them all.
+# Runs the real command without rights: when the tests run as root, it drops them first.
 AS_NOBODY = """
 import os
 from taskflow_gql.cli.main import app
@@ -895,7 +903,7 @@ app()
 
 @pytest.fixture
 def open_folder() -> Iterator[Path]:
-    """One that everybody may enter, unlike those that pytest makes."""
+    """A folder that everybody may enter. pytest's own folders are closed to other users."""
     with tempfile.TemporaryDirectory(dir="/tmp") as name:
         Path(name).chmod(0o777)
         yield Path(name)
@@ -907,14 +915,14 @@ def locked_folder(open_folder: Path) -> Path:
     return open_folder
 
 
-async def test_serve_names_a_data_folder_that_it_may_not_make(locked_folder: Path) -> None:
+async def test_serve_reports_a_data_folder_that_it_may_not_make(locked_folder: Path) -> None:
     said = refusal(await real_taskflow("serve", script=AS_NOBODY, folder=locked_folder), 2)
     assert said == (
         "Cannot make the data folder .taskflow: Permission denied. Give rights on it, or set TASKFLOW_DATA_DIR"
     )
 
 
-async def test_serve_names_a_data_folder_that_it_may_not_write(locked_folder: Path) -> None:
+async def test_serve_reports_a_data_folder_that_it_may_not_write(locked_folder: Path) -> None:
     said = refusal(await real_taskflow("serve", script=AS_NOBODY, folder=locked_folder, TASKFLOW_DATA_DIR="."), 2)
     assert said == "No right to read and write the data folder .. Give rights on it, or set TASKFLOW_DATA_DIR"
 
@@ -926,7 +934,7 @@ async def test_serve_names_a_data_folder_that_it_may_not_write(locked_folder: Pa
         (".env", "Cannot read the settings in the file .env: [Errno 13] Permission denied: '.env'"),
     ],
 )
-async def test_serve_names_a_file_that_it_may_not_read(open_folder: Path, name: str, problem: str) -> None:
+async def test_serve_reports_a_file_that_it_may_not_read(open_folder: Path, name: str, problem: str) -> None:
     (open_folder / name).touch(0o000)
     ran = await real_taskflow("serve", script=AS_NOBODY, folder=open_folder, TASKFLOW_DATA_DIR=".")
     assert refusal(ran, 2) == problem

@@ -1,4 +1,4 @@
-"""Demonstration data: the same for the same number, whole or not at all, on both databases."""
+"""Demonstration data: deterministic for a random seed, all or nothing, and on both databases."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ SMALL = Seeding(users=7, tasks=90, random_seed=1)
 
 
 async def seed(database: Database, seeding: Seeding = SMALL) -> str:
-    """What the progress bars said at the end."""
+    """Seed the database and return the final text of the progress bars."""
     console = Console(file=StringIO(), width=100)
     await seed_database(database.engine, seeding, console)
     assert isinstance(console.file, StringIO)
@@ -57,7 +57,7 @@ async def seed(database: Database, seeding: Seeding = SMALL) -> str:
 
 
 async def seeded(database: Database, seeding: Seeding = SMALL) -> tuple[int, int]:
-    """The numbers of the first and the last of the people made."""
+    """Seed the database and return the numbers of the first and last users made."""
     return await seed_database(database.engine, seeding, Console(file=StringIO()))
 
 
@@ -72,7 +72,7 @@ async def tasks_in(database: Database) -> list[TaskRow]:
 
 
 async def stored(database: Database) -> dict[str, list[Any]]:
-    """Every column of every row, as the driver gives it."""
+    """Every column of every row, as the driver returns it."""
     async with database.read() as session:
         return {
             table: [tuple(row) for row in await session.execute(text(f"SELECT * FROM {table} ORDER BY id"))]  # noqa: S608
@@ -87,7 +87,7 @@ async def empty(database: Database) -> None:
 
 
 async def counts(database: Database) -> dict[str, int]:
-    """How many rows there are in each table that has any."""
+    """The number of rows in each table that is not empty."""
     async with database.read() as session:
         numbers = {
             name: (await session.execute(select(func.count()).select_from(table))).scalar_one()
@@ -96,10 +96,10 @@ async def counts(database: Database) -> dict[str, int]:
     return {name: number for name, number in numbers.items() if number}
 
 
-# The same and not the same
+# Deterministic
 
 
-async def test_the_same_number_makes_the_same_bytes_and_another_others(database: Database) -> None:
+async def test_the_same_random_seed_makes_the_same_bytes_and_another_makes_others(database: Database) -> None:
     await seed(database)
     first = await stored(database)
     await empty(database)
@@ -114,7 +114,7 @@ async def test_the_same_number_makes_the_same_bytes_and_another_others(database:
         assert set(rows).isdisjoint(first[table])
 
 
-async def test_both_databases_hold_what_was_made(database: Database) -> None:
+async def test_both_databases_store_exactly_what_was_generated(database: Database) -> None:
     await seed(database)
     users = list(make_users(SMALL))
     assert await users_in(database) == [UserRow(*(user[name] for name in UserRow._fields)) for user in users]
@@ -122,7 +122,7 @@ async def test_both_databases_hold_what_was_made(database: Database) -> None:
     assert await tasks_in(database) == [TaskRow(*(task[name] for name in TaskRow._fields)) for task in tasks]
 
 
-def test_every_process_makes_the_same() -> None:
+def test_every_process_generates_the_same_data() -> None:
     script = (
         "import sys\n"
         "from taskflow_gql.cli.seeding import Seeding, make_tasks, make_users\n"
@@ -133,7 +133,7 @@ def test_every_process_makes_the_same() -> None:
     printed = [
         subprocess.run(
             [sys.executable, "-c", script],
-            # The order of a set depends on it.
+            # The hash seed determines the order of sets.
             env=os.environ | {"PYTHONHASHSEED": number},
             stdout=subprocess.PIPE,
             check=True,
@@ -143,10 +143,10 @@ def test_every_process_makes_the_same() -> None:
     assert printed[0] == printed[1]
 
 
-# What it makes
+# Content
 
 
-async def test_people_are_numbered_and_the_first_is_the_admin(database: Database) -> None:
+async def test_users_are_numbered_and_the_first_is_an_admin(database: Database) -> None:
     await seed(database)
     users = await users_in(database)
     assert [user.username for user in users] == [f"user{number}" for number in range(1, 8)]
@@ -155,7 +155,7 @@ async def test_people_are_numbered_and_the_first_is_the_admin(database: Database
     assert {user.is_active for user in users} == {True}
 
 
-async def test_tasks_are_of_every_kind_and_make_sense(database: Database) -> None:
+async def test_tasks_cover_all_enum_values_and_are_consistent(database: Database) -> None:
     await seed(database)
     user_ids = {user.id for user in await users_in(database)}
     tasks = await tasks_in(database)
@@ -171,19 +171,19 @@ async def test_tasks_are_of_every_kind_and_make_sense(database: Database) -> Non
         assert task.created_at <= task.updated_at < datetime.now(UTC)
         assert (task.completed_at is not None) == (task.status is TaskStatus.COMPLETED)
         assert task.completed_at is None or task.created_at <= task.completed_at <= task.updated_at
-    # Version 7: the ids are in the order of creation.
+    # Version 7: ids sort by creation time.
     assert [task.created_at for task in tasks] == sorted(task.created_at for task in tasks)
 
 
-async def test_more_than_one_batch_arrives_whole(database: Database) -> None:
+async def test_more_than_one_batch_is_complete(database: Database) -> None:
     said = await seed(database, Seeding(users=3, tasks=5_001, random_seed=1))
     assert re.search(r"People .* 3/3 ", said)
     assert re.search(r"Tasks .* 5001/5001 ", said)
-    # No events among them: seeded rows are not changes.
+    # No events: seeded rows are not changes.
     assert await counts(database) == {"users": 3, "tasks": 5_001, "stream_state": 1}
 
 
-async def test_there_may_be_people_without_tasks(database: Database) -> None:
+async def test_users_can_be_seeded_without_tasks(database: Database) -> None:
     await seed(database, Seeding(users=1, tasks=0, random_seed=1))
     assert (len(await users_in(database)), len(await tasks_in(database))) == (1, 0)
 
@@ -193,7 +193,7 @@ mutation($input: LoginInput!) { login(input: $input) { accessToken user { id rol
 """
 
 
-async def test_user1_signs_in_with_password_and_sees_all_with_new_tasks_first(api: Api, database: Database) -> None:
+async def test_user1_signs_in_and_sees_all_tasks_with_new_ones_first(api: Api, database: Database) -> None:
     await seed(database)
     answer = await api.data(LOGIN, {"input": {"usernameOrEmail": "user1", "password": "password"}})
     assert answer["login"]["errors"] == []
@@ -210,10 +210,12 @@ async def test_user1_signs_in_with_password_and_sees_all_with_new_tasks_first(ap
     assert [node["title"] for node in read["tasks"]["nodes"]] == ["Newest of all", *reversed(titles)]
 
 
-# Beside what is there
+# In a database that has rows already
 
 
-async def test_seeding_leaves_what_is_there_and_adds_what_an_empty_database_gets(api: Api, database: Database) -> None:
+async def test_seeding_keeps_existing_rows_and_adds_the_same_as_to_an_empty_database(
+    api: Api, database: Database
+) -> None:
     await seed(database)
     alone = await stored(database)
     await empty(database)
@@ -225,12 +227,12 @@ async def test_seeding_leaves_what_is_there_and_adds_what_an_empty_database_gets
     after = await stored(database)
     for table, rows in after.items():
         assert sorted(rows) == sorted(before[table] + alone[table])
-    # The tasks are of the new people, so no list changes without an event.
+    # The seeded tasks belong to the seeded users, so no existing user's list changes without an event.
     read = await api.data("{ tasks { totalCount nodes { id } } }", by=eva)
     assert read["tasks"] == {"totalCount": 1, "nodes": [{"id": task["id"]}]}
 
 
-async def test_a_second_seeding_adds_other_people_with_other_tasks(database: Database) -> None:
+async def test_a_second_seeding_adds_different_users_and_tasks(database: Database) -> None:
     assert await seeded(database) == (1, 7)
     first = await stored(database)
     assert await seeded(database) == (8, 14)
@@ -240,7 +242,7 @@ async def test_a_second_seeding_adds_other_people_with_other_tasks(database: Dat
     assert sorted(user.username for user in users) == sorted(f"user{number}" for number in range(1, 16))
     assert {user.username for user in users if user.role is UserRole.ADMIN} == {"user1", "user8", "user15"}
     assert len(tasks) == 90 + 90 + 5
-    # Other titles too: the same again would look like an error.
+    # The titles differ too: identical ones would look like a mistake.
     titles = [[task.title for task in tasks if task.creator_id in ids] for ids in _ids_of_seedings(users)]
     assert titles[0] != titles[1]
 
@@ -253,7 +255,7 @@ def _ids_of_seedings(users: list[UserRow]) -> tuple[set[UUID], set[UUID]]:
     )
 
 
-async def test_names_and_addresses_that_are_taken_are_passed_over(database: Database) -> None:
+async def test_taken_usernames_and_emails_are_skipped(database: Database) -> None:
     people = {"USER2": "eva@example.com", "bob": "User4@example.com", "user007": "user99x@example.com"}
     async with database.write() as session:
         for username, email in people.items():
@@ -264,7 +266,7 @@ async def test_names_and_addresses_that_are_taken_are_passed_over(database: Data
     assert await seeded(database, Seeding(users=1, tasks=0, random_seed=1)) == (7, 7)
 
 
-async def test_search_and_stream_are_right_after_two_seedings(api: Api, database: Database) -> None:
+async def test_search_and_stream_are_correct_after_two_seedings(api: Api, database: Database) -> None:
     eva = await api.register("eva")
     before = await api.data("{ tasks { changesCursor } }", by=eva)
     await seed(database)
@@ -283,7 +285,7 @@ async def test_search_and_stream_are_right_after_two_seedings(api: Api, database
     assert read["taskChanges"]["nodes"] == [{"kind": "CREATED", "taskId": own["id"]}]
 
 
-async def test_seedings_at_once_come_one_after_the_other(settings: Settings, database: Database) -> None:
+async def test_concurrent_seedings_run_one_after_the_other(settings: Settings, database: Database) -> None:
     assert settings.database_url is not None
     environment = os.environ | {"TASKFLOW_DATABASE_URL": settings.database_url}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
@@ -326,7 +328,7 @@ async def test_an_interrupted_seeding_leaves_nothing_and_can_be_repeated(
     async with (
         child(
             *(TASKFLOW, "seed", "--users", "20", "--tasks", "100000000"),
-            # Rich draws its bars only for terminals, or for who says that he is one.
+            # Rich draws its bars only on terminals, or when TTY_COMPATIBLE claims one.
             env=os.environ | {"TASKFLOW_DATABASE_URL": settings.database_url, "TTY_COMPATIBLE": "1"},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

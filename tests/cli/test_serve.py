@@ -1,4 +1,4 @@
-"""`taskflow serve` as people run it: real processes, alone and side by side, stopped and killed."""
+"""`taskflow serve` as users run it: real processes, alone and side by side, stopped and killed."""
 
 from __future__ import annotations
 
@@ -33,8 +33,6 @@ from tests.support.serving import make_settings
 
 pytestmark = pytest.mark.slow
 
-# How long a server may take to stop, and news to arrive without Redis.
-
 ME = "{ me { username } }"
 LOGIN = """
 mutation($input: LoginInput!) { login(input: $input) { accessToken errors { code } } }
@@ -44,7 +42,7 @@ TASK_CHANGED = "subscription { taskChanged { kind taskId task { title } } }"
 
 @pytest.fixture
 def folders(tmp_path: Path) -> Callable[[], Path]:
-    """A new folder at each call: two servers of one project do not run in one."""
+    """Makes a new folder at each call: two servers of one project do not share a folder."""
     numbers = iter(range(1000))
 
     def new_folder() -> Path:
@@ -60,11 +58,11 @@ async def whoami(api: Api, by: Person) -> str | None:
     return username
 
 
-# Alone, on nothing
+# One server without any settings
 
 
 @pytest.mark.parametrize(("path", "command"), [(str(Path(TASKFLOW).parent), "taskflow"), ("/usr/bin", TASKFLOW)])
-async def test_the_first_start_says_where_it_is_and_how_to_get_an_account(
+async def test_the_first_start_prints_its_url_and_how_to_get_an_account(
     tmp_path: Path, path: str, command: str
 ) -> None:
     async with serve(tmp_path, PATH=path) as served:
@@ -90,13 +88,13 @@ async def test_the_first_start_says_where_it_is_and_how_to_get_an_account(
         assert await whoami(served.api, eva) == "eva"
 
 
-async def test_a_second_start_keeps_people_and_their_tokens(tmp_path: Path) -> None:
+async def test_a_second_start_keeps_users_and_their_tokens(tmp_path: Path) -> None:
     async with serve(tmp_path) as served:
         eva = await served.api.register("eva")
         task = await served.api.create_task(eva, title="Kept")
         assert await served.stop() == 0
     async with serve(tmp_path) as served:
-        # The secret is kept, so the old token is still good.
+        # The secret is kept, so the old token is still valid.
         assert await whoami(served.api, eva) == "eva"
         read = await served.api.data("query($id: ID!) { task(id: $id) { title } }", {"id": task["id"]}, by=eva)
         assert read == {"task": {"title": "Kept"}}
@@ -105,10 +103,10 @@ async def test_a_second_start_keeps_people_and_their_tokens(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
-async def test_a_signal_ends_the_server_at_once_with_exit_code_0(tmp_path: Path, number: signal.Signals) -> None:
+async def test_a_signal_ends_the_server_promptly_with_exit_code_0(tmp_path: Path, number: signal.Signals) -> None:
     async with serve(tmp_path) as served:
         eva = await served.api.register("eva")
-        # Neither a connection that is kept open nor a subscription holds it up.
+        # Neither an open keep-alive connection nor a subscription delays the end.
         async with served.api.signed_in_socket(eva) as socket:
             await socket.subscribe(TASK_CHANGED)
             assert await served.stop(number) == 0
@@ -118,13 +116,13 @@ async def test_a_signal_ends_the_server_at_once_with_exit_code_0(tmp_path: Path,
             await served.api.http.get("/health")
 
 
-async def test_a_server_takes_all_the_descriptors_that_it_may_have(tmp_path: Path) -> None:
+async def test_a_server_raises_its_descriptor_limit_to_the_maximum(tmp_path: Path) -> None:
     async with serve(tmp_path, limits="ulimit -S -n 64") as served:
         soft, hard = resource.prlimit(served.process.pid, resource.RLIMIT_NOFILE)
         assert soft == min(hard, 1024 * 1024) > 64
 
 
-async def test_with_few_descriptors_a_server_says_so_and_new_clients_get_in(tmp_path: Path) -> None:
+async def test_with_few_descriptors_a_server_warns_and_still_accepts_new_clients(tmp_path: Path) -> None:
     async with AsyncExitStack() as stack:
         served = await stack.enter_async_context(serve(tmp_path, limits="ulimit -n 128"))
         for _ in range(200):
@@ -133,19 +131,19 @@ async def test_with_few_descriptors_a_server_says_so_and_new_clients_get_in(tmp_
             writer.write(b"POST /graphql HTTP/1.1\r\nHost: x\r\n")
         async with Api(served.api.url) as late:
             assert (await late.http.get("/health")).status_code == 200
-            # The database has descriptors too.
+            # Registering needs the database, which needs descriptors too.
             await late.register("eva")
         log = served.log.read_text()
         assert "The limit of 128 open files leaves room for 21 connections" in log
         assert "Traceback" not in log
 
 
-async def test_options_win_over_the_environment(tmp_path: Path) -> None:
+async def test_options_override_the_environment(tmp_path: Path) -> None:
     async with serve(tmp_path, "--host", "localhost", TASKFLOW_PORT="1", TASKFLOW_HOST="nowhere.invalid") as served:
         assert (await served.api.http.get("/health")).json()["status"] == "healthy"
 
 
-async def test_the_log_of_a_server_is_json_when_asked_for(tmp_path: Path) -> None:
+async def test_json_log_format_makes_every_line_json(tmp_path: Path) -> None:
     async with serve(tmp_path, TASKFLOW_LOG_FORMAT="json") as served:
         await served.api.register("eva")
         await served.stop()
@@ -154,7 +152,7 @@ async def test_the_log_of_a_server_is_json_when_asked_for(tmp_path: Path) -> Non
     assert {line["level"] for line in lines} == {"INFO"}
 
 
-async def test_a_variable_that_is_no_setting_is_a_warning_in_the_log(folders: Callable[[], Path]) -> None:
+async def test_an_unknown_variable_is_a_warning_in_the_log(folders: Callable[[], Path]) -> None:
     async with serve(folders(), TASKFLOW_PROT="9000", TASKFLOW_LOG_FORMAT="json") as served:
         await served.stop()
         lines = [json.loads(line) for line in served.log.read_text().splitlines()]
@@ -170,7 +168,7 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-async def test_of_two_that_start_at_once_on_a_port_one_serves_and_one_says_why_not(
+async def test_of_two_servers_started_on_one_port_one_serves_and_the_other_explains(
     folders: Callable[[], Path], free_port: int
 ) -> None:
     async with AsyncExitStack() as stack:
@@ -190,12 +188,12 @@ async def test_of_two_that_start_at_once_on_a_port_one_serves_and_one_says_why_n
             assert (await api.http.get("/health", timeout=START_SECONDS)).status_code == 200
 
 
-# Side by side, on PostgreSQL and Redis
+# Several servers, on PostgreSQL and Redis
 
 
 @dataclass
 class Listener:
-    """A subscriber of one server, who hears of a task that is changed through another."""
+    """A subscriber on one server to a task that is changed through another server."""
 
     socket: Socket
     through: Api
@@ -204,7 +202,7 @@ class Listener:
     number: int = 0
 
     async def change(self) -> None:
-        """The title counts up, so that a change that is missed or told twice is seen."""
+        """Change the title to the next number, so that a missed or repeated change shows."""
         self.number += 1
         payload = await self.through.update_task(self.by, self.task_id, title=f"Change {self.number}")
         assert payload["errors"] == [], payload
@@ -221,7 +219,7 @@ class Listener:
         assert [await self.hear() for _ in range(changes)] == list(range(before + 1, self.number + 1))
 
     async def hear_first(self) -> None:
-        """Changes the task until that is heard, for nothing says when a subscription has begun."""
+        """Change the task until a change arrives: nothing else tells when a subscription has begun."""
         first = asyncio.create_task(self.hear())
         while not first.done():
             await self.change()
@@ -239,7 +237,7 @@ async def listening(by: Person, *, at: Api, through: Api) -> AsyncIterator[Liste
         yield listener
 
 
-async def test_a_change_on_one_server_reaches_a_subscriber_of_the_other(
+async def test_a_change_on_one_server_reaches_a_subscriber_on_another(
     postgresql_settings: Settings, folders: Callable[[], Path]
 ) -> None:
     environment = environment_of(postgresql_settings)
@@ -252,7 +250,7 @@ async def test_a_change_on_one_server_reaches_a_subscriber_of_the_other(
             await listener.hear_of(20)
 
 
-async def test_changes_still_arrive_soon_when_redis_is_killed_and_when_it_is_back(
+async def test_changes_arrive_soon_while_redis_is_down_and_after_it_is_back(
     postgresql_settings: Settings, folders: Callable[[], Path]
 ) -> None:
     with RedisServer() as redis:
@@ -269,17 +267,17 @@ async def test_changes_still_arrive_soon_when_redis_is_killed_and_when_it_is_bac
                 redis.start()
                 async with asyncio.timeout(SOON_SECONDS):
                     await listener.hear_of(3)
-                    # A connection that died with Redis may be asked first, and is then put away.
+                    # The first check may use a connection that died with Redis. It is then discarded.
                     while (await one.api.http.get("/ready")).json() != {"status": "ready"}:
                         pass
 
 
-async def test_several_workers_serve_together(postgresql_settings: Settings, folders: Callable[[], Path]) -> None:
+async def test_several_workers_share_one_port(postgresql_settings: Settings, folders: Callable[[], Path]) -> None:
     folder = folders()
     async with serve(folder, "--workers", "2", **environment_of(postgresql_settings)) as served:
         assert served.greeting[-3] == "  Mode      2 worker(s), Redis on"
         eva = await served.api.register("eva")
-        # Each on a connection of its own, so that both workers get some.
+        # A client of its own for each side makes separate connections, so that both workers get some.
         async with listening(eva, at=served.api, through=Api(served.api.url)) as listener:
             await listener.hear_of(10)
             await listener.through.http.aclose()
@@ -289,7 +287,7 @@ async def test_several_workers_serve_together(postgresql_settings: Settings, fol
         assert started_workers(served.log) <= set(tree)
 
         assert await served.stop() == 0
-        # Python's own helper process ends when it finds its parent gone.
+        # Python's helper process ends when it notices that its parent is gone.
         assert await asyncio.to_thread(wait_until, lambda: not any(map(living_tree, tree)), SOON_SECONDS)
         assert "Traceback" not in served.log.read_text()
 
@@ -298,7 +296,7 @@ def started_workers(log: Path) -> set[int]:
     return {int(pid) for pid in re.findall(r"Started server process \[(\d+)\]", log.read_text())}
 
 
-# Killed
+# kill -9
 
 
 async def create_tasks_until_killed(api: Api, by: Person, acknowledged: list[str]) -> None:
@@ -308,7 +306,7 @@ async def create_tasks_until_killed(api: Api, by: Person, acknowledged: list[str
 
 
 async def kill_in_the_middle_of_mutations(served: Served, by: Person) -> set[str]:
-    """The ids of the tasks that the server said it had made."""
+    """The ids of the tasks that the server acknowledged before it was killed."""
     acknowledged: list[str] = []
     async with asyncio.TaskGroup() as writers:
         for _ in range(8):
@@ -321,7 +319,7 @@ async def kill_in_the_middle_of_mutations(served: Served, by: Person) -> set[str
 
 
 async def all_events_placed(database: Database) -> list[Event]:
-    """The record, as soon as every event in it has a position."""
+    """All events, once every one of them has a position."""
     async with asyncio.timeout(SOON_SECONDS):
         while True:
             async with database.read() as session:
@@ -330,7 +328,7 @@ async def all_events_placed(database: Database) -> list[Event]:
                 return events
 
 
-async def test_what_was_acknowledged_is_there_after_kill_9(settings: Settings, folders: Callable[[], Path]) -> None:
+async def test_acknowledged_tasks_survive_kill_9(settings: Settings, folders: Callable[[], Path]) -> None:
     environment = environment_of(settings)
     database = Database(create_engine(settings))
     async with serve(folders(), **environment) as served:
@@ -342,7 +340,7 @@ async def test_what_was_acknowledged_is_there_after_kill_9(settings: Settings, f
         async with database.read() as session:
             made = {str(id) for id in await session.scalars(select(Task.id))}
         assert acknowledged <= made
-        # Row and event together or neither, and positions without a gap.
+        # Each task has its event and each event its task, and positions have no gaps.
         events = await all_events_placed(database)
         assert {str(event.subject_id) for event in events} == made
         assert [event.position for event in events] == list(range(1, len(made) + 1))
@@ -352,7 +350,7 @@ async def test_what_was_acknowledged_is_there_after_kill_9(settings: Settings, f
     await database.close()
 
 
-async def test_the_other_server_tells_its_subscribers_all_that_a_killed_one_acknowledged(
+async def test_subscribers_of_another_server_get_every_change_that_a_killed_one_acknowledged(
     postgresql_settings: Settings, folders: Callable[[], Path]
 ) -> None:
     environment = environment_of(postgresql_settings)
@@ -369,7 +367,7 @@ async def test_the_other_server_tells_its_subscribers_all_that_a_killed_one_ackn
     await database.close()
 
 
-# A database that goes away
+# Restarts of the database
 
 
 @pytest.fixture
@@ -378,7 +376,7 @@ def own_postgres() -> Iterator[PostgresServer]:
         yield server
 
 
-async def test_a_server_serves_on_when_its_database_is_back(
+async def test_a_server_recovers_when_its_database_is_back(
     own_postgres: PostgresServer, folders: Callable[[], Path]
 ) -> None:
     settings = make_settings(database_url=own_postgres.url())
