@@ -81,7 +81,7 @@ async def test_register_signs_in_a_member(api: Api) -> None:
         ({"fullName": "  "}, [refusal("BAD_USER_INPUT", "Full name must not be empty", "fullName")]),
     ],
 )
-async def test_register_refuses_what_is_not_in_form(
+async def test_register_refuses_malformed_values(
     api: Api, fields: dict[str, str], errors: list[dict[str, Any]]
 ) -> None:
     payload = await register(api, **fields)
@@ -92,7 +92,7 @@ async def test_register_refuses_what_is_not_in_form(
 @pytest.mark.parametrize(
     "email", ["", "ann", "ann@", "@example.com", "a b@example.com", "ann@example", "ann@@example.com"]
 )
-async def test_register_refuses_an_email_address_that_is_none(api: Api, email: str) -> None:
+async def test_register_refuses_an_invalid_email_address(api: Api, email: str) -> None:
     (error,) = (await register(api, email=email))["errors"]
     assert (error["code"], error["field"]) == ("BAD_USER_INPUT", ["email"])
 
@@ -108,13 +108,13 @@ async def test_register_reports_everything_that_is_wrong_at_once(api: Api) -> No
     }
 
 
-async def test_names_are_taken_without_regard_to_case(api: Api) -> None:
+async def test_usernames_and_emails_are_unique_ignoring_case(api: Api) -> None:
     await api.register("ann")
     payload = await register(api, email="ANN@example.COM", username="aNN")
     assert payload["errors"] == [EMAIL_TAKEN, USERNAME_TAKEN]
 
 
-async def test_of_registrations_that_race_one_wins_and_the_others_hear_both_reasons(api: Api) -> None:
+async def test_of_concurrent_registrations_one_wins_and_the_others_get_both_errors(api: Api) -> None:
     payloads = await asyncio.gather(*(register(api) for _ in range(6)))
     assert sorted(payload["errors"] for payload in payloads if payload["user"]) == [[]]
     for payload in payloads:
@@ -122,7 +122,7 @@ async def test_of_registrations_that_race_one_wins_and_the_others_hear_both_reas
             assert payload["errors"] == [EMAIL_TAKEN, USERNAME_TAKEN]
 
 
-async def test_a_role_sent_at_registration_is_not_in_the_contract(api: Api) -> None:
+async def test_a_role_cannot_be_given_at_registration(api: Api) -> None:
     given = {"email": "a@example.com", "username": "ann", "fullName": "A", "password": "12345678", "role": "ADMIN"}
     assert await api.codes(REGISTER, {"input": given}) == ["BAD_USER_INPUT"]
 
@@ -135,7 +135,7 @@ async def test_login_takes_username_or_email_in_any_case(api: Api, name: str) ->
     assert (payload["tokenType"], payload["expiresIn"], payload["errors"]) == ("Bearer", 1800, [])
 
 
-async def test_login_says_the_same_of_unknown_wrong_and_deactivated(api: Api, database: Database) -> None:
+async def test_login_gives_the_same_error_for_unknown_wrong_and_deactivated(api: Api, database: Database) -> None:
     ann, boss = await api.register("ann"), await api.register("boss")
     await make_admin(database, boss.id)
     deactivate = "mutation($id: ID!) { deactivateUser(input: {userId: $id}) { errors { code } } }"
@@ -190,7 +190,7 @@ async def test_a_token_with_a_bad_claim_is_refused(api: Api, claims: dict[str, A
     assert await api.codes("{ tasks { nodes { id } } }", by=forge(ann.token, **claims)) == ["UNAUTHENTICATED"]
 
 
-# What PyJWT, UUID() or datetime could stumble over. NaN and the infinities are written as `json` writes them.
+# Values that could confuse PyJWT, UUID() or datetime. NaN and the infinities are written as `json` writes them.
 NO_DATES: list[Any] = [
     *(10**10 * 26, 10**12, 10**18, 10**30, -1, -(10**18), 1.5, 4e9, 1e300, float("nan"), float("inf"), -float("inf")),
     *(True, False, "", "4000000000", "tomorrow", [], [4_000_000_000], {}),
@@ -218,7 +218,7 @@ def test_a_signed_token_with_a_claim_of_the_wrong_type_is_unauthenticated(name: 
 
 
 @pytest.mark.parametrize("exp", [10**18, float("inf")])
-async def test_a_token_without_end_is_unauthenticated_over_http(api: Api, exp: float) -> None:
+async def test_a_token_with_an_endless_expiry_is_unauthenticated_over_http(api: Api, exp: float) -> None:
     ann = await api.register("ann")
     claims = jwt.decode(ann.token, options={"verify_signature": False}) | {"exp": exp}
     token = jwt.PyJWS().encode(json.dumps(claims).encode(), SECRET, algorithm="HS256")
@@ -233,14 +233,14 @@ async def test_a_token_without_end_is_unauthenticated_over_http(api: Api, exp: f
     ],
     ids=lambda header: repr(header[:30]),
 )
-def test_a_token_with_a_strange_header_is_unauthenticated(header: bytes) -> None:
+def test_a_token_with_a_malformed_header_is_unauthenticated(header: bytes) -> None:
     signer = TokenSigner(SECRET, timedelta(hours=1))
     _, body, signature = signer.sign(user_id=uuid4(), session_id=uuid4(), issued_at=datetime.now(UTC)).split(".")
     with pytest.raises(Unauthenticated):
         signer.read(f"{base64.urlsafe_b64encode(header).decode().rstrip('=')}.{body}.{signature}")
 
 
-async def test_a_token_signed_by_another_or_by_nobody_is_refused(api: Api) -> None:
+async def test_a_token_with_a_foreign_or_no_signature_is_refused(api: Api) -> None:
     ann = await api.register("ann")
     claims = jwt.decode(ann.token, options={"verify_signature": False})
     foreign = jwt.encode(claims, "another secret that is long enough too", algorithm="HS256")
@@ -259,7 +259,9 @@ async def test_the_token_is_read_with_or_without_bearer(api: Api, form: str) -> 
     assert response.json() == {"data": {"me": {"username": "ann"}}}
 
 
-async def test_a_deactivated_user_hears_the_reason_and_is_back_after_a_new_login(api: Api, database: Database) -> None:
+async def test_a_deactivated_user_gets_the_reason_and_needs_a_new_login_when_reactivated(
+    api: Api, database: Database
+) -> None:
     ann, boss = await api.register("ann"), await api.register("boss")
     await make_admin(database, boss.id)
     await api.data(
@@ -275,7 +277,7 @@ async def test_a_deactivated_user_hears_the_reason_and_is_back_after_a_new_login
     assert await api.codes(ME, by=token) == []
 
 
-async def test_update_profile_changes_only_what_is_given(api: Api) -> None:
+async def test_update_profile_changes_only_the_given_fields(api: Api) -> None:
     ann = await api.register("ann")
     assert await api.data(UPDATE_PROFILE, {"input": {"fullName": " Ann B. "}}, by=ann) == {
         "updateProfile": {"user": {"fullName": "Ann B.", "email": "ann@example.com"}, "errors": []}
@@ -290,7 +292,7 @@ async def test_update_profile_changes_only_what_is_given(api: Api) -> None:
     assert (await login(api, "ann@example.com", "correct horse"))["errors"] == [WRONG]
 
 
-async def test_update_profile_refuses_null_bad_form_and_taken(api: Api) -> None:
+async def test_update_profile_refuses_null_and_taken_values(api: Api) -> None:
     ann = await api.register("ann")
     await api.register("bob")
     nulls = (await api.data(UPDATE_PROFILE, {"input": {"fullName": None, "email": None}}, by=ann))["updateProfile"]
@@ -310,7 +312,7 @@ async def test_update_profile_refuses_null_bad_form_and_taken(api: Api) -> None:
     assert await api.codes(UPDATE_PROFILE, {"input": {}}) == ["UNAUTHENTICATED"]
 
 
-async def test_change_password_ends_the_other_sessions_and_not_this_one(api: Api) -> None:
+async def test_change_password_ends_the_other_sessions_and_keeps_this_one(api: Api) -> None:
     ann = await api.register("ann", password="correct horse")
     other = (await login(api, "ann", "correct horse"))["accessToken"]
     given = {"currentPassword": "correct horse", "newPassword": "battery staple"}
@@ -321,7 +323,7 @@ async def test_change_password_ends_the_other_sessions_and_not_this_one(api: Api
     assert (await login(api, "ann", "battery staple"))["errors"] == []
 
 
-async def test_change_password_refuses_a_wrong_one_and_a_short_one(api: Api) -> None:
+async def test_change_password_refuses_a_wrong_current_and_a_short_new_one(api: Api) -> None:
     ann = await api.register("ann", password="correct horse")
     wrong = {"currentPassword": "incorrect", "newPassword": "battery staple"}
     short = {"currentPassword": "correct horse", "newPassword": "short"}
@@ -335,9 +337,9 @@ async def test_change_password_refuses_a_wrong_one_and_a_short_one(api: Api) -> 
     assert (await login(api, "ann", "correct horse"))["errors"] == []
 
 
-# passlib refuses more than 4,096 characters with an error of its own.
+# passlib raises its own error above 4,096 characters.
 @pytest.mark.parametrize("length", [129, 4096, 4097, 50_000])
-async def test_a_password_that_is_too_long_is_wrong_and_nothing_of_it_is_kept(
+async def test_a_password_that_is_too_long_is_wrong_and_is_not_logged(
     api: Api, caplog: pytest.LogCaptureFixture, length: int
 ) -> None:
     ann = await api.register("ann")
@@ -357,7 +359,7 @@ async def test_a_password_that_is_too_long_is_wrong_and_nothing_of_it_is_kept(
         assert (await register(api, username="bob", email="bob@example.com", password=long))["errors"] == [
             refusal("BAD_USER_INPUT", too_long, "password")
         ]
-    # passlib and the HTTP client log nothing either.
+    # passlib and the HTTP client log none of it either.
     assert not any("correct horse" in f"{record.getMessage()} {record.exc_text}" for record in caplog.records)
     assert (await login(api, "ann", "correct horse"))["errors"] == []
 
@@ -378,7 +380,7 @@ SECRET_WORD = "hunter2hunter2"
     ],
     ids=str,
 )
-async def test_an_error_about_variables_quotes_no_password(api: Api, given: object) -> None:
+async def test_an_error_about_variables_does_not_quote_a_password(api: Api, given: object) -> None:
     (error, *_) = (await api.post(LOGIN, {"input": given}))["errors"]
     assert error["extensions"] == {"code": "BAD_USER_INPUT"}
     assert error["message"].startswith("Variable '$input' has invalid value")
@@ -396,13 +398,13 @@ async def test_an_error_about_variables_quotes_no_password(api: Api, given: obje
         f'"{SECRET_WORD}"',
     ],
 )
-async def test_an_error_about_a_document_quotes_no_password(api: Api, literal: str) -> None:
+async def test_an_error_about_a_document_does_not_quote_a_password(api: Api, literal: str) -> None:
     answer = await api.post(f"mutation {{ login(input: {literal}) {{ accessToken }} }}")
     assert "errors" in answer
     assert SECRET_WORD not in json.dumps(answer)
 
 
-async def test_other_errors_quote_what_was_sent(api: Api) -> None:
+async def test_other_errors_quote_the_value_that_was_sent(api: Api) -> None:
     ann = await api.register("ann")
     (error,) = (await api.post('{ tasks(first: "ten") { totalCount } }', by=ann))["errors"]
     assert error["message"] == 'Int cannot represent non-integer value: "ten"'
@@ -420,11 +422,11 @@ async def test_a_password_that_is_too_long_costs_one_hash_like_any_wrong_one(kno
         assert not await passwords.verify(password, stored)
         costs.append(time.process_time() - begun)
     passwords.close()
-    # Without a hash it takes less than a hundredth.
+    # Without hashing it takes less than a hundredth of the time.
     assert costs[1] > costs[0] / 4
 
 
-async def test_the_hash_is_argon2id_with_the_parameters_of_the_design(api: Api, database: Database) -> None:
+async def test_passwords_are_hashed_with_argon2id_and_the_designed_parameters(api: Api, database: Database) -> None:
     await api.register("ann")
     async with database.connect() as connection:
         stored = (await connection.exec_driver_sql("SELECT password_hash FROM users")).scalar_one()

@@ -1,4 +1,4 @@
-"""Who asks: one statement for those who come together, and never one that began before somebody came."""
+"""Loading viewers: concurrent requests share one statement, and never one that started before they arrived."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.support.factories import make_user
 
 
 class GatedDatabase(Database):
-    """Whose reads wait at a gate, so that a test can say what happens while one is under way."""
+    """A database whose reads wait at a gate, so that a test decides what happens during a read."""
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(create_engine(settings))
@@ -78,12 +78,12 @@ def loading(loader: ViewerLoader, *tokens: AccessToken) -> list[asyncio.Task[Vie
 
 
 async def settle() -> None:
-    """Everybody who can go on has gone on."""
+    """Let every task run until it waits."""
     for _ in range(5):
         await asyncio.sleep(0)
 
 
-async def test_each_gets_their_own_answer_from_one_statement(gated: GatedDatabase) -> None:
+async def test_concurrent_requests_share_one_statement_and_get_their_own_answers(gated: GatedDatabase) -> None:
     ann, bob = await sign_in(gated, "ann"), await sign_in(gated, "bob", role=UserRole.ADMIN)
     statements: list[Sequence[Any]] = []
 
@@ -106,7 +106,7 @@ async def test_each_gets_their_own_answer_from_one_statement(gated: GatedDatabas
     assert len(statements) == 1
 
 
-async def test_two_sessions_of_one_person_are_told_apart(gated: GatedDatabase) -> None:
+async def test_two_sessions_of_one_user_are_told_apart(gated: GatedDatabase) -> None:
     ann = await sign_in(gated, "ann")
     gone = AccessToken(ann.user_id, uuid4(), ann.expires_at)
     for tokens in ((ann, gone), (gone, ann)):
@@ -114,7 +114,7 @@ async def test_two_sessions_of_one_person_are_told_apart(gated: GatedDatabase) -
         assert [isinstance(one, Viewer) for one in found] == [token is ann for token in tokens]
 
 
-async def test_who_comes_while_a_statement_is_under_way_shares_the_next(gated: GatedDatabase) -> None:
+async def test_requests_during_a_statement_share_the_next_one(gated: GatedDatabase) -> None:
     tokens = [await sign_in(gated, f"user{n}") for n in range(4)]
     loader = ViewerLoader(gated)
     gated.shut()
@@ -126,13 +126,13 @@ async def test_who_comes_while_a_statement_is_under_way_shares_the_next(gated: G
     gated.gate.set()
     assert await asyncio.gather(*first, *later) == [viewer_of(token) for token in (*tokens, tokens[0])]
     assert gated.reads == 2
-    # And nothing is remembered.
+    # Nothing is cached: a later request runs a new statement.
     await asyncio.gather(*loading(loader, tokens[0]))
     assert gated.reads == 3
 
 
 @pytest.mark.parametrize("change", ["session", "user", "role"])
-async def test_what_changes_while_a_statement_is_under_way_holds_for_who_comes_then(
+async def test_changes_during_a_statement_count_for_requests_that_arrive_then(
     gated: GatedDatabase, change: str
 ) -> None:
     ann, bob = await sign_in(gated, "ann"), await sign_in(gated, "bob")
@@ -158,7 +158,7 @@ async def test_what_changes_while_a_statement_is_under_way_holds_for_who_comes_t
         assert isinstance(found, Unauthenticated)
 
 
-async def test_who_is_cancelled_takes_no_answer_from_others(gated: GatedDatabase) -> None:
+async def test_a_cancelled_request_takes_no_answer_from_others(gated: GatedDatabase) -> None:
     ann, bob = await sign_in(gated, "ann"), await sign_in(gated, "bob")
     loader = ViewerLoader(gated)
     gated.shut()
@@ -176,7 +176,7 @@ async def test_who_is_cancelled_takes_no_answer_from_others(gated: GatedDatabase
     assert gated.reads == 2
 
 
-async def test_nobody_waits_long_behind_a_statement_that_does_not_come_back(
+async def test_requests_do_not_wait_long_behind_a_statement_that_hangs(
     gated: GatedDatabase,
 ) -> None:
     ann, bob, eva = [await sign_in(gated, name) for name in ("ann", "bob", "eva")]
@@ -195,14 +195,14 @@ async def test_nobody_waits_long_behind_a_statement_that_does_not_come_back(
     assert await stuck == viewer_of(ann)
 
 
-async def test_no_statement_is_for_more_than_a_hundred(gated: GatedDatabase) -> None:
+async def test_one_statement_serves_at_most_100_tokens(gated: GatedDatabase) -> None:
     tokens = [await sign_in(gated, name) for name in ("ann", "bob")] * 125
     found = await asyncio.gather(*loading(ViewerLoader(gated), *tokens))
     assert found == [viewer_of(token) for token in tokens]
     assert gated.reads == 3
 
 
-async def test_an_error_reaches_all_who_asked_and_nobody_after_them(gated: GatedDatabase) -> None:
+async def test_an_error_reaches_the_requests_of_its_statement_and_no_later_ones(gated: GatedDatabase) -> None:
     ann, bob = await sign_in(gated, "ann"), await sign_in(gated, "bob")
     loader = ViewerLoader(gated)
     async with gated.engine.begin() as connection:

@@ -1,4 +1,4 @@
-"""How errors reach clients, and what of them does not."""
+"""What clients learn of errors, and what stays in the log."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ def subclasses(cls: type[errors.TaskflowError]) -> set[type[errors.TaskflowError
 
 
 def sources(folder: Path) -> str:
-    """All tests of the folder but these."""
+    """The source of all tests in the folder except this file."""
     return "".join(path.read_text() for path in sorted(folder.rglob("test_*.py")) if path != Path(__file__))
 
 
 @pytest.mark.parametrize("code", ErrorCode)
-def test_every_code_of_a_payload_is_reached_by_a_test(code: ErrorCode) -> None:
+def test_every_payload_error_code_is_reached_by_a_test(code: ErrorCode) -> None:
     assert f'"{code}"' in sources(TESTS / "api")
 
 
-# Nobody is told that a server stops: their connection is closed.
+# Clients never see ServerStops: their connection is closed.
 @pytest.mark.parametrize("error", sorted(subclasses(errors.TaskflowError) - {errors.ServerStops}, key=str))
-def test_every_code_of_an_error_is_reached_by_a_test(error: type[errors.TaskflowError]) -> None:
+def test_every_error_code_is_reached_by_a_test(error: type[errors.TaskflowError]) -> None:
     if hasattr(error, "code"):
         assert f'"{error.code}"' in sources(TESTS)
 
@@ -49,7 +49,7 @@ def test_every_refusal_has_a_code_of_the_schema() -> None:
     assert codes == set(ErrorCode)
 
 
-async def test_an_error_says_where_and_what_and_its_code(api: Api) -> None:
+async def test_an_error_has_message_location_path_and_code(api: Api) -> None:
     ann = await api.register("ann")
     assert await api.post("{ a: tasks(first: 0) { totalCount } me { username } }", by=ann) == {
         "data": None,
@@ -70,7 +70,7 @@ async def test_an_error_says_where_and_what_and_its_code(api: Api) -> None:
 
 @pytest.fixture
 async def broken(sqlite_settings: Settings) -> AsyncIterator[Api]:
-    """A server whose table of tasks somebody has taken away."""
+    """A server whose `tasks` table was renamed."""
     async with serving(sqlite_settings) as api:
         database = Database(create_engine(sqlite_settings))
         async with database.write() as session:
@@ -79,7 +79,7 @@ async def broken(sqlite_settings: Settings) -> AsyncIterator[Api]:
         yield api
 
 
-async def test_what_went_wrong_inside_is_in_the_log_and_not_in_the_answer(
+async def test_an_internal_error_is_detailed_in_the_log_and_not_in_the_answer(
     broken: Api, caplog: pytest.LogCaptureFixture
 ) -> None:
     ann = await broken.register("ann")
@@ -96,14 +96,14 @@ async def test_what_went_wrong_inside_is_in_the_log_and_not_in_the_answer(
             }
         ],
     }
-    # Everything that helps: the id, the place, the statement, the stack.
+    # The log has everything that helps: the id, the field, the statement and the stack.
     assert record.error_id in record.getMessage()
     assert "tasks" in record.getMessage()
     assert record.exc_info is not None
     assert "no such table" in str(record.exc_info[1])
 
 
-async def test_each_error_has_an_id_of_its_own(broken: Api, caplog: pytest.LogCaptureFixture) -> None:
+async def test_each_internal_error_has_its_own_id(broken: Api, caplog: pytest.LogCaptureFixture) -> None:
     ann = await broken.register("ann")
     query = "query($id: ID!) { a: task(id: $id) { id } b: node(id: $id) { id } me { username } }"
     answer = await broken.post(query, {"id": ann.id}, by=ann)
@@ -130,7 +130,7 @@ async def doomed(tmp_path: Path) -> AsyncIterator[tuple[Api, PostgresServer]]:
 
 
 @pytest.mark.slow
-async def test_without_its_database_a_server_says_so_in_the_log_only(
+async def test_losing_the_database_is_detailed_in_the_log_only(
     doomed: tuple[Api, PostgresServer], caplog: pytest.LogCaptureFixture
 ) -> None:
     api, postgres = doomed
@@ -158,7 +158,7 @@ async def test_without_its_database_a_server_says_so_in_the_log_only(
     assert logged == {}
     assert await api.data("{ serverInfo { name } }") == {"serverInfo": {"name": "TaskFlow GQL"}}
 
-    # And it finds its way back by itself.
+    # The server recovers by itself.
     postgres.start()
     assert await api.data("{ me { username } tasks { totalCount } }", by=ann) == {
         "me": {"username": "ann"},

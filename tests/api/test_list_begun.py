@@ -1,4 +1,4 @@
-"""`changesCursor` of a list of several pages: each page has the first page's, so no change between them is lost."""
+"""`changesCursor` of a list read in several pages: each page has the first page's, so that no change is lost."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CONNECTION = """
 """
 ARGUMENTS = "first: $first, after: $after, last: $last, before: $before"
 VARIABLES = "($first: Int, $after: String, $last: Int, $before: String)"
-# The three fields that list tasks, each with the way to its connection.
+# The three fields that list tasks, each with the path to its connection.
 LISTS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "tasks": (f"query{VARIABLES} {{ tasks({ARGUMENTS}) {{ SELECTED }} }}", lambda data: data["tasks"]),
     "createdTasks": (
@@ -39,7 +39,7 @@ every_list = pytest.mark.parametrize("name", LISTS)
 
 
 async def read(api: Api, by: Person, name: str = "tasks", *, selects: bool = True, **arguments: Any) -> dict[str, Any]:
-    """A page; `selects`: with `changesCursor`."""
+    """Read a page, with `changesCursor` if `selects`."""
     query, found = LISTS[name]
     selected = f"changesCursor {CONNECTION}" if selects else CONNECTION
     page: dict[str, Any] = found(await api.data(query.replace("SELECTED", selected), arguments, by=by))
@@ -47,7 +47,7 @@ async def read(api: Api, by: Person, name: str = "tasks", *, selects: bool = Tru
 
 
 async def change(api: Api, by: Person, page: dict[str, Any], place: int, title: str) -> None:
-    """A change that has its place in the stream when this returns."""
+    """Change a task, and return once the change has its position in the stream."""
     payload = await api.update_task(by, page["edges"][place]["node"]["id"], title=title)
     assert payload["errors"] == []
     await api.data(CHANGES, {"after": page["changesCursor"]}, by=by)
@@ -57,7 +57,7 @@ async def fill(api: Api) -> Person:
     ann = await api.register("ann")
     for number in range(6):
         await api.create_task(ann, f"Task {number}", assigneeId=ann.id)
-    # Answered when all of them have their places in the stream.
+    # This query answers once all of them have their positions.
     await titles_since(api, ann, (await read(api, ann))["changesCursor"])
     return ann
 
@@ -78,7 +78,7 @@ def encode(parts: list[Any]) -> str:
 
 
 @every_list
-async def test_the_pages_of_a_list_have_its_first_pages_changes_cursor(api: Api, name: str) -> None:
+async def test_all_pages_of_a_list_have_the_first_pages_changes_cursor(api: Api, name: str) -> None:
     ann = await fill(api)
     first = await read(api, ann, name, first=2)
     await change(api, ann, first, 0, "Changed between the pages")
@@ -92,12 +92,12 @@ async def test_the_pages_of_a_list_have_its_first_pages_changes_cursor(api: Api,
     async with api.signed_in_socket(ann) as socket:
         await socket.subscribe(CHANGED, variables={"after": third["changesCursor"]})
         assert [(await socket.next())["taskChanged"]["task"]["title"] for _ in between] == between
-    # A list that is begun now is begun now.
+    # A list begun now gets a new cursor.
     assert await titles_since(api, ann, (await read(api, ann, name, first=2))["changesCursor"]) == []
 
 
 @every_list
-async def test_the_pages_of_a_list_that_is_read_backwards_have_it_too(api: Api, name: str) -> None:
+async def test_pages_read_backwards_also_keep_the_first_changes_cursor(api: Api, name: str) -> None:
     ann = await fill(api)
     last = await read(api, ann, name, last=2)
     await change(api, ann, last, 0, "Changed between the pages")
@@ -108,7 +108,7 @@ async def test_the_pages_of_a_list_that_is_read_backwards_have_it_too(api: Api, 
     assert await titles_since(api, ann, first["changesCursor"]) == ["Changed between the pages"]
 
 
-async def test_between_two_cursors_the_older_place_counts(api: Api) -> None:
+async def test_a_page_between_two_cursors_gets_the_older_changes_cursor(api: Api) -> None:
     ann = await fill(api)
     older = await read(api, ann, first=1)
     await change(api, ann, older, 0, "Changed")
@@ -118,14 +118,14 @@ async def test_between_two_cursors_the_older_place_counts(api: Api) -> None:
         api, ann, after=older["pageInfo"]["endCursor"], before=newer["pageInfo"]["startCursor"], first=100
     )
     assert (len(between["edges"]), between["changesCursor"]) == (4, older["changesCursor"])
-    # And the other way round, from the end of the list that was read first.
+    # The same with the older cursor as `before`.
     between = await read(
         api, ann, after=newer["pageInfo"]["startCursor"], before=older["pageInfo"]["endCursor"], first=100
     )
     assert (between["edges"], between["changesCursor"]) == ([], older["changesCursor"])
 
 
-async def test_a_page_without_changes_cursor_hands_the_place_on(api: Api) -> None:
+async def test_a_page_that_does_not_select_changes_cursor_passes_it_on(api: Api) -> None:
     ann = await fill(api)
     first = await read(api, ann, first=2)
     await change(api, ann, first, 0, "Changed between the pages")
@@ -134,7 +134,7 @@ async def test_a_page_without_changes_cursor_hands_the_place_on(api: Api) -> Non
     assert third["changesCursor"] == first["changesCursor"]
 
 
-async def test_cursors_without_a_place_are_as_before_and_start_now(api: Api) -> None:
+async def test_cursors_without_a_stream_position_are_unchanged_and_start_now(api: Api) -> None:
     ann = await fill(api)
     plain = await read(api, ann, selects=False, first=2)
     assert [len(decode(edge["cursor"])) for edge in plain["edges"]] == [3, 3]
@@ -149,7 +149,7 @@ async def test_cursors_without_a_place_are_as_before_and_start_now(api: Api) -> 
     assert await titles_since(api, ann, second["changesCursor"]) == []
 
 
-async def test_the_edge_of_a_new_task_has_no_place(api: Api) -> None:
+async def test_the_edge_of_a_new_task_has_no_stream_position(api: Api) -> None:
     ann = await fill(api)
     first = await read(api, ann, first=2)
     create = """mutation { createTask(input: {title: "Newest"}) { taskEdge { cursor } errors { code } } }"""
@@ -159,13 +159,13 @@ async def test_the_edge_of_a_new_task_has_no_place(api: Api) -> None:
     assert [edge["node"] for edge in page["edges"]] == [edge["node"] for edge in first["edges"]]
 
 
-async def test_places_cost_no_statement_and_later_pages_need_none(api: Api) -> None:
+async def test_later_pages_need_no_statement_for_changes_cursor(api: Api) -> None:
     ann = await fill(api)
     end = (await read(api, ann, first=2))["pageInfo"]["endCursor"]
     plain_end = (await read(api, ann, selects=False, first=2))["pageInfo"]["endCursor"]
 
     async def state_reads(**arguments: Any) -> int:
-        # Relay and fan-out read the events too, in statements of their own.
+        # The relay and the fan-out read the state too, in statements that also read events.
         noted: list[str] = []
         with noting_statements(noted.append):
             await read(api, ann, **arguments)
@@ -178,7 +178,7 @@ async def test_places_cost_no_statement_and_later_pages_need_none(api: Api) -> N
     assert await state_reads(selects=False, first=2, after=end) == 0
 
 
-async def test_a_place_that_is_of_no_use_leaves_the_pages_readable(api: Api, database: Database) -> None:
+async def test_pages_stay_readable_when_their_stream_position_is_useless(api: Api, database: Database) -> None:
     ann = await fill(api)
     first = await read(api, ann, first=2)
     *keys, place = decode(first["pageInfo"]["endCursor"])

@@ -1,4 +1,4 @@
-"""Only the columns that a document asks for are read, and whatever it asks for is there."""
+"""Only the columns that a document needs are read, and every field that it selects has its columns."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.serving import make_settings
 
 
 @pytest.mark.parametrize("number", range(20))
-def test_a_row_class_is_whole_whenever_the_garbage_collector_comes(number: int) -> None:
+def test_a_row_class_is_complete_even_if_garbage_is_collected_meanwhile(number: int) -> None:
     before = gc.get_threshold()
     gc.set_threshold(1, 1, 1)
     try:
@@ -80,11 +80,11 @@ def test_only_selected_columns_are_needed() -> None:
         ("{ tasks { nodes { creator { createdTasks { totalCount } } } } }", False),
     ],
 )
-def test_a_list_is_counted_where_it_is_read_if_that_is_asked_for_surely(query: str, is_counted: bool) -> None:
+def test_total_count_is_read_with_the_page_only_if_it_is_certainly_selected(query: str, is_counted: bool) -> None:
     assert ("TaskConnection" in needs_of(query).counted) is is_counted
 
 
-def test_fragments_and_interfaces_count() -> None:
+def test_fields_in_fragments_and_interfaces_need_their_columns() -> None:
     needs = needs_of(
         """
         query($id: ID!) { node(id: $id) { id ... on Task { ...T } ... on User { fullName } } }
@@ -117,7 +117,7 @@ def test_a_field_without_a_declaration_needs_every_column() -> None:
     assert analysis(parse("{ thing { __typename } }")).columns(UserRow) == ("id",)
 
 
-def test_a_row_has_what_was_read_and_nothing_else() -> None:
+def test_a_row_has_the_columns_that_were_read_and_no_others() -> None:
     row_class: Any = row_class_of(UserRow, ("id", "full_name", "friend"))
     assert issubclass(row_class, UserRow)
     row = row_class(1, "Ann", None)
@@ -130,7 +130,7 @@ def test_a_row_has_what_was_read_and_nothing_else() -> None:
 
 
 def selected(type_name: str, field: str) -> str:
-    """The field, with something of what is below it."""
+    """The field, with a small selection below it."""
     named_type = get_named_type(fields_of(type_name)[field].type)
     if is_leaf_type(named_type):
         return field
@@ -140,7 +140,7 @@ def selected(type_name: str, field: str) -> str:
     return f"{field} {{ edges {{ cursor }} pageInfo {{ endCursor }} }}"
 
 
-async def test_each_field_alone_is_what_it_is_among_all(api: Api) -> None:
+async def test_each_field_alone_has_the_same_value_as_among_all_fields(api: Api) -> None:
     ann, bob = await api.register("ann"), await api.register("bob")
     task = await api.create_task(ann, "Paint", assigneeId=bob.id, dueDate="2020-01-02T03:04:05Z", description="red")
     ways = {
@@ -190,7 +190,7 @@ async def test_lists_have_cursors_in_every_order(api: Api) -> None:
     assert users["users"]["pageInfo"]["endCursor"] == users["users"]["edges"][-1]["cursor"]
 
 
-async def test_an_empty_page_has_a_total_too(api: Api) -> None:
+async def test_an_empty_page_has_a_total_count(api: Api) -> None:
     ann = await api.register("ann")
     query = "query($after: String, $title: String!) { tasks(first: 2, after: $after, filter: {title: {eq: $title}})"
     query += " { totalCount nodes { id } pageInfo { endCursor } } }"

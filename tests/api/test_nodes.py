@@ -25,7 +25,7 @@ async def test_server_info_is_public(api: Api) -> None:
     assert await api.post("{ serverInfo { name version } }", by="rubbish") == {"data": info}
 
 
-async def test_node_and_nodes_are_for_the_signed_in(api: Api) -> None:
+async def test_node_and_nodes_require_authentication(api: Api) -> None:
     ann = await api.register("ann")
     for by in (None, "rubbish"):
         assert await api.codes(NODE, {"id": ann.id}, by=by) == ["UNAUTHENTICATED"]
@@ -34,7 +34,7 @@ async def test_node_and_nodes_are_for_the_signed_in(api: Api) -> None:
         assert [error["extensions"] for error in answer["errors"]] == [{"code": "UNAUTHENTICATED"}]
 
 
-async def test_node_finds_what_is_visible_to_the_viewer(api: Api, database: Database) -> None:
+async def test_node_finds_only_what_the_viewer_may_see(api: Api, database: Database) -> None:
     ann, bob, eve, boss = [await api.register(name) for name in ("ann", "bob", "eve", "boss")]
     await make_admin(database, boss.id)
     task = await api.create_task(ann, title="Secret", assigneeId=bob.id)
@@ -46,7 +46,7 @@ async def test_node_finds_what_is_visible_to_the_viewer(api: Api, database: Data
         assert await api.data(NODE, {"id": str(uuid4())}, by=person) == {"node": None}
 
 
-async def test_nodes_come_in_the_order_of_the_ids_each_as_often_as_it_is_named(api: Api) -> None:
+async def test_nodes_keep_the_order_and_repetitions_of_the_ids(api: Api) -> None:
     ann, bob = await api.register("ann"), await api.register("bob")
     mine = await api.create_task(ann, title="Mine")
     theirs = await api.create_task(bob, title="Theirs")
@@ -57,7 +57,7 @@ async def test_nodes_come_in_the_order_of_the_ids_each_as_often_as_it_is_named(a
     assert await nodes(api, ann) == []
 
 
-async def test_an_id_that_is_none_is_refused(api: Api) -> None:
+async def test_an_invalid_id_is_refused(api: Api) -> None:
     ann = await api.register("ann")
     for wrong in ("", "7", f"{ann.id}x", f" {ann.id}", ann.id.replace("-", ""), "x" * 10_000):
         assert await api.codes(NODE, {"id": wrong}, by=ann) == ["BAD_USER_INPUT"]
@@ -71,7 +71,7 @@ async def test_an_id_that_is_none_is_refused(api: Api) -> None:
         assert await api.codes(NODES, {"ids": not_a_list}, by=ann) == ["BAD_USER_INPUT"]
 
 
-async def test_nodes_takes_a_hundred_ids_and_no_more(api: Api) -> None:
+async def test_nodes_takes_at_most_100_ids(api: Api) -> None:
     ann = await api.register("ann")
     assert await nodes(api, ann, *[ann.id] * 100) == [{"id": ann.id, "__typename": "User", "username": "ann"}] * 100
     answer = await api.post(NODES, {"ids": [ann.id] * 101}, by=ann)

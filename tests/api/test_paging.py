@@ -1,4 +1,4 @@
-"""Pages of tasks and of users: every way through a list, and every cursor that is none."""
+"""Pages of tasks and users: every way through a list, and every kind of invalid cursor."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ query($first: Int, $after: String, $last: Int, $before: String) {
 
 
 async def read(api: Api, by: Person, field: str, **arguments: Any) -> dict[str, Any]:
-    """A page, after checking what is true of all of them."""
+    """Read a page, and check what holds for every page."""
     page: dict[str, Any] = (await api.data(PAGE.replace("FIELD", field), arguments, by=by))[field]
     assert page["nodes"] == [edge["node"] for edge in page["edges"]]
     assert page["pageInfo"]["startCursor"] == (page["edges"][0]["cursor"] if page["edges"] else None)
@@ -41,12 +41,12 @@ def ids(page: dict[str, Any]) -> list[str]:
 
 
 async def tie(session: DatabaseSession) -> None:
-    """All tasks were created in the same microsecond."""
+    """Give all tasks the same creation time."""
     await session.execute(text("UPDATE tasks SET created_at = (SELECT min(created_at) FROM tasks)"))
 
 
 async def fill(api: Api, database: Database, field: str, size: int) -> Person:
-    """A list of this size, and somebody who sees it."""
+    """Fill a list to this size, and return a person who sees it."""
     ann = await api.register("ann")
     async with database.write() as session:
         if field == "users":
@@ -90,7 +90,7 @@ async def test_every_row_is_on_exactly_one_page_forwards_and_backwards(
         assert backwards == whole, size
 
 
-# (arguments, with places in a list of five for cursors; places on the page; more after; more before)
+# (arguments, with indexes into a list of five in place of cursors; indexes on the page; hasNextPage; hasPreviousPage)
 PAGES: list[tuple[dict[str, Any], list[int], bool, bool]] = [
     ({}, [0, 1, 2, 3, 4], False, False),
     ({"first": 2}, [0, 1], True, False),
@@ -116,7 +116,7 @@ PAGES: list[tuple[dict[str, Any], list[int], bool, bool]] = [
 
 
 @both_lists
-async def test_a_page_is_what_its_arguments_say(api: Api, database: Database, field: str) -> None:
+async def test_each_combination_of_arguments_gives_the_right_page(api: Api, database: Database, field: str) -> None:
     ann = await fill(api, database, field, 5)
     edges = (await read(api, ann, field))["edges"]
     for arguments, places, has_next, has_previous in PAGES:
@@ -131,7 +131,7 @@ async def test_a_page_is_what_its_arguments_say(api: Api, database: Database, fi
 
 
 @both_lists
-async def test_without_a_size_a_page_has_fifty(api: Api, database: Database, field: str) -> None:
+async def test_the_default_page_size_is_50(api: Api, database: Database, field: str) -> None:
     ann = await fill(api, database, field, 51)
     page = await read(api, ann, field)
     assert (len(page["nodes"]), page["pageInfo"]["hasNextPage"]) == (50, True)
@@ -141,7 +141,7 @@ async def test_without_a_size_a_page_has_fifty(api: Api, database: Database, fie
 
 
 @both_lists
-async def test_a_bad_size_is_refused_with_words(api: Api, database: Database, field: str) -> None:
+async def test_a_bad_page_size_is_refused_with_a_message(api: Api, database: Database, field: str) -> None:
     ann = await fill(api, database, field, 2)
     cursor = (await read(api, ann, field, first=1))["pageInfo"]["endCursor"]
     for arguments, message in (
@@ -163,7 +163,7 @@ async def test_a_bad_size_is_refused_with_words(api: Api, database: Database, fi
 
 
 async def refusal(api: Api, by: Person, field: str, **arguments: Any) -> str:
-    """The message of the BAD_USER_INPUT."""
+    """The message of the BAD_USER_INPUT error."""
     answer = await api.post(PAGE.replace("FIELD", field), arguments, by=by)
     assert answer["data"] is None, arguments
     (error,) = answer["errors"]
@@ -196,8 +196,8 @@ async def test_a_cursor_of_another_list_or_order_is_refused(api: Api, database: 
 
 
 @both_lists
-async def test_a_cursor_that_is_none_is_refused(api: Api, database: Database, field: str) -> None:
-    # tests/services/test_paging.py has many more; these have gone through JSON and GraphQL.
+async def test_a_malformed_cursor_is_refused(api: Api, database: Database, field: str) -> None:
+    # tests/services/test_paging.py has many more. These have gone through JSON and GraphQL.
     ann = await fill(api, database, field, 2)
     good = (await read(api, ann, field, first=1))["pageInfo"]["endCursor"]
     order, *keys = decode(good)
@@ -219,7 +219,7 @@ async def test_a_cursor_that_is_none_is_refused(api: Api, database: Database, fi
             assert await refusal(api, ann, field, **{argument: cursor}) == f"{argument} is not a cursor of this server"
 
 
-async def test_the_ends_of_time_are_cursors_too(api: Api, database: Database) -> None:
+async def test_the_minimum_and_maximum_datetime_work_in_cursors(api: Api, database: Database) -> None:
     ann = await fill(api, database, "tasks", 2)
     order, _, key = decode((await read(api, ann, "tasks", first=1))["pageInfo"]["endCursor"])
     whole = (await read(api, ann, "tasks"))["nodes"]
@@ -231,10 +231,10 @@ async def test_the_ends_of_time_are_cursors_too(api: Api, database: Database) ->
         assert await refusal(api, ann, "tasks", after=encode([order, moment * 2, key]))
 
 
-async def test_pages_stay_where_they_are_while_rows_come_and_go(api: Api, database: Database) -> None:
+async def test_pages_stay_stable_while_rows_are_added_and_deleted(api: Api, database: Database) -> None:
     ann = await fill(api, database, "tasks", 12)
     edges = (await read(api, ann, "tasks"))["edges"]
-    # Every third row goes while we page: some before we are there, some when we have passed, one as our very cursor.
+    # Every third row is deleted while we page: some ahead of us, some behind us, one that our cursor names.
     doomed = [edge["node"]["id"] for edge in edges[1::3]]
     seen: list[str] = []
     page = await read(api, ann, "tasks", first=2)
@@ -250,11 +250,11 @@ async def test_pages_stay_where_they_are_while_rows_come_and_go(api: Api, databa
     untouched = [edge["node"]["id"] for place, edge in enumerate(edges) if place % 3 != 1]
     assert [task_id for task_id in seen if task_id in untouched] == untouched
     assert len(set(seen)) == len(seen)
-    # The newcomers are newer than all of these; a reader who went on from the top does not meet them.
+    # New tasks sort before all of these, so a reader who goes on from the top does not meet them.
     assert set(seen) <= {edge["node"]["id"] for edge in edges}
 
 
-async def test_the_total_counts_the_whole_list_and_only_when_it_is_selected(api: Api, database: Database) -> None:
+async def test_total_count_covers_the_whole_list_and_is_computed_only_if_selected(api: Api, database: Database) -> None:
     ann, bob = await fill(api, database, "tasks", 5), await api.register("bob")
     await api.create_task(bob)
     for person, tasks in ((ann, 5), (bob, 1)):
@@ -267,7 +267,7 @@ async def test_the_total_counts_the_whole_list_and_only_when_it_is_selected(api:
         assert [statement for statement in executed if "count(" in statement] == []
 
 
-async def test_a_page_of_fifty_costs_as_many_statements_as_a_page_of_one(api: Api, database: Database) -> None:
+async def test_a_page_of_50_costs_as_many_statements_as_a_page_of_1(api: Api, database: Database) -> None:
     boss = await api.register("boss")
     await make_admin(database, boss.id)
     async with database.write() as session:
@@ -285,13 +285,13 @@ async def test_a_page_of_fifty_costs_as_many_statements_as_a_page_of_one(api: Ap
         assert len(data["tasks"]["nodes"]) == len(data["again"]["edges"]) == size
         counts[size] = len(executed)
     assert counts[50] == counts[1]
-    # Who asks, the two pages, and at most the people on each.
+    # The token check, the two pages, and at most the users of each page.
     assert counts[1] <= 5
 
 
 @contextmanager
 def statements() -> Iterator[list[str]]:
-    """What is sent to the database meanwhile, but for what relay and fan-out read on their own account."""
+    """The statements executed meanwhile, without those of the relay and the fan-out."""
     executed: list[str] = []
 
     def note(statement: str) -> None:

@@ -1,4 +1,4 @@
-"""How many SQL statements an operation costs: the same for one parent and for fifty, whatever is asked of them."""
+"""How many SQL statements an operation costs: the same for one parent as for fifty, whichever fields are selected."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ async def api(settings: Settings, executor: Executor) -> AsyncIterator[Api]:
 
 @asynccontextmanager
 async def without_network(app: Starlette) -> AsyncIterator[Api]:
-    """The real app, answering in the test's own context: what a request asks of the database can then be told from what
-    the relay and the fan-out ask meanwhile.
+    """The real app, answering in the test's own context, which tells a request's statements from those of the relay
+    and the fan-out.
     """
     database = app.state.parts.database
 
@@ -62,7 +62,7 @@ async def without_network(app: Starlette) -> AsyncIterator[Api]:
 
 @contextmanager
 def counting() -> Iterator[list[str]]:
-    """The statements of the requests within."""
+    """The statements of the requests made in the block."""
     statements: list[str] = []
     token = _statements.set(statements)
     yield statements
@@ -84,7 +84,7 @@ async def boss_of(api: Api, database: Database) -> Person:
 
 
 async def add_people(database: Database, start: int, stop: int) -> None:
-    """Each has made one task, and one is assigned to them, by and to somebody else."""
+    """Each user creates one task, and is assigned the task of another user."""
     async with database.write() as session:
         people = [await make_user(session, f"user{number}") for number in range(start, stop)]
         for maker, assignee in zip(people, people[1:] + people[:1], strict=True):
@@ -95,7 +95,7 @@ async def add_people(database: Database, start: int, stop: int) -> None:
 
 
 def selected(name: str, field: GraphQLField, levels: int) -> str:
-    """The field with everything that can be asked of it, down to so many relations below it."""
+    """The field with every possible selection below it, down to `levels` relations."""
     required = [argument for argument, made in field.args.items() if is_required_argument(made)]
     assert not required, f"{name} cannot be asked for without {required}: say here what to give"
     arguments = "(first: 2)" if "first" in field.args else ""
@@ -105,7 +105,7 @@ def selected(name: str, field: GraphQLField, levels: int) -> str:
 
 def selection(type_: GraphQLNamedType, levels: int) -> str:
     assert isinstance(type_, GraphQLObjectType), f"{type_.name} is no object type: say here what to select of it"
-    # What stands between a list and its objects is no relation.
+    # Connections and edges stand between a list and its objects. They are not relations.
     below = levels if type_.name.endswith(("Connection", "Edge")) else levels - 1
     return " ".join(
         selected(name, field, below)
@@ -124,7 +124,7 @@ def fields_of(type_name: str) -> dict[str, GraphQLField]:
     return fields
 
 
-# Every field of a person or a task that leads to other objects.
+# Every field of a user or a task that leads to other objects.
 RELATIONS = [
     (type_name, name)
     for type_name in LISTS
@@ -134,12 +134,12 @@ RELATIONS = [
 
 
 def query_of(type_name: str, name: str) -> str:
-    """A page of parents with this relation, and with the relations of what it leads to."""
+    """A query for a page of parents with this relation, and with the relations of the objects that it leads to."""
     relation = selected(name, fields_of(type_name)[name], 1)
     return f"{{ {LISTS[type_name]}(first: 100) {{ nodes {{ {relation} }} }} }}"
 
 
-def test_the_relations_are_found() -> None:
+def test_the_relations_and_their_queries_are_derived_from_the_schema() -> None:
     assert {("User", "createdTasks"), ("User", "assignedTasks"), ("Task", "creator"), ("Task", "assignee")} <= {
         *RELATIONS
     }
@@ -148,7 +148,7 @@ def test_the_relations_are_found() -> None:
 
 
 @pytest.mark.parametrize(("type_name", "name"), RELATIONS)
-async def test_a_relation_costs_the_same_for_one_parent_and_for_fifty(
+async def test_a_relation_costs_the_same_for_1_parent_and_for_50(
     api: Api, database: Database, type_name: str, name: str
 ) -> None:
     query = query_of(type_name, name)
@@ -156,7 +156,7 @@ async def test_a_relation_costs_the_same_for_one_parent_and_for_fifty(
     counts = []
     for start, stop in ((0, 1), (1, 50)):
         await add_people(database, start, stop)
-        # Also lets the record of changes catch up, which is no part of the price.
+        # This request also lets the relay place the events, which does not count as a cost of the query.
         parents = (await api.data(query, by=boss))[LISTS[type_name]]["nodes"]
         assert len(parents) == stop + 1
         for parent in parents:
@@ -180,7 +180,9 @@ PEOPLE = "creator { username } assignee { username createdTasks(first: 1) { tota
     ],
     ids=["nodes by id", "edges", "aliases"],
 )
-async def test_the_way_to_the_parents_makes_no_difference(api: Api, database: Database, query: str) -> None:
+async def test_the_cost_does_not_depend_on_how_the_parents_were_reached(
+    api: Api, database: Database, query: str
+) -> None:
     boss = await boss_of(api, database)
     counts = []
     for start, stop in ((0, 1), (1, 50)):
@@ -189,11 +191,12 @@ async def test_the_way_to_the_parents_makes_no_difference(api: Api, database: Da
         ids = [node["id"] for node in tasks["tasks"]["nodes"]]
         assert len(ids) == stop + 1
         counts.append(await count(api, query, boss, {"ids": ids}))
-    # What two ways ask for at the same moment is one statement, and two otherwise; fifty parents would be many more.
+    # Two paths that need the same rows at the same moment share a statement; otherwise there are two. 50 parents that
+    # each ran a statement would make many more.
     assert abs(counts[0] - counts[1]) <= 1
 
 
-# ---------------------------------------------------------------- exact numbers, the token's check included
+# ---------------------------------------------------------------- exact numbers, including the token check
 
 
 STATS = "total pending inProgress completed overdue byPriority { priority count } byCategory { category count }"
@@ -227,7 +230,9 @@ BOTH = "creator { username } assignee { username }"
         (f"{{ taskStats(filter: {{not: {{overdue: true}}, creator: {{isMe: true}}}}) {{ {STATS} }} }}", 2),
     ],
 )
-async def test_what_an_operation_costs(api: Api, database: Database, query: str, statements: int) -> None:
+async def test_an_operation_costs_exactly_this_many_statements(
+    api: Api, database: Database, query: str, statements: int
+) -> None:
     boss = await boss_of(api, database)
     ann = await api.register("ann")
     await add_people(database, 0, 5)
@@ -239,7 +244,7 @@ async def test_what_an_operation_costs(api: Api, database: Database, query: str,
         assert len(counted) == statements, "\n\n".join(counted)
 
 
-async def test_what_is_not_visible_costs_nothing_more(api: Api, database: Database) -> None:
+async def test_invisible_objects_cost_no_further_statements(api: Api, database: Database) -> None:
     await boss_of(api, database)
     ann = await api.register("ann")
     await add_people(database, 0, 5)
@@ -247,7 +252,7 @@ async def test_what_is_not_visible_costs_nothing_more(api: Api, database: Databa
     assert await count(api, "{ users { nodes { createdTasks { nodes { assignee { username } } } } } }", ann) == 3
 
 
-async def test_a_request_without_a_good_token_costs_no_read_of_tasks(api: Api) -> None:
+async def test_a_request_without_a_valid_token_reads_no_tasks(api: Api) -> None:
     with counting() as statements:
         assert await api.codes("{ tasks { nodes { title } } }") == ["UNAUTHENTICATED"]
         assert await api.codes("{ tasks { nodes { title } } }", by="rubbish") == ["UNAUTHENTICATED"]

@@ -23,7 +23,7 @@ fragment Whole on Task {
   creator { username } assignee { username } version createdAt updatedAt
 }
 """
-# What each mutation answers besides `errors`.
+# The field that each mutation's payload has besides `errors`.
 ENTITY = {
     "createTask": "task",
     "updateTask": "task",
@@ -31,7 +31,7 @@ ENTITY = {
     "toggleTaskCompletion": "task",
     "deleteTask": "deletedTaskId",
 }
-# The four that change a task, with an input under which there is something to change.
+# The four that change an existing task, each with an input that changes something.
 CHANGES: dict[str, dict[str, Any]] = {
     "updateTask": {"title": "Changed"},
     "setTaskStatus": {"status": "IN_PROGRESS"},
@@ -51,7 +51,7 @@ def mutation(name: str) -> str:
 
 
 async def change(api: Api, name: str, by: Person, **given: Any) -> dict[str, Any]:
-    """The payload of a mutation."""
+    """Run the mutation and return its payload."""
     payload: dict[str, Any] = (await api.data(mutation(name), {"input": given}, by=by))[name]
     return payload
 
@@ -105,7 +105,7 @@ DESCRIPTION_LONG = bad("Description must be at most 10000 characters long", "des
 NOT_AN_ID = bad("'nobody' is not an id: ids are UUIDs, as the server hands them out", "assigneeId")
 UNKNOWN = str(uuid4())
 
-# (given, errors): refused at creation and at update alike.
+# (given, errors): refused by both createTask and updateTask.
 REFUSED = [
     ({"title": "ab"}, [TITLE_SHORT]),
     ({"title": ""}, [TITLE_SHORT]),
@@ -121,10 +121,10 @@ REFUSED = [
 ]
 
 
-# ---------------------------------------------------------------- who may
+# ---------------------------------------------------------------- access
 
 
-async def test_nobody_may_change_anything(api: Api) -> None:
+async def test_anonymous_callers_may_not_change_anything(api: Api) -> None:
     ann = await api.register("ann")
     task = await create(api, ann)
     inputs = {name: {"id": task["id"], **given} for name, given in CHANGES.items()}
@@ -137,20 +137,20 @@ async def test_nobody_may_change_anything(api: Api) -> None:
     assert (await api.data("{ tasks { totalCount } }", by=ann))["tasks"] == {"totalCount": 1}
 
 
-async def test_nobody_may_read_anything(api: Api) -> None:
+async def test_anonymous_callers_may_not_read_anything(api: Api) -> None:
     ann = await api.register("ann")
     task = await create(api, ann)
     assert await api.codes("query($id: ID!) { task(id: $id) { title } }", {"id": task["id"]}) == ["UNAUTHENTICATED"]
     assert await api.codes("{ tasks { nodes { title } } }") == ["UNAUTHENTICATED"]
 
 
-async def test_the_task_of_another_looks_like_one_that_is_not_there(api: Api, database: Database) -> None:
+async def test_somebody_elses_task_looks_like_one_that_does_not_exist(api: Api, database: Database) -> None:
     ann, eve = await api.register("ann"), await api.register("eve")
     task = await create(api, ann, assigneeId=ann.id)
     for name, given in CHANGES.items():
         for task_id in (task["id"], UNKNOWN):
             assert await change(api, name, eve, id=task_id, **given) == refused(name, NOT_FOUND)
-            # Neither does the version tell that it is there.
+            # An expected version does not reveal that the task exists either.
             payload = await change(api, name, eve, id=task_id, expectedVersion=7, **given)
             assert payload == refused(name, NOT_FOUND)
         not_an_id = bad("'7' is not an id: ids are UUIDs, as the server hands them out", "id")
@@ -178,7 +178,7 @@ async def test_assignee_may_change_status_but_nothing_else(api: Api) -> None:
     assert (done["status"], done["version"]) == ("COMPLETED", 3)
 
 
-async def test_who_is_no_longer_assigned_no_longer_sees_it(api: Api) -> None:
+async def test_a_former_assignee_no_longer_sees_the_task(api: Api) -> None:
     ann, bob = await api.register("ann"), await api.register("bob")
     task = await create(api, ann, assigneeId=bob.id)
     await change(api, "updateTask", ann, id=task["id"], assigneeId=None)
@@ -204,7 +204,7 @@ async def test_creator_and_admin_may_do_everything(api: Api, database: Database,
     assert await change(api, "deleteTask", by, id=task["id"]) == refused("deleteTask", NOT_FOUND)
 
 
-async def test_viewer_can_says_what_the_mutations_would_say(api: Api, database: Database) -> None:
+async def test_viewer_can_fields_agree_with_the_mutations(api: Api, database: Database) -> None:
     ann, bob, boss = await api.register("ann"), await api.register("bob"), await make_boss(api, database)
     task = await create(api, ann, assigneeId=bob.id)
     query = "query($id: ID!) { task(id: $id) { viewerCanUpdate viewerCanChangeStatus viewerCanDelete } }"
@@ -220,7 +220,7 @@ async def test_viewer_can_says_what_the_mutations_would_say(api: Api, database: 
         }
 
 
-async def test_tasks_are_those_created_and_assigned_and_for_an_admin_all_newest_first(
+async def test_tasks_lists_created_and_assigned_ones_and_all_for_admins_newest_first(
     api: Api, database: Database
 ) -> None:
     ann, bob, boss = await api.register("ann"), await api.register("bob"), await make_boss(api, database)
@@ -262,7 +262,7 @@ async def test_create_task_needs_only_a_title(api: Api) -> None:
     assert await read(api, ann, task["id"]) == task
 
 
-async def test_create_task_keeps_all_that_is_given(api: Api) -> None:
+async def test_create_task_stores_everything_that_is_given(api: Api) -> None:
     ann, bob = await api.register("ann"), await api.register("bob")
     given = {
         "title": "Écrire des tests 😀",
@@ -277,7 +277,7 @@ async def test_create_task_keeps_all_that_is_given(api: Api) -> None:
     assert await read(api, bob, task["id"]) == task
 
 
-async def test_create_task_takes_the_longest_that_is_allowed(api: Api) -> None:
+async def test_create_task_takes_the_shortest_and_longest_allowed_texts(api: Api) -> None:
     ann = await api.register("ann")
     for given in ({"title": " abc "}, {"title": "😀" * 255}, {"description": "é" * 10_000}, {"description": ""}):
         task = await create(api, ann, **given)
@@ -285,7 +285,7 @@ async def test_create_task_takes_the_longest_that_is_allowed(api: Api) -> None:
         assert await read(api, ann, task["id"]) == task
 
 
-async def test_create_task_refuses_with_everything_that_is_wrong(api: Api, database: Database) -> None:
+async def test_create_task_reports_everything_that_is_wrong(api: Api, database: Database) -> None:
     ann = await api.register("ann")
     for given, errors in REFUSED:
         payload = await change(api, "createTask", ann, **{"title": "A task", **given})
@@ -296,7 +296,7 @@ async def test_create_task_refuses_with_everything_that_is_wrong(api: Api, datab
     assert await count_events(database) == 0
 
 
-async def test_of_the_mutations_of_one_document_each_stands_for_itself(api: Api, database: Database) -> None:
+async def test_each_mutation_of_a_document_succeeds_or_fails_on_its_own(api: Api, database: Database) -> None:
     ann = await api.register("ann")
     document = """mutation {
       a: createTask(input: {title: "First"}) { task { title } errors { code } }
@@ -313,7 +313,7 @@ async def test_of_the_mutations_of_one_document_each_stands_for_itself(api: Api,
     assert await count_events(database) == 2
 
 
-async def test_the_edge_of_a_new_task_is_the_edge_of_the_list(api: Api) -> None:
+async def test_the_edge_of_a_new_task_equals_its_edge_in_the_list(api: Api) -> None:
     ann = await api.register("ann")
     old = await create(api, ann, title="Old")
     document = """mutation {
@@ -335,7 +335,7 @@ async def test_the_edge_of_a_new_task_is_the_edge_of_the_list(api: Api) -> None:
 # ---------------------------------------------------------------- updateTask
 
 
-async def test_update_task_changes_what_is_given_and_leaves_the_rest(api: Api) -> None:
+async def test_update_task_changes_only_the_given_fields(api: Api) -> None:
     ann, bob = await api.register("ann"), await api.register("bob")
     task = await create(api, ann, description="Long", priority="LOW", category="HOME", assigneeId=bob.id)
     for given, changed in (
@@ -354,7 +354,7 @@ async def test_update_task_changes_what_is_given_and_leaves_the_rest(api: Api) -
     assert await read(api, ann, task["id"]) == task
 
 
-async def test_update_task_with_null_clears_what_may_be_empty(api: Api) -> None:
+async def test_update_task_clears_optional_fields_with_null(api: Api) -> None:
     ann = await api.register("ann")
     task = await create(api, ann, description="Long", dueDate="2035-05-05T05:05:05Z", assigneeId=ann.id)
     cleared = {"description": None, "dueDate": None, "assigneeId": None}
@@ -369,7 +369,7 @@ async def test_update_task_with_null_clears_what_may_be_empty(api: Api) -> None:
     assert await read(api, ann, task["id"]) == payload["task"]
 
 
-async def test_update_task_refuses_null_for_what_is_never_empty(api: Api, database: Database) -> None:
+async def test_update_task_refuses_null_for_required_fields(api: Api, database: Database) -> None:
     ann = await api.register("ann")
     task = await create(api, ann)
     nulls = {"title": None, "status": None, "priority": None, "category": None}
@@ -389,18 +389,18 @@ async def test_update_task_refuses_null_for_what_is_never_empty(api: Api, databa
     assert await count_events(database) == 1
 
 
-async def test_update_task_refuses_with_everything_that_is_wrong(api: Api, database: Database) -> None:
+async def test_update_task_reports_everything_that_is_wrong(api: Api, database: Database) -> None:
     ann = await api.register("ann")
     task = await create(api, ann)
     for given, errors in REFUSED:
-        # The good part of a bad update is not done either.
+        # The valid part of a refused update is not applied either.
         payload = await change(api, "updateTask", ann, id=task["id"], priority="HIGH", **given)
         assert payload == refused("updateTask", *errors)
     assert await read(api, ann, task["id"]) == task
     assert await count_events(database) == 1
 
 
-async def test_nobody_inactive_is_assigned_but_who_is_stays_so(api: Api, database: Database) -> None:
+async def test_an_inactive_user_cannot_be_assigned_but_may_stay_assigned(api: Api, database: Database) -> None:
     ann, bob, boss = await api.register("ann"), await api.register("bob"), await make_boss(api, database)
     old, new = await create(api, ann, assigneeId=bob.id), await create(api, ann)
     await deactivate(api, boss, bob)
@@ -409,13 +409,13 @@ async def test_nobody_inactive_is_assigned_but_who_is_stays_so(api: Api, databas
     payload = await change(api, "updateTask", ann, id=new["id"], assigneeId=bob.id)
     assert payload == refused("updateTask", ASSIGNEE_NOT_FOUND)
     assert await read(api, ann, new["id"]) == new
-    # A form that sends back what it was shown can still be saved.
+    # A form that sends all its values back can still be saved.
     payload = await change(api, "updateTask", ann, id=old["id"], title="Renamed", assigneeId=bob.id)
     assert payload["errors"] == []
     assert (payload["task"]["title"], payload["task"]["assignee"]) == ("Renamed", {"username": "bob"})
 
 
-async def test_an_update_that_changes_nothing_is_no_change(api: Api, database: Database) -> None:
+async def test_an_update_with_the_same_values_records_no_change(api: Api, database: Database) -> None:
     ann = await api.register("ann")
     task = await create(api, ann, description="Long", dueDate="2035-05-05T05:05:05Z", assigneeId=ann.id)
     same = {
@@ -441,7 +441,7 @@ async def test_an_update_that_changes_nothing_is_no_change(api: Api, database: D
 # ---------------------------------------------------------------- status
 
 
-async def test_completed_at_is_when_it_last_became_completed(api: Api) -> None:
+async def test_completed_at_is_the_last_time_the_status_became_completed(api: Api) -> None:
     ann = await api.register("ann")
     task = await create(api, ann)
 
@@ -463,7 +463,7 @@ async def test_completed_at_is_when_it_last_became_completed(api: Api) -> None:
     assert (again["version"], await read(api, ann, task["id"])) == (5, again)
 
 
-async def test_toggle_goes_from_completed_to_pending_and_from_all_else_to_completed(api: Api) -> None:
+async def test_toggle_turns_completed_into_pending_and_other_statuses_into_completed(api: Api) -> None:
     ann = await api.register("ann")
     task = await create(api, ann)
     for before, after in (("PENDING", "COMPLETED"), ("COMPLETED", "PENDING"), ("IN_PROGRESS", "COMPLETED")):
@@ -473,7 +473,7 @@ async def test_toggle_goes_from_completed_to_pending_and_from_all_else_to_comple
         assert await read(api, ann, task["id"]) == toggled
 
 
-async def test_an_unknown_status_never_reaches_the_task(api: Api) -> None:
+async def test_an_unknown_status_is_refused(api: Api) -> None:
     ann = await api.register("ann")
     task = await create(api, ann)
     for status in ("DONE", "pending", "", 1, None, ["PENDING"]):
@@ -484,7 +484,7 @@ async def test_an_unknown_status_never_reaches_the_task(api: Api) -> None:
     assert await read(api, ann, task["id"]) == task
 
 
-async def test_overdue_is_due_in_the_past_and_not_completed(api: Api) -> None:
+async def test_overdue_means_due_in_the_past_and_not_completed(api: Api) -> None:
     ann = await api.register("ann")
     now = datetime.now(UTC)
     past, future = (now - timedelta(days=1)).isoformat(), (now + timedelta(days=1)).isoformat()
@@ -502,12 +502,10 @@ async def test_overdue_is_due_in_the_past_and_not_completed(api: Api) -> None:
         assert found["overdue"] is overdue, (due_date, status)
 
 
-# ---------------------------------------------------------------- two at once
+# ---------------------------------------------------------------- concurrency
 
 
-async def test_an_expected_version_that_is_gone_is_refused_with_the_task_as_it_stands(
-    api: Api, database: Database
-) -> None:
+async def test_an_outdated_expected_version_is_refused_with_the_current_task(api: Api, database: Database) -> None:
     ann = await api.register("ann")
     task = (await change(api, "updateTask", ann, id=(await create(api, ann))["id"], title="Newer"))["task"]
     for name, given in CHANGES.items():
@@ -527,7 +525,7 @@ async def test_an_expected_version_that_is_gone_is_refused_with_the_task_as_it_s
     assert await read(api, ann, task["id"]) is None
 
 
-async def test_updates_of_different_fields_at_once_are_all_kept(api: Api, database: Database) -> None:
+async def test_concurrent_updates_of_different_fields_are_all_kept(api: Api, database: Database) -> None:
     ann, bob = await api.register("ann"), await api.register("bob")
     task = await create(api, ann)
     everything = {
@@ -539,7 +537,7 @@ async def test_updates_of_different_fields_at_once_are_all_kept(api: Api, databa
         "dueDate": "2035-05-05T05:05:05Z",
         "assigneeId": bob.id,
     }
-    # The seven fields once each, and some of them again with a value of each writer's own: 20 at once.
+    # 20 updates at once: each of five fields once, and two fields with a different value from each writer.
     updates = [{name: value} for name, value in everything.items() if name not in ("title", "description")]
     updates += [{"title": f"Title {n}"} for n in range(8)] + [{"description": f"Text {n}"} for n in range(7)]
     payloads = await asyncio.gather(*(change(api, "updateTask", ann, id=task["id"], **given) for given in updates))
@@ -550,13 +548,13 @@ async def test_updates_of_different_fields_at_once_are_all_kept(api: Api, databa
     assert await read(api, ann, task["id"]) == last
     assert (last["status"], last["priority"], last["category"]) == ("IN_PROGRESS", "HIGH", "WORK")
     assert (last["dueDate"], last["assignee"]) == ("2035-05-05T05:05:05+00:00", {"username": "bob"})
-    # Each change began with what the one before it had left.
+    # Each change started from the result of the one before.
     rows = await all_events(database)
     assert [event.after for event in rows[:-1]] == [event.before for event in rows[1:]]
     assert {event.after.title for event in rows if event.after} == {"A task", *(f"Title {n}" for n in range(8))}
 
 
-async def test_of_writers_that_expect_one_version_exactly_one_wins(api: Api) -> None:
+async def test_of_writers_expecting_the_same_version_exactly_one_wins(api: Api) -> None:
     ann = await api.register("ann")
     task = await create(api, ann)
     for version in (1, 2, 3):
@@ -575,7 +573,7 @@ async def test_of_writers_that_expect_one_version_exactly_one_wins(api: Api) -> 
         assert await read(api, ann, task["id"]) == winner
 
 
-async def test_increments_that_repeat_on_conflict_lose_none(api: Api) -> None:
+async def test_increments_that_retry_on_conflict_lose_none(api: Api) -> None:
     ann = await api.register("ann")
     task = await create(api, ann, description="0")
 
@@ -601,7 +599,7 @@ async def test_increments_that_repeat_on_conflict_lose_none(api: Api) -> None:
     assert (found["description"], found["version"]) == ("20", 21)
 
 
-async def test_a_delete_and_updates_at_once_leave_nothing_half_done(api: Api, database: Database) -> None:
+async def test_a_delete_concurrent_with_updates_leaves_a_consistent_record(api: Api, database: Database) -> None:
     ann = await api.register("ann")
     task = await create(api, ann)
     deleted, *updated = await asyncio.gather(
@@ -616,7 +614,7 @@ async def test_a_delete_and_updates_at_once_leave_nothing_half_done(api: Api, da
 
 
 async def all_events(database: Database) -> list[Any]:
-    """In the order of their ids, placed or not."""
+    """All events in order of their ids, once every one has a position."""
     async with database.read() as session:
         ids = (await session.execute(select(Event.id).order_by(Event.id))).scalars().all()
         events = await events_after(session, 0, limit=1000)
@@ -628,7 +626,7 @@ async def all_events(database: Database) -> list[Any]:
 # ---------------------------------------------------------------- dates
 
 
-async def test_a_due_date_is_kept_to_the_microsecond_in_utc(api: Api) -> None:
+async def test_a_due_date_is_kept_in_utc_to_the_microsecond(api: Api) -> None:
     ann = await api.register("ann")
     for given, kept in (
         ("2026-01-31T08:00:00Z", "2026-01-31T08:00:00+00:00"),
@@ -648,7 +646,7 @@ async def test_a_due_date_is_kept_to_the_microsecond_in_utc(api: Api) -> None:
         assert await read(api, ann, task["id"]) == task
 
 
-async def test_a_due_date_that_is_none_is_refused(api: Api) -> None:
+async def test_an_invalid_due_date_is_refused(api: Api) -> None:
     ann = await api.register("ann")
     nonsense: list[Any] = [
         "2026-01-31T08:00:00",  # no offset
@@ -662,9 +660,9 @@ async def test_a_due_date_that_is_none_is_refused(api: Api) -> None:
         "2026-01-31T08:00:00+24:00",
         "2026-01-31T08:00:00.Z",
         "2026-01-31T08:00:00Z ",
-        "٢٠٢٦-٠١-٣١T٠٨:٠٠:٠٠Z",  # digits, but not ASCII's
+        "٢٠٢٦-٠١-٣١T٠٨:٠٠:٠٠Z",  # digits, but not ASCII digits
         "0000-01-01T00:00:00Z",
-        "0001-01-01T00:00:00+00:01",  # before the first day
+        "0001-01-01T00:00:00+00:01",  # before the first representable moment
         "9999-12-31T23:59:59-00:01",  # after the last
         "12026-01-31T08:00:00Z",
         "tomorrow",
@@ -698,7 +696,7 @@ NOT_RFC_3339 = "DateTime must be RFC 3339 with an offset, like 2026-01-31T08:00:
         ('"2026-02-30T08:00:00Z"', "DateTime '2026-02-30T08:00:00Z' is no time that exists"),
     ],
 )
-async def test_an_error_about_a_date_in_a_document_says_where_it_stands(api: Api, literal: str, message: str) -> None:
+async def test_an_error_about_a_date_in_a_document_has_its_location(api: Api, literal: str, message: str) -> None:
     ann = await api.register("ann")
     for document in (
         f"{{ tasks(filter: {{dueDate: {{lt:\n  {literal}}}}}) {{ totalCount }} }}",
@@ -755,14 +753,14 @@ async def test_an_error_about_a_long_date_in_a_document_quotes_little(api: Api) 
 @pytest.mark.parametrize(
     "edge",
     [
-        "0001-01-01T00:00:00Z",  # Go's and .NET's "no time"
+        "0001-01-01T00:00:00Z",  # "no time" in Go and .NET
         "0001-01-01T14:00:00+14:00",
         "9999-12-31T23:59:59.999999Z",
-        "9999-12-31T23:59:59.9999999Z",  # .NET's last moment
+        "9999-12-31T23:59:59.9999999Z",  # the last moment in .NET
         "9999-12-31T09:59:59.999999-14:00",
     ],
 )
-async def test_the_first_and_the_last_moment_are_no_due_dates(api: Api, edge: str) -> None:
+async def test_the_first_and_last_representable_moments_are_refused_as_due_dates(api: Api, edge: str) -> None:
     ann = await api.register("ann")
     task = await create(api, ann, dueDate="2026-01-31T08:00:00Z")
     message = "Due date must be after 0001-01-01T00:00:00Z and before 9999-12-31T23:59:59.999999Z"
@@ -775,7 +773,7 @@ async def test_the_first_and_the_last_moment_are_no_due_dates(api: Api, edge: st
     assert (await api.data("{ tasks { totalCount } }", by=ann))["tasks"] == {"totalCount": 1}
 
 
-async def test_tasks_due_at_the_ends_of_time_are_sorted_filtered_and_counted_alike(api: Api) -> None:
+async def test_tasks_with_extreme_due_dates_are_sorted_filtered_and_counted(api: Api) -> None:
     ann = await api.register("ann")
     dates = ["0001-01-01T00:00:00.000001Z", "2026-01-31T08:00:00Z", "9999-12-31T23:59:59.999998Z", None, None]
     ids = [(await create(api, ann, title=f"Task {n}", dueDate=date))["id"] for n, date in enumerate(dates)]
@@ -820,7 +818,7 @@ async def test_tasks_due_at_the_ends_of_time_are_sorted_filtered_and_counted_ali
 # ---------------------------------------------------------------- task
 
 
-async def test_a_task_is_read_by_its_id_in_either_case(api: Api) -> None:
+async def test_a_task_is_found_by_its_id_in_either_case(api: Api) -> None:
     ann = await api.register("ann")
     task = await create(api, ann)
     assert await read(api, ann, task["id"].upper()) == task

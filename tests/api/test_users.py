@@ -28,7 +28,7 @@ def mutation(name: str) -> str:
 
 
 async def change(api: Api, name: str, by: Person, user_id: str, **given: Any) -> dict[str, Any]:
-    """The payload of a mutation."""
+    """Run the mutation and return its payload."""
     payload: dict[str, Any] = (await api.data(mutation(name), {"input": {"userId": user_id, **given}}, by=by))[name]
     return payload
 
@@ -65,7 +65,7 @@ INPUTS: dict[str, dict[str, Any]] = {"setUserRole": {"role": "ADMIN"}, "deactiva
 # ---------------------------------------------------------------- reading
 
 
-async def test_users_are_in_order_of_their_names_whatever_the_case(api: Api) -> None:
+async def test_users_are_sorted_by_username_ignoring_case(api: Api) -> None:
     names = ["bob", "Alice", "carl", "Zoe", "a.b", "a-b", "a_b", "Bob2", "007"]
     people = [await api.register(name) for name in names]
     page = (await api.data("{ users { nodes { username } edges { node { username } } totalCount } }", by=people[0]))[
@@ -75,13 +75,15 @@ async def test_users_are_in_order_of_their_names_whatever_the_case(api: Api) -> 
     assert page == {"nodes": in_order, "edges": [{"node": node} for node in in_order], "totalCount": 9}
 
 
-async def test_nobody_may_see_users(api: Api) -> None:
+async def test_anonymous_callers_may_not_see_users(api: Api) -> None:
     ann = await api.register("ann")
     for query in ("{ users { nodes { id } } }", "{ users { totalCount } }", f'{{ user(id: "{ann.id}") {{ id }} }}'):
         assert await api.codes(query) == ["UNAUTHENTICATED"]
 
 
-async def test_the_inactive_are_listed_for_admins_only_and_known_by_id_to_all(api: Api, database: Database) -> None:
+async def test_inactive_users_are_listed_only_for_admins_and_found_by_id_by_everybody(
+    api: Api, database: Database
+) -> None:
     ann, bob, boss = await api.register("ann"), await api.register("bob"), await make_boss(api, database)
     await change(api, "deactivateUser", boss, bob.id)
     listed = "{ users { nodes { username isActive } totalCount } }"
@@ -89,14 +91,14 @@ async def test_the_inactive_are_listed_for_admins_only_and_known_by_id_to_all(ap
     assert (await api.data(listed, by=ann))["users"] == {"nodes": active, "totalCount": 2}
     everyone = [active[0], {"username": "bob", "isActive": False}, active[1]]
     assert (await api.data(listed, by=boss))["users"] == {"nodes": everyone, "totalCount": 3}
-    # A task may name somebody who has left.
+    # A task may still name a deactivated user.
     for viewer in (ann, boss):
         found = await read(api, viewer, bob.id)
         assert found is not None
         assert (found["username"], found["isActive"]) == ("bob", False)
 
 
-async def test_user_is_null_when_there_is_none_and_refused_when_the_id_is_none(api: Api) -> None:
+async def test_user_is_null_for_an_unknown_id_and_refuses_an_invalid_one(api: Api) -> None:
     ann = await api.register("ann")
     found = await read(api, ann, ann.id)
     assert found is not None
@@ -118,7 +120,7 @@ async def test_user_is_null_when_there_is_none_and_refused_when_the_id_is_none(a
         assert await api.codes("query($id: ID!) { user(id: $id) { id } }", {"id": wrong}, by=ann) == ["BAD_USER_INPUT"]
 
 
-async def test_an_email_address_is_shown_to_its_owner_and_to_admins(api: Api, database: Database) -> None:
+async def test_an_email_address_is_shown_only_to_its_owner_and_to_admins(api: Api, database: Database) -> None:
     ann, bob, boss = await api.register("ann"), await api.register("bob"), await make_boss(api, database)
     task = await api.create_task(ann, assigneeId=bob.id)
     query = """query($task: ID!, $ann: ID!, $bob: ID!) {
@@ -149,10 +151,10 @@ async def test_an_email_address_is_shown_to_its_owner_and_to_admins(api: Api, da
             assert email == (addresses[username] if shown else None), (viewer.username, username)
 
 
-# ---------------------------------------------------------------- what admins do
+# ---------------------------------------------------------------- administration
 
 
-async def test_nobody_and_no_member_may_manage_people(api: Api, database: Database) -> None:
+async def test_anonymous_callers_and_members_may_not_manage_users(api: Api, database: Database) -> None:
     ann, bob = await api.register("ann"), await api.register("bob")
     await make_boss(api, database)
     before = await read(api, ann, bob.id)
@@ -161,21 +163,21 @@ async def test_nobody_and_no_member_may_manage_people(api: Api, database: Databa
         assert answer["data"] is None
         (error,) = answer["errors"]
         assert (error["message"], error["extensions"]) == ("Not authenticated", {"code": "UNAUTHENTICATED"})
-        # Whom it is about makes no difference: not oneself, not somebody unknown, not nonsense.
+        # The target makes no difference: another user, oneself, an unknown id or an invalid id.
         for user_id in (bob.id, ann.id, str(uuid4()), "bob"):
             assert await change(api, name, ann, user_id, **given) == ADMINS_ONLY
     assert await read(api, ann, bob.id) == before
     assert await api.data(ME, by=ann) == {"me": {"username": "ann", "role": "MEMBER"}}
 
 
-async def test_admins_hear_of_a_user_who_is_not_there(api: Api, database: Database) -> None:
+async def test_admins_get_not_found_and_bad_input_for_unknown_and_invalid_ids(api: Api, database: Database) -> None:
     boss = await make_boss(api, database)
     for name, given in INPUTS.items():
         assert await change(api, name, boss, str(uuid4()), **given) == NOT_FOUND
         assert await change(api, name, boss, "bob", **given) == NOT_AN_ID
 
 
-async def test_a_role_counts_from_the_next_request_with_the_same_token(api: Api, database: Database) -> None:
+async def test_a_role_change_counts_from_the_next_request_with_the_same_token(api: Api, database: Database) -> None:
     ann, bob, boss = await api.register("ann"), await api.register("bob"), await make_boss(api, database)
     task = await api.create_task(bob)
     sees = f'{{ task(id: "{task["id"]}") {{ title }} }}'
@@ -188,7 +190,7 @@ async def test_a_role_counts_from_the_next_request_with_the_same_token(api: Api,
     assert promoted == {"user": admin, "errors": []}
     assert admin["updatedAt"] > member["updatedAt"]
     assert await api.data(sees, by=ann) == {"task": {"title": "A task"}}
-    # Once more changes nothing.
+    # Setting the same role again changes nothing.
     assert await change(api, "setUserRole", ann, ann.id, role="ADMIN") == promoted
 
     demoted = await change(api, "setUserRole", boss, ann.id, role="MEMBER")
@@ -205,9 +207,7 @@ async def test_an_unknown_role_is_refused(api: Api, database: Database) -> None:
     assert await api.data(ME, by=ann) == {"me": {"username": "ann", "role": "MEMBER"}}
 
 
-async def test_deactivating_ends_all_sessions_at_once_and_reactivating_brings_none_back(
-    api: Api, database: Database
-) -> None:
+async def test_deactivating_ends_all_sessions_and_reactivating_restores_none(api: Api, database: Database) -> None:
     ann, boss = await api.register("ann"), await make_boss(api, database)
     login = 'mutation { login(input: {usernameOrEmail: "ann", password: "correct horse"}) { accessToken } }'
     second = (await api.data(login))["login"]["accessToken"]
@@ -238,17 +238,17 @@ async def test_deactivating_ends_all_sessions_at_once_and_reactivating_brings_no
     assert await api.data(ME, by=third) == {"me": {"username": "ann", "role": "MEMBER"}}
 
 
-async def test_the_last_active_admin_stays_one(api: Api, database: Database) -> None:
+async def test_the_last_active_admin_cannot_be_demoted_or_deactivated(api: Api, database: Database) -> None:
     boss, ann, bob = await make_boss(api, database), await api.register("ann"), await api.register("bob")
     await change(api, "setUserRole", boss, bob.id, role="ADMIN")
     await change(api, "deactivateUser", boss, bob.id)
     before = await read(api, boss, boss.id)
-    # There is another admin, but one who is locked out.
+    # There is another admin, who is deactivated.
     assert await change(api, "setUserRole", boss, boss.id, role="MEMBER") == LAST_ADMIN
     assert await change(api, "deactivateUser", boss, boss.id) == LAST_ADMIN
     assert await read(api, boss, boss.id) == before
 
-    # An inactive admin can lose the role; it is not the last one.
+    # A deactivated admin can be demoted: they are not the last active one.
     assert (await change(api, "setUserRole", boss, bob.id, role="MEMBER"))["errors"] == []
     await change(api, "setUserRole", boss, ann.id, role="ADMIN")
     assert (await change(api, "setUserRole", boss, boss.id, role="MEMBER"))["errors"] == []
@@ -257,11 +257,11 @@ async def test_the_last_active_admin_stays_one(api: Api, database: Database) -> 
 
 
 @pytest.mark.parametrize(("name", "given"), [("setUserRole", {"role": "MEMBER"}), ("deactivateUser", {})])
-async def test_admins_who_depose_each_other_at_once_leave_one(
+async def test_admins_who_demote_each_other_concurrently_leave_at_least_one(
     api: Api, database: Database, name: str, given: dict[str, Any]
 ) -> None:
     admins = [await make_boss(api, database, f"boss{n}") for n in range(4)]
-    # In a ring, each the next one.
+    # In a ring: each demotes or deactivates the next.
     answers = await asyncio.gather(
         *(
             api.post(mutation(name), {"input": {"userId": admins[(n + 1) % 4].id, **given}}, by=admin)
@@ -273,7 +273,7 @@ async def test_admins_who_depose_each_other_at_once_leave_one(
     outcomes = []
     for answer in answers:
         if "errors" in answer:
-            # Deposed and signed out before the request was even looked at.
+            # Deactivated and signed out before the request was authenticated.
             assert [error["extensions"]["code"] for error in answer["errors"]] == ["UNAUTHENTICATED"]
             outcomes.append("refused")
         else:
@@ -283,7 +283,7 @@ async def test_admins_who_depose_each_other_at_once_leave_one(
     assert outcomes.count("done") == 4 - remaining
 
 
-async def test_two_admins_who_depose_each_other_at_once_leave_exactly_one(api: Api, database: Database) -> None:
+async def test_two_admins_who_demote_each_other_concurrently_leave_exactly_one(api: Api, database: Database) -> None:
     first, second = await make_boss(api, database, "first"), await make_boss(api, database, "second")
     for _ in range(5):
         payloads = await asyncio.gather(
