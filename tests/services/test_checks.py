@@ -1,4 +1,4 @@
-"""What people type: its form, without a database. The messages stand in tests/api as well, as clients get them."""
+"""Checks of user input, without a database. tests/api checks the messages too, as clients get them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CHECKS: dict[str, Callable[[str, list[Refusal]], str | None]] = {
 
 
 def check(field: str, given: str) -> tuple[str | None, list[str]]:
-    """What would be stored, and what is wrong."""
+    """The value that would be stored, and the messages of the problems."""
     problems: list[Refusal] = []
     stored = CHECKS[field](given, problems)
     assert all(isinstance(problem, BadUserInput) and problem.field == [field] for problem in problems)
@@ -53,7 +53,7 @@ def check(field: str, given: str) -> tuple[str | None, list[str]]:
         ("description", "x" * 10_000, "x" * 10_000),
     ],
 )
-def test_what_is_in_form_is_stored_stripped_where_blanks_mean_nothing(field: str, given: str, stored: str) -> None:
+def test_valid_values_are_stored_and_stripped_where_blanks_mean_nothing(field: str, given: str, stored: str) -> None:
     assert check(field, given) == (stored, [])
 
 
@@ -80,7 +80,7 @@ def test_what_is_in_form_is_stored_stripped_where_blanks_mean_nothing(field: str
         ("description", "x" * 10_001, "Description must be at most 10000 characters long"),
     ],
 )
-def test_what_is_not_in_form_is_refused_with_words(field: str, given: str, message: str) -> None:
+def test_invalid_values_are_refused_with_a_message(field: str, given: str, message: str) -> None:
     assert check(field, given)[1] == [message]
 
 
@@ -108,19 +108,19 @@ def test_what_is_not_in_form_is_refused_with_words(field: str, given: str, messa
         f"ann@{'a.' * 130}com",
     ],
 )
-def test_what_is_no_email_address_is_refused(given: str) -> None:
+def test_an_invalid_email_address_is_refused(given: str) -> None:
     _, problems = check("email", given)
     assert len(problems) == 1
     assert problems[0].startswith("Email address is not valid: ")
 
 
 @given(st.sampled_from(sorted(CHECKS)), st.text(st.characters()))
-def test_no_text_makes_a_check_fail_with_anything_but_a_problem(field: str, given_text: str) -> None:
+def test_no_text_makes_a_check_raise(field: str, given_text: str) -> None:
     check(field, given_text)
 
 
 @given(st.text(alphabet="ann\u00e9 .@\x00"))
-def test_a_check_takes_what_it_stored_before(given_text: str) -> None:
+def test_a_check_accepts_its_own_result_unchanged(given_text: str) -> None:
     for field in CHECKS:
         stored, problems = check(field, given_text)
         if not problems:
@@ -128,7 +128,7 @@ def test_a_check_takes_what_it_stored_before(given_text: str) -> None:
             assert check(field, stored) == (stored, [])
 
 
-def test_nul_and_half_a_surrogate_pair_cannot_be_stored() -> None:
+def test_nul_and_half_surrogate_pairs_cannot_be_stored() -> None:
     for fine in ("", "abc", "é", "😀", "\u202e", "\x01", "\uffff"):
         assert is_storable(fine)
     for bad in ("\x00", "a\x00b", "\ud800", "\udfff", "a\udc00"):

@@ -1,4 +1,4 @@
-"""Paging while others work: each row that nobody touches is found exactly once and in order, from either end."""
+"""Paging during concurrent changes: every untouched row is found exactly once and in order, in both directions."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from tests.support.task_filters import (
 )
 from tests.support.task_orders import KEYS, Key, in_order
 
-# What the colleagues change of tasks that count as untouched is neither filtered nor sorted by.
+# No filter on the columns that Colleagues changes in tasks that count as untouched.
 FILTERS = some_of(
     {name: made for name, made in COMPARISONS.items() if name not in ("description", "search", "category")}
 )
@@ -53,7 +53,7 @@ async def walk(
     size: int,
     backward: bool,
 ) -> list[Row]:
-    """All rows that a client gets who goes on as `pageInfo` says, in the order of the list."""
+    """All rows that a client gets by following `pageInfo`, in the order of the list."""
     rows: list[Row] = []
     cursor: str | None = None
     while True:
@@ -68,20 +68,20 @@ async def walk(
 
 
 class Colleagues:
-    """They make, change and delete tasks, again and again, and remember of which tasks the place may have changed."""
+    """Writers that change tasks between pages. `touched` has the tasks whose place in the list may have changed."""
 
     def __init__(self, session: DatabaseSession, seed: int, tasks: list[TaskRow]) -> None:
         self._session = session
         self._random = Random(seed)
         self._tasks = {task.id: task for task in tasks}
-        # Ids between those of the others.
+        # The ids of the new tasks lie between those of the others.
         self._new = [task._replace(id=UUID(int=task.id.int + 1)) for task in random_tasks(seed + 1)]
         self.touched: set[UUID] = {task.id for task in self._new}
 
     async def work(self, page: Page[TaskRow]) -> None:
         await insert_tasks(self._session, self._new[:2])
         del self._new[:2]
-        # Also what the client has just been shown, and where it goes on.
+        # Also change tasks that the client has just seen, and sometimes delete the one that its cursor names.
         shown = [task.id for task in page.rows if task.id in self._tasks]
         for task_id in self._random.sample(sorted(self._tasks), min(2, len(self._tasks))):
             await self._delete(task_id)
@@ -132,7 +132,7 @@ class Colleagues:
     size=st.integers(1, 7),
     backward=st.booleans(),
 )
-async def test_paging_through_tasks_while_others_work_finds_every_untouched_task_once(
+async def test_paging_through_tasks_during_changes_finds_every_untouched_task_once(
     database: Database,
     seed: int,
     viewer: Viewer,
@@ -145,7 +145,7 @@ async def test_paging_through_tasks_while_others_work_finds_every_untouched_task
     tasks = random_tasks(seed)
     filter_ = read_filter(filter_json, viewer)
     order = order_by(keys) if keys else NEWEST_FIRST
-    # Whose tasks, when it is the list of a person: one page for each of them is read at once.
+    # The owner, if it is the list of a user. The lists of all users are read at once.
     owner = PEOPLE["Bob"]
 
     def is_listed(task: TaskRow) -> bool:
@@ -176,7 +176,7 @@ async def test_paging_through_tasks_while_others_work_finds_every_untouched_task
     size=st.integers(1, 7),
     backward=st.booleans(),
 )
-async def test_paging_through_people_while_others_come_and_go_finds_everybody_once(
+async def test_paging_through_users_during_changes_finds_every_remaining_user_once(
     database: Database, seed: int, viewer: Viewer, search: str | None, size: int, backward: bool
 ) -> None:
     random = Random(seed)
@@ -218,7 +218,7 @@ async def test_paging_through_people_while_others_come_and_go_finds_everybody_on
 
 
 @pytest.mark.parametrize("backward", [False, True])
-async def test_a_page_goes_on_from_where_a_deleted_task_was(database: Database, backward: bool) -> None:
+async def test_a_page_continues_after_a_deleted_task(database: Database, backward: bool) -> None:
     tasks = in_order(random_tasks(0, count=9), [KEYS[1]])
     async with holding(database, tasks) as session:
 

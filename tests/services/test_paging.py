@@ -49,17 +49,15 @@ def encode(value: object) -> str:
 
 
 @given(rows)
-def test_a_cursor_gives_back_the_sort_keys_of_its_row(row: Row) -> None:
+def test_a_cursor_round_trips_the_sort_keys_of_its_row(row: Row) -> None:
     cursor = ALL_KEYS.cursor(row)
     assert ALL_KEYS.boundary(cursor, argument="after") == (list(row), None)
-    # It can stand in a URL as it is.
+    # The cursor needs no escaping in a URL.
     assert set(cursor) <= set("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_")
 
 
 @given(rows, st.from_regex("[0-9a-f]{16}", fullmatch=True), st.integers(0, 10**18 - 1))
-def test_a_cursor_gives_back_where_the_stream_stood_when_its_list_was_begun(
-    row: Row, stream_id: str, position: int
-) -> None:
+def test_a_cursor_round_trips_the_stream_position_of_its_list(row: Row, stream_id: str, position: int) -> None:
     begun = StreamPlace(stream_id, position)
     cursor = ALL_KEYS.cursor(row, begun)
     assert ALL_KEYS.boundary(cursor, argument="after") == (list(row), begun)
@@ -74,7 +72,7 @@ def test_a_cursor_gives_back_where_the_stream_stood_when_its_list_was_begun(
     ],
     ids=repr,
 )
-def test_a_cursor_with_a_damaged_place_is_no_cursor(place: object) -> None:
+def test_a_cursor_with_a_malformed_stream_position_is_refused(place: object) -> None:
     with pytest.raises(BadUserInput) as caught:
         ALL_KEYS.boundary(encode([ALL_KEYS.signature, *KEYS, place]), argument="after")
     assert caught.value.message == "after is not a cursor of this server"
@@ -93,7 +91,7 @@ A, B = "a" * 16, "b" * 16
         (StreamPlace(A, 10), StreamPlace(A, 9), StreamPlace(A, 9)),
     ],
 )
-def test_a_list_was_begun_at_the_older_of_its_places(
+def test_a_list_began_at_the_older_of_the_two_stream_positions(
     after: StreamPlace | None, before: StreamPlace | None, begun: StreamPlace | None
 ) -> None:
     with_both = PageRequest.of(after=ALL_KEYS.cursor(ROW, after), before=ALL_KEYS.cursor(ROW, before))
@@ -111,14 +109,14 @@ def test_cursors_of_two_databases_are_refused_together() -> None:
 
 
 @given(st.one_of(st.text(), st.binary().map(encode), st.recursive(st.none() | st.booleans() | st.floats(), st.lists)))
-def test_anything_else_is_refused_and_nothing_else_is_raised(thing: object) -> None:
+def test_any_other_text_is_refused_as_a_cursor_and_nothing_else_is_raised(thing: object) -> None:
     cursor = thing if isinstance(thing, str) else encode(thing)
     with pytest.raises(BadUserInput):
         ALL_KEYS.boundary(cursor, argument="after")
 
 
 @given(st.lists(st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.just([]), max_size=6))
-def test_whatever_a_forged_cursor_holds_a_database_could_hold_it_too(values: list[object]) -> None:
+def test_a_forged_cursor_that_is_accepted_holds_only_storable_values(values: list[object]) -> None:
     try:
         found = ALL_KEYS.boundary(encode([ALL_KEYS.signature, *values]), argument="after")
     except BadUserInput:
@@ -172,7 +170,7 @@ NO_VALUES: dict[str, list[Any]] = {
     ],
     ids=lambda cursor: ascii(cursor[:40]),
 )
-def test_a_damaged_cursor_is_no_cursor(cursor: str) -> None:
+def test_a_damaged_cursor_is_refused(cursor: str) -> None:
     with pytest.raises(BadUserInput) as caught:
         ALL_KEYS.boundary(cursor, argument="before")
     assert caught.value.message == "before is not a cursor of this server"
@@ -180,7 +178,7 @@ def test_a_damaged_cursor_is_no_cursor(cursor: str) -> None:
 
 @pytest.mark.parametrize("direction", [False, True])
 @pytest.mark.parametrize("moment", [datetime.min, datetime.max])
-def test_a_due_date_that_no_task_can_have_is_in_no_cursor(moment: datetime, direction: bool) -> None:
+def test_a_due_date_outside_the_allowed_range_is_refused_in_a_cursor(moment: datetime, direction: bool) -> None:
     order = order_by([(TaskOrderField.DUE_DATE, direction)])
     microseconds = (moment.replace(tzinfo=UTC) - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
     inside = microseconds + (1 if microseconds < 0 else -1)
@@ -200,19 +198,19 @@ def test_a_due_date_that_no_task_can_have_is_in_no_cursor(moment: datetime, dire
     ],
     ids=lambda order: str(order.signature),
 )
-def test_a_cursor_of_another_order_is_told_so(order: Order[Row]) -> None:
+def test_a_cursor_of_another_order_is_refused_with_its_own_message(order: Order[Row]) -> None:
     with pytest.raises(BadUserInput) as caught:
         ALL_KEYS.boundary(order.cursor(ROW), argument="after")
     assert caught.value.message == "after is a cursor of another ordering: start again without it"
 
 
-def test_keys_of_one_direction_are_compared_as_one_row() -> None:
+def test_keys_of_the_same_direction_compare_as_a_row_value() -> None:
     order: Order[Row] = Order(keys=(NAME, ID))
     assert str(order.beyond(["ann", UUID(int=1)], backward=False)).startswith("(name, id) > (")
     assert str(order.beyond(["ann", UUID(int=1)], backward=True)).startswith("(name, id) < (")
 
 
-def test_keys_of_mixed_directions_are_compared_one_after_the_other() -> None:
+def test_keys_of_mixed_directions_compare_one_after_the_other() -> None:
     order: Order[Row] = Order(keys=(NAME, RANK))
     literal = {"literal_binds": True}
     after = str(order.beyond(["ann", 7], backward=False).compile(compile_kwargs=literal))
@@ -237,7 +235,9 @@ def test_keys_of_mixed_directions_are_compared_one_after_the_other() -> None:
         ({"last": 3, "after": "a"}, 3, True),
     ],
 )
-def test_a_request_says_how_many_and_from_which_end(arguments: dict[str, Any], size: int, backward: bool) -> None:
+def test_a_page_request_has_the_size_and_direction_of_its_arguments(
+    arguments: dict[str, Any], size: int, backward: bool
+) -> None:
     request = PageRequest.of(**arguments)
     assert (request.size, request.backward) == (size, backward)
     assert (request.after, request.before) == (arguments.get("after"), arguments.get("before"))
@@ -245,13 +245,13 @@ def test_a_request_says_how_many_and_from_which_end(arguments: dict[str, Any], s
 
 @pytest.mark.parametrize("name", ["first", "last"])
 @pytest.mark.parametrize("size", [0, -1, 101, 10**9])
-def test_a_request_for_none_or_too_many_is_refused(name: str, size: int) -> None:
+def test_a_page_size_out_of_range_is_refused(name: str, size: int) -> None:
     with pytest.raises(BadUserInput) as caught:
         PageRequest.of(first=size) if name == "first" else PageRequest.of(last=size)
     assert caught.value.message == f"{name} must be from 1 to 100, not {size}"
 
 
-def test_a_request_from_both_ends_is_refused() -> None:
+def test_first_and_last_together_are_refused() -> None:
     with pytest.raises(BadUserInput) as caught:
         PageRequest.of(first=1, last=1)
     assert caught.value.message == "Give first or last, not both"

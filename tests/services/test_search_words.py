@@ -1,4 +1,4 @@
-"""What a word is, and the two indexes that hold the words."""
+"""Splitting text into words, and the two full-text indexes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FOUND = "query($search: String!) { tasks(filter: {search: $search}) { totalCount
         ("Straße STRASSE ẞ", ["strasse", "strasse", "ss"]),
         ("ΟΔΟΣ οδός", ["οδοσ", "οδόσ"]),
         ("ǅ ǆ Ǆ", ["ǆ", "ǆ", "ǆ"]),
-        # The dot of this İ stays behind as a mark of its own, which is no letter.
+        # The casefold of İ is an i and a combining dot. The dot is not a letter.
         ("İzmir Izmir ızmir", ["i", "zmir", "izmir", "ızmir"]),
         ("é e\u0301tude", ["é", "e", "tude"]),
         ("v2.0 3rd ٣٤ ४२ ²½", ["v2", "0", "3rd", "٣٤", "४२", "²½"]),
@@ -45,12 +45,12 @@ def test_words_are_runs_of_letters_and_digits_after_casefold(given: str, words: 
     assert words_of(given) == words
 
 
-def test_a_row_holds_each_word_of_its_texts_once() -> None:
+def test_search_words_lists_each_word_of_all_texts_once() -> None:
     assert search_words("Buy milk, buy BREAD", None, "", "milk & honey") == "bread buy honey milk"
     assert search_words("!", None) == ""
 
 
-def test_the_columns_that_follow_from_the_texts() -> None:
+def test_text_keys_derives_the_columns_of_title_and_description() -> None:
     assert text_keys("Große Pläne", None) == {
         "title_key": "grosse pläne",
         "description_key": None,
@@ -59,7 +59,7 @@ def test_the_columns_that_follow_from_the_texts() -> None:
     assert text_keys("A", "B, a!") == {"title_key": "a", "description_key": "b, a!", "search_words": "a b"}
 
 
-def test_a_name_keeps_its_words_in_order() -> None:
+def test_name_words_keeps_the_words_in_order() -> None:
     assert name_words("Ann-Marie  O'Neill") == " ann marie o neill"
     assert name_words("...") == ""
 
@@ -68,7 +68,7 @@ def test_a_name_keeps_its_words_in_order() -> None:
 
 
 async def found(api: Api, by: Person, search: str) -> list[str]:
-    """The titles, newest first."""
+    """The titles of the tasks found, newest first."""
     tasks = (await api.data(FOUND, {"search": search}, by=by))["tasks"]
     assert tasks["totalCount"] == len(tasks["nodes"])
     return [node["title"] for node in tasks["nodes"]]
@@ -103,7 +103,7 @@ async def test_the_index_follows_every_change_of_title_and_description(api: Api,
         await check_fts5(database, rows=1)
 
 
-async def test_a_change_that_was_refused_leaves_the_index_alone(api: Api, database: Database) -> None:
+async def test_a_refused_change_leaves_the_index_unchanged(api: Api, database: Database) -> None:
     ann = await api.register("ann")
     task = await api.create_task(ann, "Plan the week")
     payload = await api.update_task(ann, task["id"], title="Milk", assigneeId=task["id"])
@@ -114,7 +114,7 @@ async def test_a_change_that_was_refused_leaves_the_index_alone(api: Api, databa
 
 
 async def check_fts5(database: Database, *, rows: int) -> None:
-    """FTS5 finds its index sound, and holds as many rows as there are tasks."""
+    """Check that FTS5 finds its index consistent, and that it has one row for each task."""
     async with database.write() as session:
         await session.execute(text("INSERT INTO task_search (task_search) VALUES ('integrity-check')"))
         for table in ("task_search", "task_search_ids", "tasks"):
@@ -122,7 +122,7 @@ async def check_fts5(database: Database, *, rows: int) -> None:
 
 
 @pytest.mark.parametrize("settings", ["sqlite"], indirect=True)
-async def test_vacuum_which_may_give_rows_new_numbers_does_not_break_the_search(api: Api, database: Database) -> None:
+async def test_vacuum_may_renumber_rows_without_breaking_search(api: Api, database: Database) -> None:
     ann = await api.register("ann")
     first = await api.create_task(ann, "Alpha")
     for title in ("Beta", "Gamma"):
@@ -137,18 +137,18 @@ async def test_vacuum_which_may_give_rows_new_numbers_does_not_break_the_search(
 
 
 async def plan_of(database: Database, session: DatabaseSession, statement: Select[Any]) -> str:
-    """How the database would run the statement, one step a line."""
+    """The query plan of the statement, one step a line."""
     sql = str(statement.compile(dialect=database.engine.dialect, compile_kwargs={"literal_binds": True}))
     explain = "EXPLAIN QUERY PLAN" if database.is_sqlite else "EXPLAIN"
     explained = await session.execute(text(f"{explain} {sql}".replace(":", r"\:")))
     return "\n".join(str(row[-1]) for row in explained)
 
 
-async def test_search_reads_the_index_and_not_the_tasks(database: Database) -> None:
+async def test_search_reads_the_index_and_does_not_scan_tasks(database: Database) -> None:
     statement = select(Task.id).where(condition(search_for("plan stra")))
     async with holding(database, random_tasks(0)) as session:
         if not database.is_sqlite:
-            # A few dozen rows are read faster as they stand; what counts is that the index can answer.
+            # For a few dozen rows the planner prefers a scan. The test is that the index can answer the query.
             await session.execute(text("SET LOCAL enable_seqscan = off"))
         plan = await plan_of(database, session, statement)
     assert ("VIRTUAL TABLE INDEX" if database.is_sqlite else "ex_tasks_search") in plan

@@ -1,4 +1,4 @@
-"""One filter, three readings: its JSON by the words of the contract, the predicate, and the condition in SQL."""
+"""One filter, three interpreters: its JSON read by the contract, the Python predicate and the SQL condition."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ async def chosen(session: DatabaseSession, filter_: Filter) -> set[UUID]:
     return set((await session.execute(select(Task.id).where(condition(filter_)))).scalars())
 
 
-# Nothing said, in every way of saying it; and each way of saying something of what is not there.
+# Filters that restrict nothing, in every form, and comparisons with empty lists.
 NOTHING_SAID: list[FilterJson] = [{}, {"and": []}, {"and": [{}]}, {"or": [{}]}, {"title": {}}, {"creator": {"id": {}}}]
 OF_NOTHING: list[FilterJson] = [{"title": {"in": []}}, {"description": {"in": []}}, {"assignee": {"id": {"notIn": []}}}]
 
@@ -45,7 +45,7 @@ OF_NOTHING: list[FilterJson] = [{"title": {"in": []}}, {"description": {"in": []
 @given(seed=st.integers(0, 2**32 - 1), filters=st.lists(task_filters(), min_size=4, max_size=8))
 @example(seed=0, filters=[*NOTHING_SAID, *OF_NOTHING])
 @example(seed=0, filters=[{"not": each} for each in [*NOTHING_SAID, *OF_NOTHING]])
-async def test_the_json_the_predicate_and_the_condition_choose_the_same_tasks(
+async def test_json_predicate_and_sql_condition_choose_the_same_tasks(
     database: Database, seed: int, filters: list[FilterJson]
 ) -> None:
     tasks = random_tasks(seed)
@@ -61,7 +61,7 @@ EDGES += ["9999-12-31T23:59:59.999999Z", "9999-12-31T23:59:59.999999+14:00", "00
 @pytest.mark.parametrize("edge", EDGES)
 @pytest.mark.parametrize("name", ["eq", "gt", "gte", "lt", "lte"])
 @pytest.mark.parametrize("field", ["dueDate", "completedAt", "createdAt", "updatedAt"])
-async def test_filters_at_the_ends_of_time_choose_the_same_tasks(
+async def test_filters_with_extreme_datetimes_choose_the_same_tasks(
     database: Database, field: str, name: str, edge: str
 ) -> None:
     tasks = random_tasks(7)
@@ -72,9 +72,11 @@ async def test_filters_at_the_ends_of_time_choose_the_same_tasks(
 
 @examples(60)
 @given(texts=st.lists(WORDS, min_size=1, max_size=12), terms=st.lists(WORDS, min_size=4, max_size=12))
-async def test_search_finds_the_same_words_everywhere(database: Database, texts: list[str], terms: list[str]) -> None:
+async def test_search_finds_the_same_words_in_all_interpreters(
+    database: Database, texts: list[str], terms: list[str]
+) -> None:
     tasks = [make_task(id=id, title="", description=text) for id, text in zip(IDS, texts, strict=False)]
-    # And what is there, and how it begins.
+    # Also search for the texts themselves and for their beginnings.
     starts = [text[: 1 + place] for place, text in enumerate(texts)]
     async with holding(database, tasks) as session:
         for term in {*terms, *texts, *starts}:
@@ -108,7 +110,7 @@ def values(lists: int, length: int) -> FilterJson:
 
 
 @pytest.mark.parametrize("wrapper", ["and", "or", "not"])
-async def test_ten_levels_are_taken_and_eleven_are_not(database: Database, wrapper: str) -> None:
+async def test_filters_may_be_nested_10_deep(database: Database, wrapper: str) -> None:
     async with holding(database, [make_task()]) as session:
         assert len(await chosen(session, read_filter(nested(MAX_DEPTH, wrapper)))) == (wrapper != "not")
     with pytest.raises(BadUserInput, match="at most 10 deep"):
@@ -127,7 +129,7 @@ async def test_ten_levels_are_taken_and_eleven_are_not(database: Database, wrapp
     ],
     ids=["or", "and", "searches", "words", "overdue", "values"],
 )
-async def test_the_largest_filters_are_no_trouble_for_either_database(database: Database, largest: FilterJson) -> None:
+async def test_the_largest_filters_work_on_both_databases(database: Database, largest: FilterJson) -> None:
     task = make_task()
     filter_ = read_filter(largest)
     async with holding(database, [task]) as session:
@@ -155,6 +157,8 @@ async def test_the_largest_filters_are_no_trouble_for_either_database(database: 
     ],
     ids=lambda given: given if isinstance(given, str) else "",
 )
-def test_a_filter_that_cannot_be_taken_says_why(too_much: FilterJson, message: str) -> None:
+def test_a_filter_over_the_limits_or_with_bad_values_is_refused_with_a_reason(
+    too_much: FilterJson, message: str
+) -> None:
     with pytest.raises(BadUserInput, match=message):
         read_filter(too_much)

@@ -1,4 +1,4 @@
-"""Orders of tasks: what the databases make of them, beside a plain sort of the same rows."""
+"""Orders of tasks in both databases, compared with sorting the same rows in Python."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from tests.support.task_filters import ANN, BOSS, TIMES, holding, make_task, ran
 from tests.support.task_orders import KEYS, PRIORITIES, STATUSES, in_order
 
 
-def test_nothing_is_left_to_the_alphabet() -> None:
+def test_enum_orders_are_not_alphabetical() -> None:
     assert sorted(PRIORITIES) != [priority.name for priority in TaskPriority] == PRIORITIES
     assert sorted(STATUSES) != [status.name for status in TaskStatus] == STATUSES
 
 
 @pytest.mark.parametrize("viewer", [ANN, BOSS], ids=["member", "admin"])
-async def test_every_key_and_every_pair_of_keys_sorts_as_python_does(database: Database, viewer: Viewer) -> None:
+async def test_every_key_and_every_pair_of_keys_sorts_as_in_python(database: Database, viewer: Viewer) -> None:
     tasks = random_tasks(0, count=50)
     mine = [task for task in tasks if viewer.is_admin or viewer.id in (task.creator_id, task.assignee_id)]
     whole = PageRequest.of(first=100)
@@ -33,7 +33,7 @@ async def test_every_key_and_every_pair_of_keys_sorts_as_python_does(database: D
             assert page.rows == in_order(mine, keys), keys
 
 
-async def test_the_six_keys_together_sort_as_python_does(database: Database) -> None:
+async def test_all_six_keys_together_sort_as_in_python(database: Database) -> None:
     tasks = random_tasks(1, count=50)
     async with holding(database, tasks) as session:
         for descending in product((False, True), repeat=6):
@@ -44,7 +44,7 @@ async def test_the_six_keys_together_sort_as_python_does(database: Database) -> 
 
 @pytest.mark.parametrize("descending", [False, True])
 async def test_tasks_without_a_due_date_come_last_in_either_direction(database: Database, descending: bool) -> None:
-    # The first and the last moment that a task may be due at stand before none at all.
+    # Even the first and last representable due dates sort before no due date.
     dates = [TIMES[0], TIMES[-1], None, None]
     tasks = [make_task(id=UUID(int=place), due_date=date) for place, date in enumerate(dates)]
     order = order_by([(TaskOrderField.DUE_DATE, descending)])
@@ -79,7 +79,7 @@ async def test_titles_sort_by_the_code_points_of_their_casefold(database: Databa
     assert [task.title for task in page.rows][-3:] == ["ｆull width", "\uffee", "🙂"]
 
 
-def test_a_field_that_was_named_before_is_left_out() -> None:
+def test_a_repeated_sort_field_is_ignored() -> None:
     title, status = TaskOrderField.TITLE, TaskOrderField.STATUS
     assert order_by([(title, True), (status, False), (title, False)]) == order_by([(title, True), (status, False)])
     assert order_by([(title, True)]) != order_by([(title, False)])

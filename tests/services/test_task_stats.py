@@ -1,4 +1,4 @@
-"""Statistics: one statement, beside counting the same tasks by hand."""
+"""Statistics from one statement, compared with counting the same tasks in Python."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from tests.support.task_filters import (
 
 @examples(30)
 @given(seed=st.integers(0, 2**32 - 1), filters=st.lists(task_filters(), min_size=2, max_size=4))
-async def test_statistics_count_what_a_filter_finds_among_what_somebody_may_see(
+async def test_statistics_count_the_visible_tasks_that_a_filter_finds(
     database: Database, seed: int, filters: list[FilterJson]
 ) -> None:
     tasks = random_tasks(seed)
     async with holding(database, tasks) as session:
         for wanted in [{}, *filters]:
-            # `holds` speaks for Ann; who else looks has another `isMe`.
+            # `holds` evaluates `isMe` for Ann, so both viewers have her id.
             for viewer in (ANN, Viewer(ANN.id, BOSS.role, ANN.session_id, ANN.expires_at)):
                 found = [task for task in tasks if may_see(viewer, task) and holds(wanted, task)]
                 status = Counter(task.status for task in found)
@@ -50,7 +50,7 @@ async def test_statistics_count_what_a_filter_finds_among_what_somebody_may_see(
                 ), wanted
 
 
-async def test_statistics_are_one_statement_and_list_every_value_in_the_order_of_its_enum(database: Database) -> None:
+async def test_statistics_take_one_statement_and_list_all_values_in_enum_order(database: Database) -> None:
     statements: list[str] = []
     async with holding(database, []) as session:
         with noting_statements(statements.append):
