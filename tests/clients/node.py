@@ -1,4 +1,4 @@
-"""The recipes of docs/recipes in Node, each in a process of its own, and what it wrote down."""
+"""Runs the recipes of docs/recipes in Node, each in its own process, and collects their logs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.processes import child
 
 HERE = Path(__file__).parent
 PACKAGES = HERE.parent.parent / "docs/recipes/node_modules"
-# A list with every task of its person is ten thousands of bytes.
+# A line may hold a list of all tasks of a user, which has tens of thousands of bytes.
 LONGEST_LINE = 16 * 1024 * 1024
 STOP_SECONDS = 10
 
@@ -37,19 +37,19 @@ def node() -> str:
 
 @dataclass
 class Following:
-    """What one list of one recipe went through, parted where it was read anew."""
+    """The log of one list in one recipe, in parts: a new part begins each time the list is read again."""
 
     user_id: str
     filter: str
     parts: list[Listener] = field(default_factory=list)
-    # What is being read: where it began, and the tasks so far.
+    # The list that is being read: its cursor, and the tasks so far.
     since: int = 0
     read: set[str] = field(default_factory=set)
-    # The tasks of the last part, by list or by change.
+    # The tasks seen in the last part, in the list or in a change.
     heard_of: set[str] = field(default_factory=set)
-    # The task and the version of each change that went into the list.
+    # The task and the version of each change that was applied to the list.
     applied: list[tuple[str, int]] = field(default_factory=list)
-    # The list as the recipe has it, and Apollo's cache of the same.
+    # The list as the recipe holds it, and as Apollo's cache holds it.
     tasks: dict[str, Seen] = field(default_factory=dict)
     cached: dict[str, int | None] | None = None
     errors: list[str] = field(default_factory=list)
@@ -57,7 +57,7 @@ class Following:
 
 
 class Recipe:
-    """A recipe that runs."""
+    """A running recipe."""
 
     def __init__(self, name: str, user_id: str, process: Process) -> None:
         self.name = name
@@ -65,7 +65,7 @@ class Recipe:
         self.close_codes: Counter[int] = Counter()
         self.sign_ins = 0
         self.lists = 0
-        # Whether something was still open after it was stopped.
+        # Whether something kept the process alive after it was stopped.
         self.hangs = False
         self._is_stopped = False
         self._process = process
@@ -73,7 +73,7 @@ class Recipe:
 
     @property
     def errors(self) -> int:
-        """How many each of its lists has gone through."""
+        """The number of errors that every one of its lists has met."""
         return min(len(following.errors) for following in self.followings.values())
 
     async def listen(self) -> None:
@@ -99,7 +99,7 @@ class Recipe:
                 if fact["isFirst"]:
                     following.since, following.read = decoded(fact["cursor"]), set()
                 following.read.update(fact["ids"])
-                # A list of which a page could not be read is read again from the start, which is no part of its own.
+                # If a page cannot be read, the list is read again from the start. That does not make a part of its own.
                 if fact["isLast"]:
                     name = f"{self.name} {following.filter!r}"
                     part = Listener(name, following.user_id, filter=following.filter, since=following.since)
@@ -164,7 +164,7 @@ async def running(name: str, url: str, user_id: str, **given: object) -> AsyncIt
 
 
 async def comes_true(recipes: list[Recipe], holds: Callable[[Recipe], bool], seconds: float) -> None:
-    """Wait until it holds for each; TimeoutError says for whom it does not."""
+    """Wait until `holds` is true for each recipe. The TimeoutError names those for which it is not."""
 
     async def wait(recipe: Recipe) -> None:
         while not holds(recipe):

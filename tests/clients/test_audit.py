@@ -1,4 +1,4 @@
-"""GraphQL over HTTP as the specification wants it, by the audits of the graphql-http package."""
+"""The audits of the graphql-http package, which check GraphQL over HTTP against its specification."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.support.cluster import TaskflowServer
 pytestmark = pytest.mark.clients
 
 
-def test_all_audits_of_graphql_http_are_ok() -> None:
+def test_all_graphql_http_audits_pass() -> None:
     with TaskflowServer({}) as server:
         command = [node(), str(HERE / "audit.mjs"), f"http://127.0.0.1:{server.port}/graphql"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)

@@ -1,4 +1,4 @@
-"""Two pages of a list in a normalised cache, with a change between them: the merged list catches up with a query."""
+"""Two pages of a list in a normalised cache, with a change between them: the merged list ends up to date."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.serving import serving
 pytestmark = pytest.mark.clients
 
 ROOT = HERE.parent.parent
-# As they stand in the source of an application, for Relay's compiler.
+# As in the source of an application, for Relay's compiler.
 RELAY_DOCUMENTS = """
 graphql`
   query PageQuery($after: String) {
@@ -40,7 +40,7 @@ TASKS = "{ tasks { nodes { id title version } } }"
 
 @pytest.fixture(scope="module")
 def relay_artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The documents as Relay's compiler makes them, from the schema of this repository."""
+    """The documents as compiled by Relay's compiler against this repository's schema."""
     project = tmp_path_factory.mktemp("relay")
     artifacts = project / "artifacts"
     artifacts.mkdir()
@@ -78,5 +78,5 @@ async def test_a_change_between_two_pages_reaches_the_merged_list(
     titles = ["Changed between the pages", "Task 3", "Task 2", "Task 1", "Changed after the pages"]
     assert [task["title"] for task in fresh] == titles
     assert found["tasks"] == fresh
-    # The second page did not move the list's place in the stream.
+    # The second page has the first page's `changesCursor`.
     assert found["cursors"][0] == found["cursors"][1]

@@ -1,4 +1,4 @@
-"""Clients that name a document by its hash are told to send the text, and do."""
+"""Clients that name a document by its hash are told to send the text, and do so."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ pytestmark = pytest.mark.clients
 
 @pytest.mark.parametrize("get", [False, True], ids=["POST", "GET"])
 @pytest.mark.parametrize("client", ["apollo", "urql"])
-async def test_a_client_with_hashes_goes_on_with_texts(sqlite_settings: Settings, client: str, get: bool) -> None:
+async def test_a_client_with_persisted_queries_falls_back_to_sending_documents(
+    sqlite_settings: Settings, client: str, get: bool
+) -> None:
     async with serving(sqlite_settings) as api:
         given = json.dumps({"client": client, "url": f"{api.url}/graphql", "get": get})
         async with child(node(), HERE / "persisted.mjs", given, stdout=PIPE, stderr=PIPE) as process:
@@ -27,5 +29,5 @@ async def test_a_client_with_hashes_goes_on_with_texts(sqlite_settings: Settings
     assert found["names"] == ["TaskFlow GQL", "TaskFlow GQL"]
     first, *others = found["sent"]
     assert first == {"method": "GET" if get else "POST", "hash": True, "text": False}
-    # The refused one once more, and the next one at once.
+    # The refused request is sent again with its text, and the next one has its text at once.
     assert [request["text"] for request in others] == [True, True]

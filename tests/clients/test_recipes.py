@@ -1,7 +1,7 @@
-"""The recipes of docs/stream.md as they stand, in Node, through everything that ends a stream.
+"""The unchanged recipes of docs/stream.md, in Node, through everything that ends a stream.
 
-Two servers on one PostgreSQL and one Redis. Everything befalls the first, which the recipes follow; meanwhile others
-change tasks on the second, so that there is always something to miss.
+Two servers share one PostgreSQL and one Redis. The recipes follow the first, which has all the faults. Meanwhile other
+users change tasks through the second, so that there is always something to miss.
 """
 
 from __future__ import annotations
@@ -37,26 +37,26 @@ pytestmark = pytest.mark.clients
 OVER_WEBSOCKET = ("graphql-ws", "urql", "apollo")
 OVER_HTTP = ("fetch", "graphql-sse", "apollo over http")
 RECIPES = OVER_WEBSOCKET + OVER_HTTP
-# They see no pings and no comments, and wait on when nothing comes any more.
+# They see no pings and no comments, and keep waiting when nothing more comes.
 PATIENT = ("graphql-sse", "apollo over http")
 SEED = 20261121
-# For everybody to come back. They wait for some seconds between attempts when several have failed.
+# For all recipes to come back. After several failures they wait some seconds between attempts.
 PATIENCE_SECONDS = 30
 DEACTIVATE = "mutation($input: DeactivateUserInput!) { deactivateUser(input: $input) { errors { code } } }"
 REACTIVATE = "mutation($input: ReactivateUserInput!) { reactivateUser(input: $input) { errors { code } } }"
-# More than a page, so that lists are read in several.
+# More than one page, so that lists are read in several pages.
 FIRST_TASKS = 120
 TOKEN_SECONDS = 5
 
 
 @dataclass
 class Story:
-    """What came of it all."""
+    """The result of all faults."""
 
     recipes: dict[str, Recipe]
-    # Every change, also those that were deleted meanwhile.
+    # Every change, including those that have expired meanwhile.
     record: list[Event]
-    # By filter, what a query answers at the end.
+    # The final answer to a query, by filter.
     fresh: dict[str, dict[str, Seen]]
 
 
@@ -78,7 +78,7 @@ async def story() -> Story:
                         username=bob.username,
                         password=bob.password,
                         token=short_lived(bob.token),
-                        # Of a stream over HTTP the server is heard every 15 seconds, so this cuts off live ones too.
+                        # The server sends a comment over HTTP only every 15 seconds, so this cuts off live streams too.
                         patience=3000,
                         longestPause=1500,
                     )
@@ -98,7 +98,7 @@ async def story() -> Story:
 
 
 def short_lived(token: str) -> str:
-    """A token of the same session that is good for a few seconds."""
+    """A token of the same session that expires in a few seconds."""
     claims = jwt.decode(token, options={"verify_signature": False})
     signer = TokenSigner(SECRET, timedelta(seconds=TOKEN_SECONDS))
     return signer.sign(user_id=UUID(claims["sub"]), session_id=UUID(claims["sid"]), issued_at=clock.now())
@@ -106,7 +106,7 @@ def short_lived(token: str) -> str:
 
 @asynccontextmanager
 async def others_at_work(elsewhere: Api, people: Mapping[str, SignedIn]) -> AsyncIterator[None]:
-    """Three people make, change, give away, tick off and delete tasks without a break."""
+    """Three users create, update, assign, complete and delete tasks without a break."""
     known = {name: Person(each.id, name, each.password, each.token) for name, each in people.items()}
     stop, log = asyncio.Event(), Log()
     async with asyncio.TaskGroup() as group:
@@ -128,7 +128,7 @@ async def fresh_lists(url: str, bob: SignedIn) -> dict[str, dict[str, Seen]]:
 
 
 class Faults:
-    """Does one thing after the other to the first server, and after each waits until everybody follows again."""
+    """Injects one fault after the other into the first server. After each, waits until all recipes follow again."""
 
     def __init__(self, cluster: Cluster, elsewhere: Api, people: Mapping[str, SignedIn], recipes: list[Recipe]) -> None:
         self._cluster, self._elsewhere, self._people, self._recipes = cluster, elsewhere, people, recipes
@@ -189,7 +189,7 @@ class Faults:
             await asyncio.to_thread(self._server.resume)
 
     async def lock_out(self) -> None:
-        """For so long that the changes since are no longer kept."""
+        """Deactivate the recipes' user until the changes since then have expired."""
         bob, root = self._people["bob"], self._people["root"]
         errors = {recipe.name: recipe.errors for recipe in self._recipes}
         await self._elsewhere.data(DEACTIVATE, {"input": {"userId": bob.id}}, by=root)
@@ -201,7 +201,7 @@ class Faults:
         await self._elsewhere.data(REACTIVATE, {"input": {"userId": bob.id}}, by=root)
 
     async def exchange_the_database(self) -> None:
-        """Cursors of the stream before are of another one."""
+        """Give the stream a new id, so that older cursors belong to another database."""
         await asyncio.to_thread(self._server.stop)
         async with self._cluster.database.write() as session:
             await session.execute(text("UPDATE stream_state SET stream_id = 'feedfacefeedface'"))
@@ -211,7 +211,7 @@ class Faults:
         ann, bob = self._people["ann"], self._people["bob"]
         task = await self._elsewhere.create_task(ann, "While you were away")
         assert (await self._elsewhere.update_task(ann, task["id"], title="And again"))["errors"] == []
-        # He may be locked out just now, so that nothing can be given to him.
+        # This fails while the user is deactivated, because inactive users cannot be assigned.
         await self._elsewhere.update_task(ann, task["id"], assigneeId=bob.id)
 
     async def read_record(self) -> None:
@@ -228,13 +228,13 @@ def recipe(request: pytest.FixtureRequest, story: Story) -> Recipe:
     return story.recipes[request.param]
 
 
-def test_the_list_is_what_a_query_answers(recipe: Recipe, story: Story) -> None:
+def test_the_list_equals_a_fresh_query(recipe: Recipe, story: Story) -> None:
     for following in recipe.followings.values():
         assert following.tasks == story.fresh[following.filter]
         assert len(following.tasks) > 10
 
 
-def test_every_change_was_told_once_and_in_order(recipe: Recipe, story: Story) -> None:
+def test_every_change_was_received_once_and_in_order(recipe: Recipe, story: Story) -> None:
     for following in recipe.followings.values():
         for part in following.parts:
             is_last = part is following.parts[-1]
@@ -256,34 +256,34 @@ def test_no_change_was_applied_twice(recipe: Recipe) -> None:
         assert len(following.applied) == len(set(following.applied))
 
 
-def test_the_list_was_read_anew_for_bad_cursors_alone(recipe: Recipe) -> None:
+def test_the_list_was_read_again_only_for_refused_cursors(recipe: Recipe) -> None:
     for following in recipe.followings.values():
-        # The first time; when the cursor had expired; when it was another database's.
+        # At the start, when the cursor had expired, and when it was another database's.
         assert len(following.parts) == 3
         assert following.counts["page"] > 3
 
 
 @pytest.mark.parametrize("name", ["apollo", "apollo over http"])
-def test_apollos_cache_has_the_tasks_as_they_are(name: str, story: Story) -> None:
+def test_apollos_cache_has_the_current_tasks(name: str, story: Story) -> None:
     for following in story.recipes[name].followings.values():
         assert following.cached == {task_id: task.version for task_id, task in following.tasks.items()}
 
 
-def test_a_restart_is_no_end_to_clients_of_sockets(story: Story) -> None:
+def test_a_restart_does_not_complete_streams_over_websockets(story: Story) -> None:
     for name in OVER_WEBSOCKET:
-        # Cut or killed; restarted; expired or locked out; frozen, and left by the client.
+        # In order: cut or killed; restarted; expired or deactivated; frozen, and closed by the client.
         assert {1006, 1012, 4403, 4499} <= set(story.recipes[name].close_codes)
-    # urql and Apollo make one of their own when a stream is over.
+    # urql and Apollo create a completion of their own when a stream ends.
     followings = story.recipes["graphql-ws"].followings.values()
     assert [following.counts["complete"] for following in followings] == [0, 0]
 
 
-def test_a_restart_completes_event_streams(story: Story) -> None:
+def test_a_restart_completes_streams_over_http(story: Story) -> None:
     for name in OVER_HTTP:
         assert all(following.counts["complete"] > 0 for following in story.recipes[name].followings.values())
 
 
-def test_a_recipe_that_is_stopped_leaves_nothing_open(recipe: Recipe) -> None:
+def test_a_stopped_recipe_leaves_nothing_open(recipe: Recipe) -> None:
     assert not recipe.hangs
 
 
