@@ -1,4 +1,4 @@
-"""A real server, a real Chromium without a network, and GraphiQL as a person uses it."""
+"""A real server, a real Chromium without a network, and GraphiQL operated as by a person."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ WAIT_SECONDS = 20
 WIDTH, HEIGHT = 1280, 800
 
 QUERY = ".graphiql-query-editor"
-# The variables stand before them in the same section.
+# The last editor of the section: the variables come before the headers.
 HEADERS = ".graphiql-editor-tool .graphiql-editor:last-child"
 RESPONSE = ".graphiql-response"
 
@@ -39,7 +39,7 @@ class BrowserMissing(Exception):
 
 @contextmanager
 def taskflow_serve(folder: Path) -> Iterator[str]:
-    """`taskflow serve` on a SQLite file of its own, as a person starts it. Yields its address."""
+    """Run `taskflow serve` with its own SQLite file, as a user starts it, and yield its URL."""
     environment = {
         name: value
         for name, value in os.environ.items()
@@ -59,7 +59,7 @@ def taskflow_serve(folder: Path) -> Iterator[str]:
     ):
         try:
             assert server.stdout is not None
-            # Port 0 is any free one; which one it was, the greeting says.
+            # Port 0 means any free port. The greeting names the port.
             line = next((line for line in server.stdout if "GraphiQL" in line), None)
             assert line, f"The server did not start:\n{log.read_text()}"
             port = httpx.URL(line.split()[1]).port
@@ -80,7 +80,7 @@ def _is_healthy(address: str) -> bool:
 
 @contextmanager
 def chromium() -> Iterator[Chrome]:
-    """Headless Chromium that can reach 127.0.0.1 and nothing else."""
+    """Headless Chromium that can reach only 127.0.0.1."""
     programs = shutil.which("chromium"), shutil.which("chromedriver")
     if None in programs:
         raise BrowserMissing("Chromium or ChromeDriver is missing. On Debian: apt-get install chromium chromium-driver")
@@ -90,7 +90,7 @@ def chromium() -> Iterator[Chrome]:
     with tempfile.TemporaryDirectory(prefix="taskflow-chromium-", ignore_cleanup_errors=True) as profile:
         for argument in (
             "--headless",
-            # Its sandbox does not run as root, and the only pages are our own.
+            # The sandbox does not run as root, and all the pages are our own.
             "--no-sandbox",
             "--disable-gpu",
             "--disable-dev-shm-usage",
@@ -115,7 +115,7 @@ def chromium() -> Iterator[Chrome]:
 
 
 def resize(browser: Chrome, width: int, height: int) -> None:
-    """Make the page itself this large; a window's size counts a frame that nobody sees."""
+    """Give the page itself this size. The size of the window would include an invisible frame."""
     browser.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride",
         {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500},
@@ -123,7 +123,7 @@ def resize(browser: Chrome, width: int, height: int) -> None:
 
 
 def post(address: str, query: str, token: str | None = None) -> Any:
-    """The data of another client's request, over plain HTTP."""
+    """`data` of the answer to another client's request over plain HTTP."""
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     answer = httpx.post(f"{address}/graphql", json={"query": query}, headers=headers).json()
     assert "errors" not in answer, answer
@@ -139,29 +139,29 @@ def registration(username: str, full_name: str) -> str:
 
 
 def register(address: str, username: str, full_name: str) -> str:
-    """The token of somebody new."""
+    """Register a new user and return the token."""
     token: str = post(address, registration(username, full_name))["register"]["accessToken"]
     return token
 
 
 def create_task(address: str, token: str, title: str) -> str:
-    """The new task's id."""
+    """Create a task and return its id."""
     data = post(address, f'mutation {{ createTask(input: {{title: "{title}"}}) {{ task {{ id }} }} }}', token)
     task_id: str = data["createTask"]["task"]["id"]
     return task_id
 
 
 class GraphiQL:
-    """The page at /graphql, with nothing kept from an earlier visit."""
+    """The page at /graphql, with nothing stored from an earlier visit."""
 
     def __init__(self, browser: Chrome, address: str) -> None:
         self.browser = browser
         self.address = address
-        # The storage of the browser tab can be reached from a page of the same origin only.
+        # The storage of the browser tab can only be reached from a page of the same origin.
         browser.get(f"{address}/health")
         browser.execute_script("sessionStorage.clear()")
         browser.execute_cdp_cmd("Storage.clearDataForOrigin", {"origin": address, "storageTypes": "all"})
-        # What was logged until now is no concern of this visit.
+        # Empty the logs of earlier visits.
         self.log("performance")
         self.log("browser")
         self.load()
@@ -186,13 +186,13 @@ class GraphiQL:
         return text
 
     def write(self, pane: str, text: str) -> None:
-        # Not by keys: the editor closes brackets and quotes by itself.
+        # Not by key presses, because the editor closes brackets and quotes by itself.
         self.browser.execute_script(
             "document.querySelector(arguments[0] + ' .CodeMirror').CodeMirror.setValue(arguments[1])", pane, text
         )
 
     def session_button(self) -> WebElement:
-        """ "Sign in" or "Sign out"."""
+        """The button "Sign in" or "Sign out"."""
         return self.browser.find_element(By.CLASS_NAME, "session-button")
 
     def sign_in_by_keyboard(self, username: str, password: str) -> None:
@@ -207,13 +207,13 @@ class GraphiQL:
         self.write(HEADERS, json.dumps({"Authorization": f"Bearer {token}"}, indent=2))
 
     def run(self, document: str) -> Any:
-        """The answer to a document with one operation in it."""
+        """Run a document with a single operation and return the answer."""
         self.start(document)
         return self.answer()
 
     def start(self, document: str) -> None:
         self.write(QUERY, document)
-        # GraphiQL finds out a moment later which operations there are.
+        # GraphiQL parses the operations of the document a moment later.
         self.wait_for(
             lambda: self.browser.execute_script(
                 "return document.querySelector(arguments[0] + ' .CodeMirror').CodeMirror"
@@ -226,7 +226,7 @@ class GraphiQL:
         self.browser.find_element(By.CLASS_NAME, "graphiql-execute-button").click()
 
     def run_at(self, operation: str) -> Any:
-        """The answer to the operation of this name in the document: cursor there, Ctrl+Enter."""
+        """Run the operation with this name: put the cursor on it and press Ctrl+Enter. Returns the answer."""
         self.start_at(operation)
         return self.answer()
 
@@ -247,11 +247,11 @@ class GraphiQL:
         self.browser.find_element(By.CSS_SELECTOR, "[aria-label^='Stop query']").click()
 
     def answer(self) -> Any:
-        """What the response pane shows, once it shows something: a run empties it first."""
+        """What the response pane shows. A run empties it first, so wait until it shows something."""
         return json.loads(self.wait_for(lambda: self.read(RESPONSE), "an answer"))
 
     def wait_until_live(self, token: str) -> None:
-        """Create tasks until one is shown: nothing else says from when on a subscription sees changes."""
+        """Create tasks until one is shown: nothing else tells when a subscription has begun."""
 
         def is_live() -> bool:
             create_task(self.address, token, "Are you there?")
@@ -260,17 +260,17 @@ class GraphiQL:
         self.wait_for(is_live, "the first change")
 
     def wait_until_shown(self, text: str) -> Any:
-        """The answer with this text in it."""
+        """Wait until the answer contains this text, and return it."""
         self.wait_for(lambda: text in (self.read(RESPONSE) or ""), text)
         return self.answer()
 
     def log(self, name: str) -> list[dict[str, Any]]:
-        """What Chromium has logged under this name since the last call."""
+        """The entries of this Chromium log since the last call."""
         entries: list[dict[str, Any]] = self.browser.get_log(name)  # type: ignore[no-untyped-call]
         return entries
 
     def requests(self) -> list[str]:
-        """The addresses of everything that the page has asked for since the last call, sockets included."""
+        """The URLs of all requests of the page since the last call, WebSockets included."""
         messages = [json.loads(entry["message"])["message"] for entry in self.log("performance")]
         return [
             message["params"]["url"] if "url" in message["params"] else message["params"]["request"]["url"]

@@ -1,4 +1,4 @@
-"""README's picture of a live subscription: python -m tests.browser.picture docs/graphiql-subscription.png"""
+"""Takes README's picture of a live subscription: python -m tests.browser.picture docs/graphiql-subscription.png"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""GraphiQL at /graphql, from files that the server has itself."""
+"""GraphiQL at /graphql, with all its files served by the server itself."""
 
 from __future__ import annotations
 
@@ -56,12 +56,12 @@ def new_token(address: str) -> str:
 
 
 def test_the_browser_has_no_network(browser: Chrome) -> None:
-    # All that the other tests show, they show offline.
+    # So everything in the other tests works offline.
     with pytest.raises(WebDriverException, match="ERR_NAME_NOT_RESOLVED"):
         browser.get("http://outside.example/")
 
 
-def test_the_page_asks_nobody_but_its_server(page: GraphiQL) -> None:
+def test_the_page_sends_requests_only_to_its_server(page: GraphiQL) -> None:
     page.run("{ serverInfo { name } }")
     page.start(WATCH)
     page.answer()
@@ -71,7 +71,7 @@ def test_the_page_asks_nobody_but_its_server(page: GraphiQL) -> None:
     assert f"ws://{host}/graphql" in asked
     assert f"http://{host}/static/graphiql/vendor/graphiql.min.js" in asked
     assert [url for url in asked if httpx.URL(url).netloc.decode() != host] == []
-    # No file is missing, nothing breaks the page's Content-Security-Policy, and no error goes uncaught.
+    # No file is missing, nothing violates the Content-Security-Policy, and no error is uncaught.
     assert page.log("browser") == []
     assert page.browser.title == "TaskFlow GQL"
 
@@ -83,7 +83,7 @@ def test_a_query_is_answered(page: GraphiQL) -> None:
     }
 
 
-def test_the_headers_pane_signs_in(page: GraphiQL) -> None:
+def test_a_token_in_the_headers_pane_signs_in(page: GraphiQL) -> None:
     assert page.run("{ me { username } }") == {"data": {"me": None}}
 
     username = f"ada{next(_number)}"
@@ -95,7 +95,7 @@ def test_the_headers_pane_signs_in(page: GraphiQL) -> None:
     assert page.run("{ me { username } }") == {"data": {"me": {"username": username}}}
 
 
-def test_a_subscription_shows_what_another_client_does(page: GraphiQL) -> None:
+def test_a_subscription_shows_changes_made_by_another_client(page: GraphiQL) -> None:
     token = new_token(page.address)
     page.sign_in(token)
     page.start(WATCH)
@@ -109,7 +109,7 @@ def test_a_subscription_shows_what_another_client_does(page: GraphiQL) -> None:
     assert page.requests().count(page.address.replace("http", "ws") + "/graphql") == 1
 
 
-def test_a_subscription_started_again_takes_the_headers_of_now(page: GraphiQL) -> None:
+def test_a_restarted_subscription_uses_the_current_headers(page: GraphiQL) -> None:
     page.start(WATCH)
     assert page.answer()["errors"][0]["message"] == "Not authenticated"
 
@@ -121,7 +121,7 @@ def test_a_subscription_started_again_takes_the_headers_of_now(page: GraphiQL) -
 
     page.sign_in("nobody's token")
     page.start(WATCH)
-    # At once: nobody waits half a minute for retries.
+    # The error comes at once, not after half a minute of retries.
     assert page.answer() == {
         "errors": [{"message": "The server refused the token in the Headers pane. Sign in again."}]
     }
@@ -150,7 +150,7 @@ def test_the_button_signs_in_and_a_reload_keeps_the_token(page: GraphiQL) -> Non
     assert page.read(HEADERS) == headers
     assert page.session_button().text == "Sign out"
     assert page.run(ME) == {"data": {"me": {"username": username}}}
-    # A new tab of GraphiQL's is signed in too.
+    # A new tab inside GraphiQL is signed in too.
     page.browser.find_element(By.CLASS_NAME, "graphiql-tab-add").click()
     page.wait_for(lambda: page.read(QUERY) != ME, "the new tab")
     assert page.run(ME) == {"data": {"me": {"username": username}}}
@@ -163,20 +163,20 @@ def test_the_button_signs_in_and_a_reload_keeps_the_token(page: GraphiQL) -> Non
     assert page.log("browser") == []
 
 
-def test_a_wrong_password_is_said_and_leaves_the_headers_as_they_are(page: GraphiQL) -> None:
+def test_a_wrong_password_is_reported_and_leaves_the_headers_unchanged(page: GraphiQL) -> None:
     register(page.address, username := f"ada{next(_number)}", "Ada")
     page.sign_in_by_keyboard(username, "wrong horse")
     problem = page.dialog().find_element(By.CSS_SELECTOR, "[role=alert]")
     page.wait_for(lambda: problem.text == "Incorrect username or password", "the refusal")
     assert json.loads(page.read(HEADERS) or "") == {"Authorization": "Bearer "}
 
-    # The wrong password is selected: the right one replaces it.
+    # The wrong password is selected, so typing replaces it.
     ActionChains(page.browser).send_keys("correct horse", Keys.ENTER).perform()
     page.wait_for(lambda: page.session_button().text == "Sign out", "signing in")
     assert page.run(ME) == {"data": {"me": {"username": username}}}
 
 
-def test_escape_closes_the_dialog_and_nothing_is_kept_in_it(page: GraphiQL) -> None:
+def test_escape_closes_the_dialog_and_clears_its_fields(page: GraphiQL) -> None:
     page.session_button().click()
     ActionChains(page.browser).send_keys("ada", Keys.TAB, "a secret", Keys.ESCAPE).perform()
     page.wait_for(lambda: not page.dialog().is_displayed(), "closing")
@@ -185,7 +185,7 @@ def test_escape_closes_the_dialog_and_nothing_is_kept_in_it(page: GraphiQL) -> N
     assert values == ["", ""]
 
 
-def test_the_token_is_kept_for_this_browser_tab_alone(page: GraphiQL) -> None:
+def test_the_token_is_stored_only_for_this_browser_tab(page: GraphiQL) -> None:
     page.sign_in("a secret")
     page.write(QUERY, "query Kept { serverInfo { name } }")
     page.wait_for(lambda: "Kept" in storage(page, "localStorage"), "saving")
@@ -214,7 +214,7 @@ def phone(browser: Chrome, address: str) -> Iterator[GraphiQL]:
     resize(browser, WIDTH, HEIGHT)
 
 
-def test_a_phone_shows_every_pane_large_enough(phone: GraphiQL) -> None:
+def test_every_pane_is_large_enough_on_a_phone(phone: GraphiQL) -> None:
     phone.run("{ serverInfo { name version } }")
     for pane in (QUERY, HEADERS, RESPONSE):
         width, height, is_reached = phone.browser.execute_script(
@@ -227,11 +227,11 @@ def test_a_phone_shows_every_pane_large_enough(phone: GraphiQL) -> None:
             pane,
         )
         assert (width >= 300, height >= 120, is_reached) == (True, True, True), (pane, width, height)
-    # Nothing stands beyond the right edge.
+    # Nothing extends beyond the right edge.
     assert phone.browser.execute_script("return document.documentElement.scrollWidth") == 390
 
 
-def test_a_phone_shows_the_documentation_above_the_panes(phone: GraphiQL) -> None:
+def test_the_documentation_is_above_the_panes_on_a_phone(phone: GraphiQL) -> None:
     phone.browser.find_element(By.CSS_SELECTOR, ".graphiql-sidebar button").click()
     plugin = phone.browser.find_element(By.CLASS_NAME, "graphiql-plugin")
     phone.wait_for(lambda: "All Schema Types" in plugin.text, "the documentation")
@@ -240,7 +240,7 @@ def test_a_phone_shows_the_documentation_above_the_panes(phone: GraphiQL) -> Non
     assert phone.run("{ serverInfo { name } }") == {"data": {"serverInfo": {"name": "TaskFlow GQL"}}}
 
 
-def test_a_phone_signs_in(phone: GraphiQL) -> None:
+def test_signing_in_works_on_a_phone(phone: GraphiQL) -> None:
     register(phone.address, username := f"ada{next(_number)}", "Ada")
     phone.sign_in_by_keyboard(username, "correct horse")
     phone.wait_for(lambda: phone.session_button().text == "Sign out", "signing in")
@@ -255,7 +255,7 @@ def test_the_welcome_document_works_as_its_comments_say(page: GraphiQL) -> None:
     page.sign_in(token)
     page.start_at("Watch")
     page.wait_until_live(token)
-    # The second window.
+    # The second window of the comments.
     answer = httpx.post(
         f"{page.address}/graphql",
         json={"query": document, "operationName": "CreateTask"},
@@ -269,5 +269,5 @@ def test_the_welcome_document_works_as_its_comments_say(page: GraphiQL) -> None:
 
     page.sign_in(page.run_at("Login")["data"]["login"]["accessToken"])
     assert page.run_at("Me")["data"]["me"] == {"username": "ada", "fullName": "Ada Lovelace", "role": "MEMBER"}
-    # By now the schema is here, and the editor has held the document against it.
+    # The schema has been loaded by now, and the editor has validated the document against it.
     assert page.browser.find_elements(By.CSS_SELECTOR, f"{QUERY} .CodeMirror-lint-mark") == []
