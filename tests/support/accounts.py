@@ -1,4 +1,4 @@
-"""Documents of accounts, and forged tokens."""
+"""GraphQL documents for accounts, and forged tokens."""
 
 from __future__ import annotations
 
@@ -28,6 +28,6 @@ async def login(api: Api, name: str, password: str) -> dict[str, Any]:
 
 
 def forge(token: str, **claims: Any) -> str:
-    """The token with other claims, signed with the right key; a claim set to None is left out."""
+    """The token with these claims replaced, signed with the right key. A claim set to None is removed."""
     payload = jwt.decode(token, options={"verify_signature": False}) | claims
     return jwt.encode({name: value for name, value in payload.items() if value is not None}, SECRET, algorithm="HS256")

@@ -1,4 +1,4 @@
-"""A client of the API as tests use it: plain HTTP, and the graphql-transport-ws protocol by hand."""
+"""A client of the API for tests: plain HTTP, and the graphql-transport-ws protocol by hand."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any, Self
 import httpx
 from websockets.asyncio.client import ClientConnection, connect
 
-# Long enough for a loaded machine; a test that waits this long fails.
+# Long enough for a busy machine. A test that waits this long fails.
 PATIENCE_SECONDS = 15
 
 REGISTER = """
@@ -38,7 +38,7 @@ mutation UpdateTask($input: UpdateTaskInput!) {
 
 @dataclass
 class Person:
-    """Somebody signed in."""
+    """A signed-in user."""
 
     id: str
     username: str
@@ -48,7 +48,7 @@ class Person:
 
 
 class Api:
-    """One server, seen from outside."""
+    """One server, used from outside."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -65,7 +65,7 @@ class Api:
     async def post(
         self, query: str, variables: dict[str, Any] | None = None, *, by: Person | str | None = None
     ) -> dict[str, Any]:
-        """The whole answer, `data` and `errors`."""
+        """The whole response, with `data` and `errors`."""
         token = by.token if isinstance(by, Person) else by
         headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         response = await self.http.post("/graphql", json={"query": query, "variables": variables}, headers=headers)
@@ -73,7 +73,7 @@ class Api:
         return answer
 
     async def data(self, query: str, variables: dict[str, Any] | None = None, *, by: Person | None = None) -> Any:
-        """`data` of an answer without errors."""
+        """`data` of a response without errors."""
         answer = await self.post(query, variables, by=by)
         assert "errors" not in answer, answer
         return answer["data"]
@@ -108,7 +108,7 @@ class Api:
 
     @asynccontextmanager
     async def socket(self, *, headers: dict[str, str] | None = None) -> AsyncIterator[Socket]:
-        """A WebSocket on which nothing has been said yet."""
+        """A WebSocket before its first message."""
         url = self.url.replace("http://", "ws://") + "/graphql"
         async with connect(url, subprotocols=["graphql-transport-ws"], additional_headers=headers) as connection:  # type: ignore[list-item]
             yield Socket(connection)
@@ -134,11 +134,13 @@ class Socket:
             return message
 
     async def subscribe(self, query: str, *, id: str = "1", variables: dict[str, Any] | None = None) -> None:
-        """Says so and returns; the server listens a moment later. Give `after` where that matters."""
+        """Send the subscription and return. The server starts to listen a moment later: give `after` if that
+        matters.
+        """
         await self.send(type="subscribe", id=id, payload={"query": query, "variables": variables})
 
     async def next(self, id: str = "1") -> Any:
-        """`data` of the next event of the subscription."""
+        """`data` of the subscription's next event."""
         message = await self.receive()
         assert (message["type"], message["id"]) == ("next", id), message
         assert "errors" not in message["payload"], message

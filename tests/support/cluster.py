@@ -1,4 +1,4 @@
-"""Two server processes on one PostgreSQL and one Redis, a proxy before each, and everything that can befall them."""
+"""Two server processes on one PostgreSQL and one Redis, with a proxy in front of each server."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ RECOVERY_SECONDS = 60
 
 
 class TaskflowServer(Server):
-    """`taskflow serve`, to be killed and frozen like the others."""
+    """`taskflow serve`, which can be killed and frozen like the other servers."""
 
     name = "taskflow"
     stop_signals = (signal.SIGTERM,)
@@ -54,7 +54,7 @@ class TaskflowServer(Server):
 
 
 class Proxy:
-    """Hands bytes on to a server, and can cut every connection in the middle of whatever comes next."""
+    """Forwards bytes to a server, and can cut every connection in the middle of a message."""
 
     def __init__(self, server: TaskflowServer) -> None:
         self._server = server
@@ -73,7 +73,7 @@ class Proxy:
         await self._listener.wait_closed()
 
     def cut(self, after_bytes: Callable[[], int]) -> int:
-        """Cut each connection after so many more bytes of either direction; how many connections that will be."""
+        """Cut each connection after this many more bytes in either direction. Returns the number of connections."""
         for connection in self._connections:
             connection.cut(after_bytes())
         return len(self._connections)
@@ -174,11 +174,11 @@ class Cluster:
         return [proxy.url for proxy in self.proxies]
 
     def logs(self) -> str:
-        """What the two servers have written."""
+        """The logs of both servers."""
         return "".join(server.log.read_text(errors="replace") for server in self.servers)
 
     async def start_again(self, server: Server) -> None:
-        """`taskflow serve` gives up when it finds no Redis or no database, so it is tried until they are back."""
+        """Start the server, and retry: `taskflow serve` exits if Redis or the database is not back yet."""
         deadline = time.monotonic() + RECOVERY_SECONDS
         while not server.running:
             try:
@@ -189,15 +189,15 @@ class Cluster:
                 await asyncio.sleep(0.2)
 
     async def heal(self) -> None:
-        """Everything runs and answers, and every committed event has its position."""
+        """Start everything that is down, and wait until every committed event has its position."""
         for server in [self.postgres, self.redis, *self.servers]:
             await self.start_again(server)
         async with asyncio.timeout(RECOVERY_SECONDS):
-            while any(event.position is None for event in await self.record()):  # noqa: ASYNC110  (others' news)
+            while any(event.position is None for event in await self.record()):  # noqa: ASYNC110  (by the relay)
                 await asyncio.sleep(0.2)
 
     async def record(self) -> list[Event]:
-        """The whole record of changes, in order."""
+        """All events, in order."""
         async with self._connection() as connection:
             rows = await connection.fetch("SELECT * FROM events ORDER BY position, id")
         return [Event(row["position"], str(row["subject_id"]), row["before"], row["after"]) for row in rows]

@@ -1,4 +1,4 @@
-"""People and tasks made directly in a database: for tests below the API, and for many rows at once."""
+"""Users and tasks written directly to a database: for tests below the API, and for many rows at once."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from taskflow_gql.services.ids import make_id
 
 
 def make_viewer(user_id: UUID | str, role: UserRole = UserRole.MEMBER) -> Viewer:
-    """As the API makes it of a good token."""
+    """The viewer that the API makes from a valid token."""
     return Viewer(id=UUID(str(user_id)), role=role, session_id=make_id(), expires_at=datetime(2100, 1, 1, tzinfo=UTC))
 
 
 async def make_user(session: DatabaseSession, username: str = "ann", *, role: UserRole = UserRole.MEMBER) -> UserRow:
-    """Without a password that anybody could know."""
+    """A user with no valid password."""
     registration = Registration(f"{username}@example.com", username, username.title(), "")
     return await create_user(session, registration, "no hash", role=role)
 
@@ -43,7 +43,7 @@ async def make_task(session: DatabaseSession, viewer: Viewer, title: str = "A ta
 
 @contextmanager
 def noting_statements(note: Callable[[str], None]) -> Iterator[None]:
-    """Calls with the text of every statement that is sent to any database meanwhile, whichever way it goes there."""
+    """Call `note` with the text of every SQL statement sent meanwhile, through SQLAlchemy or directly."""
 
     def note_directly(sql: str, _parameters: object) -> None:
         note(sql)

@@ -1,4 +1,4 @@
-"""How long one client waits while another one is hostile."""
+"""Measures how long one client waits while another is hostile."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _BODY = json.dumps({"query": "{ serverInfo { name } }"})
 
 @dataclass
 class Waits:
-    """Seconds. Every request is a small one on a connection that is kept."""
+    """In seconds. Every request is small and uses the same connection."""
 
     longest: float = 0.0
     count: int = 0
@@ -23,7 +23,7 @@ class Waits:
 
 @contextmanager
 def second_client(port: int) -> Iterator[Waits]:
-    """Asks again and again, in a thread of its own, until the block ends. An answer that is no answer raises there."""
+    """Send requests from a thread until the block ends. A bad answer makes the block raise at its end."""
     waits, stop = Waits(), threading.Event()
     failures: list[Exception] = []
 

@@ -20,7 +20,7 @@ from tests.support.processes import child
 TASKFLOW = str(Path(sys.executable).with_name("taskflow"))
 
 
-# Long enough for a machine that is busy; nothing waits so long unless it fails.
+# Long enough for a busy machine. Only a failing test waits this long.
 START_SECONDS = 60
 
 
@@ -37,7 +37,7 @@ class Served:
     log: Path
 
     async def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
-        """The exit code; TimeoutError when it does not come soon."""
+        """Send the signal and return the exit code. Raises TimeoutError if the server does not exit soon."""
         self.process.send_signal(number)
         async with asyncio.timeout(SOON_SECONDS):
             return await self.process.wait()
@@ -49,7 +49,7 @@ class Served:
 
 @asynccontextmanager
 async def serve(folder: Path, *arguments: str, limits: str = "true", **environment: str) -> AsyncIterator[Served]:
-    """`taskflow serve` in that working folder, on a port of its own choice, from a shell that sets these limits."""
+    """Run `taskflow serve` in this working folder, on a free port, from a shell that first runs `limits`."""
     log = folder / "log"
     command = ("/bin/sh", "-c", f'{limits} && exec "$@"', "sh", TASKFLOW, "serve", "--port", "0", *arguments)
     with log.open("ab") as errors:
@@ -59,7 +59,7 @@ async def serve(folder: Path, *arguments: str, limits: str = "true", **environme
             greeting = await read_greeting(process)
             port = re.findall(r"http://localhost:(\d+)/graphql", "".join(greeting))[0]
             async with Api(f"http://127.0.0.1:{port}") as api:
-                # The port is open already; this is answered when the server has started.
+                # The port is open already. The first answer shows that the server has started.
                 assert (await api.http.get("/health", timeout=START_SECONDS)).status_code == 200
                 yield Served(process, greeting, api, log)
 

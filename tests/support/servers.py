@@ -1,7 +1,7 @@
-"""Real PostgreSQL and Redis servers for the tests, on private ports, gone when the tests are.
+"""Real PostgreSQL and Redis servers for the tests, on private ports, which end with the tests.
 
-`postgres_for_tests` and `redis_for_tests` are what most tests want. Tests of faults use the classes, which
-can also kill and freeze what they started. Everything blocks; nothing here needs an event loop.
+Most tests use `postgres_for_tests` and `redis_for_tests`. Tests of faults use the classes, which can also kill and
+freeze their servers. Everything here blocks and needs no event loop.
 """
 
 import atexit
@@ -31,27 +31,26 @@ START_SECONDS = 60.0
 STOP_SECONDS = 10.0
 POLL_SECONDS = 0.01
 
-# Below the range from which the kernel takes ports for outgoing connections (from 32768 on Linux, 49152 on
-# macOS): while a server is down, a client that keeps trying could otherwise be given the server's own port
-# and connect to itself.
+# Below the range from which the kernel takes ports for outgoing connections (from 32768 on Linux, 49152 on macOS).
+# Otherwise a client that keeps connecting to a stopped server could get the server's own port and connect to itself.
 PORTS = range(20_000, 32_768)
 
 
 class ServerMissing(RuntimeError):
-    """No server could be found on this machine. A failure, never a reason to skip a test."""
+    """No server was found on this machine. This is a failure, never a reason to skip a test."""
 
 
 class ServerFailed(RuntimeError):
-    """A server was found and did not do what it was asked."""
+    """A server was found but did not do what it was asked."""
 
 
 class PortTaken(ServerFailed):
-    """Someone else listens on the port."""
+    """Another process listens on the port."""
 
 
 @contextmanager
 def postgres_for_tests() -> Iterator[str]:
-    """The URL of a database from which tests may create databases of their own."""
+    """The URL of a database from which tests may create their own databases."""
     if url := os.environ.get(DATABASE_URL_VARIABLE):
         yield url
         return
@@ -70,7 +69,7 @@ def redis_for_tests() -> Iterator[str]:
 
 @dataclass(frozen=True)
 class Account:
-    """Whom a server runs as, in the words of `subprocess`: None is whoever runs the tests."""
+    """The account that a server runs as, in the terms of `subprocess`. None means the account that runs the tests."""
 
     user: int | None = None
     group: int | None = None
@@ -78,10 +77,10 @@ class Account:
 
 
 class Server:
-    """A server process with a folder and a port of its own, both kept until `close`."""
+    """A server process with its own folder and port, both kept until `close`."""
 
     name: str
-    # What asks the process to end, the polite signal first. SIGKILL follows by itself.
+    # The signals that ask the process to end, the gentlest first. SIGKILL follows the last one.
     stop_signals: tuple[signal.Signals, ...]
 
     def __init__(self, account: Account) -> None:
@@ -97,7 +96,7 @@ class Server:
         raise NotImplementedError
 
     def is_ready(self, pid: int, port: int) -> bool:
-        """Whether the process `pid`, and not somebody else on that port, takes requests."""
+        """Whether the process `pid` takes requests. Another process on the same port does not count."""
         raise NotImplementedError
 
     def __enter__(self) -> Self:
@@ -116,13 +115,13 @@ class Server:
         return self._process is not None and self._process.poll() is None
 
     def start(self) -> None:
-        """Return when the server takes requests. Later starts use the data and the port of the first."""
+        """Start, and return when the server takes requests. Later starts reuse the data and the port of the first."""
         if self.running:
             return
         if self.port:
             self._launch(self.port)
             return
-        # Between our look at a port and the server's bind another test run may take it: then try the next.
+        # Another test run may take the port between the look at it and the server's bind: try the next one then.
         for _ in range(20):
             port = _free_port()
             with suppress(PortTaken):
@@ -141,23 +140,23 @@ class Server:
         self.start()
 
     def kill(self) -> None:
-        """End every process of the server at once, as a power cut would."""
+        """Kill every process of the server at once, like a power cut."""
         process = self._require_process()
         _kill_tree(process.pid)
         self._reap(process)
 
     def pause(self) -> None:
-        """Freeze every process: connections stay open and nothing answers, as on a stalled machine."""
+        """Freeze every process, like a stalled machine: connections stay open and nothing answers."""
         _freeze_tree(self._require_process().pid)
 
     def resume(self) -> None:
         _thaw_tree(self._require_process().pid)
 
     def close(self) -> None:
-        """Stop and remove the folder. The object cannot be started again."""
+        """Stop the server and remove its folder. The object cannot be started again."""
         atexit.unregister(self.close)
         self.stop()
-        # The end of its input tells the watcher to remove the folder.
+        # The watcher removes the folder when its input ends.
         self._watcher.communicate()
 
     def _require_process(self) -> subprocess.Popen[bytes]:
@@ -178,7 +177,7 @@ class Server:
                 user=self.account.user,
                 group=self.account.group,
                 extra_groups=self.account.extra_groups,
-                # Out of the terminal's reach: Ctrl-C must not take the server from under the tests' clean-up.
+                # In its own session, so that Ctrl-C in the terminal does not end the server before the tests clean up.
                 start_new_session=True,
             )
         self._process = process
@@ -202,14 +201,14 @@ class Server:
 
 
 class PostgresServer(Server):
-    """PostgreSQL with one superuser, `postgres`, who needs no password.
+    """PostgreSQL with one superuser, `postgres`, without a password.
 
-    `durable` keeps the settings that let a commit survive `kill`; without them everything is faster.
-    `directories` are where to look for the binaries, best first.
+    With `durable`, a commit survives `kill`; without, everything is faster. `directories` are the places to look for
+    the binaries, best first.
     """
 
     name = "postgres"
-    stop_signals = (signal.SIGINT, signal.SIGQUIT)  # PostgreSQL's fast shutdown, and its immediate one.
+    stop_signals = (signal.SIGINT, signal.SIGQUIT)  # The fast and the immediate shutdown of PostgreSQL.
 
     def __init__(self, *, durable: bool = False, directories: Sequence[Path] | None = None) -> None:
         self.durable = durable
@@ -222,7 +221,7 @@ class PostgresServer(Server):
 
     @property
     def version(self) -> str:
-        """As PostgreSQL writes it, such as "18.1"."""
+        """The version in PostgreSQL's spelling, such as "18.1"."""
         said = _run([self._binaries / "postgres", "--version"], Account())
         return said.removeprefix("postgres (PostgreSQL) ").split()[0]
 
@@ -234,7 +233,7 @@ class PostgresServer(Server):
         self._administer("createdb", *chosen, name)
 
     def drop_database(self, name: str) -> None:
-        """Also when clients are still connected, or when there is none of that name."""
+        """Drop the database even if clients are connected. Does nothing if it does not exist."""
         self._administer("dropdb", "--force", "--if-exists", name)
 
     def start(self) -> None:
@@ -244,13 +243,13 @@ class PostgresServer(Server):
 
     def kill(self) -> None:
         super().kill()
-        # The shared memory that tells PostgreSQL of survivors: we saw that there are none. The next start
-        # would remove it, but there may be none, and macOS has room for 32.
+        # Remove the shared memory by which PostgreSQL detects survivors: all processes are gone. The next start would
+        # remove it, but there may be no next start, and macOS has room for only 32.
         _key, shared_memory = self._pid_file.read_text().splitlines()[6].split()
-        with suppress(ServerFailed):  # There may be no such program either.
+        with suppress(ServerFailed):  # The program may be missing.
             _run(["ipcrm", "-m", shared_memory], Account())
-        # PostgreSQL knows only the process number in these files, and would refuse to start should another
-        # process have been given that number meanwhile.
+        # These files hold only a process number. PostgreSQL would refuse to start if another process had got it
+        # meanwhile.
         self._pid_file.unlink()
         self._socket_lock.unlink(missing_ok=True)
 
@@ -260,7 +259,7 @@ class PostgresServer(Server):
             "listen_addresses": "127.0.0.1",
             "unix_socket_directories": f'"{self.home}"',
             "max_connections": "200",
-            # As files of the data folder: as POSIX shared memory they would outlive a killed server.
+            # In files of the data folder, because POSIX shared memory would outlive a killed server.
             "dynamic_shared_memory_type": "mmap",
         }
         if not self.durable:
@@ -269,7 +268,7 @@ class PostgresServer(Server):
         return [self._binaries / "postgres", "-D", self.home / "data", *options]
 
     def is_ready(self, pid: int, port: int) -> bool:
-        """By the file that `pg_ctl --wait` reads: process number first, state last."""
+        """Read the file that `pg_ctl --wait` reads: the process number comes first, the state last."""
         try:
             lines = self._pid_file.read_text().split()
         except OSError:
@@ -298,7 +297,7 @@ class PostgresServer(Server):
                 return directory
             passed_over.append(f"Passed over {directory}: {complaint}")
             if _is_of_wheel(directory) and self.account != Account():
-                # The wheel may lie where only we can reach it, as in a virtual environment under /root.
+                # The wheel may lie where only we can read it, as in a virtual environment under /root.
                 copy = _copy_wheel(directory, self.home, self.account)
                 if not _why_unusable(copy, self.account):
                     return copy
@@ -311,7 +310,7 @@ class PostgresServer(Server):
 
 
 class RedisServer(Server):
-    """Redis that keeps nothing: `kill` and `stop` both empty it. `programs` are where to look, best first."""
+    """Redis without persistence: `kill` and `stop` both empty it. `programs` are the places to look, best first."""
 
     name = "redis"
     stop_signals = (signal.SIGTERM,)
@@ -360,8 +359,8 @@ def postgres_directories() -> list[Path]:
 
 
 def postgres_machine_directories() -> list[Path]:
-    """What is on PATH, then the newest where distributions and Homebrew keep several beside each other."""
-    # The link's target: PATH may have a link to initdb alone.
+    """The binaries on PATH, then the versions installed side by side by distributions and Homebrew, newest first."""
+    # Resolve the link: PATH may have a link to initdb alone.
     on_path = [Path(found).resolve().parent for found in [shutil.which("initdb")] if found]
     kept_beside = [
         *_newest_first(Path("/usr/lib/postgresql").glob("*/bin")),
@@ -391,7 +390,7 @@ def redis_programs() -> list[Path]:
 
 
 def _package_folder(name: str) -> Path | None:
-    """Without importing the package: both wheels make folders and print warnings when imported."""
+    """Find the folder without importing the package: both wheels make folders and print warnings when imported."""
     spec = find_spec(name)
     if spec is None or not spec.submodule_search_locations:
         return None
@@ -399,7 +398,7 @@ def _package_folder(name: str) -> Path | None:
 
 
 def _newest_first(directories: Iterator[Path]) -> list[Path]:
-    """By the number in the parent's name: 15/bin, postgresql@16/bin, pginstall18/bin."""
+    """Sort by the number in the parent's name: 15/bin, postgresql@16/bin, pginstall18/bin."""
 
     def version(directory: Path) -> int:
         number = re.search(r"\d+", directory.parent.name)
@@ -409,7 +408,7 @@ def _newest_first(directories: Iterator[Path]) -> list[Path]:
 
 
 def _why_unusable(directory: Path, account: Account) -> str | None:
-    # Each of them links other libraries, and a distribution may have the clients in a package of their own.
+    # Try each: they link different libraries, and a distribution may package the clients separately.
     for program in ("postgres", "initdb", "createdb", "dropdb"):
         try:
             _run([directory / program, "--version"], account)
@@ -419,7 +418,7 @@ def _why_unusable(directory: Path, account: Account) -> str | None:
 
 
 def _copy_wheel(directory: Path, home: Path, account: Account) -> Path:
-    """Copy what the binaries load, in the wheel's own layout, by which they find it."""
+    """Copy the binaries and their libraries in the wheel's own layout, by which the binaries find them."""
     installation = directory.parent
     package = installation.parent
     libraries = [package.with_name(f"{package.name}.libs"), package / ".dylibs"]  # Linux; macOS
@@ -451,11 +450,11 @@ def _unprivileged_account() -> Account:
 
 
 def _make_home(prefix: str, account: Account) -> Path:
-    """A folder that the account can reach, with a path short enough for a socket in it."""
+    """Make a folder that the account can reach, with a path short enough for a socket in it."""
     for parent in (tempfile.gettempdir(), "/tmp", "/var/tmp"):  # noqa: S108 (mkdtemp makes the name)
         home = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
         _give(home, account)
-        # 103 bytes is the longest path of a socket on macOS, 107 on Linux.
+        # The path of a socket may have 103 bytes on macOS and 107 on Linux.
         if len(os.fsencode(home / ".s.PGSQL.65535")) <= 103 and _can_enter(home, account):
             return home
         home.rmdir()
@@ -470,7 +469,7 @@ def _give(folder: Path, account: Account) -> None:
 
 
 def _can_enter(folder: Path, account: Account) -> bool:
-    # Not `cwd=folder`: Python goes there before it changes the user.
+    # Not `cwd=folder`: Python changes the folder before it changes the user.
     try:
         _run(["/bin/sh", "-c", 'cd "$0"', folder], account)
     except ServerFailed:
@@ -487,13 +486,13 @@ def _free_port() -> int:
 
 
 def _environment() -> dict[str, str]:
-    """Ours without what would send PostgreSQL's programs elsewhere, and with messages in English."""
+    """Our environment without the variables that redirect PostgreSQL's programs, and with messages in English."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith("PG")}
     return kept | {"LC_ALL": "C"}
 
 
 def _run(command: Sequence[str | Path], account: Account, cwd: Path = Path("/")) -> str:
-    """What the command printed. ServerFailed with what it complained of if it does not succeed."""
+    """Run the command and return its output. Raises ServerFailed with that output if the command fails."""
     try:
         result = subprocess.run(
             command,
@@ -518,8 +517,8 @@ def _run(command: Sequence[str | Path], account: Account, cwd: Path = Path("/"))
 
 # Processes
 #
-# A server is its first process and the descendants of that one. The process group would not do: each process
-# that PostgreSQL forks calls setsid() and is in a group of its own.
+# A server is its first process and all descendants of that. Its process group is not enough: each process that
+# PostgreSQL forks calls setsid() and gets a group of its own.
 
 
 def living_tree(pid: int) -> list[int]:
@@ -532,16 +531,16 @@ def living_tree(pid: int) -> list[int]:
 
 
 def _parents() -> dict[int, int]:
-    """The parent of every living process. Zombies are left out: whoever started them must collect them."""
+    """The parent of every living process. Zombies do not count: their parents have to collect them."""
     rows = _rows_of_proc() if sys.platform == "linux" else _rows_of_ps()
     return {int(pid): int(parent) for pid, parent, state in rows if not state.startswith("Z")}
 
 
 def _rows_of_proc() -> Iterator[tuple[str, str, str]]:
-    # A container often has no `ps`, hence the files.
+    # Read /proc, because containers often lack `ps`.
     for folder in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # The process has ended since the listing.
-            # Behind the command's name, which stands in brackets and may itself have brackets and spaces.
+            # The fields after the command's name. The name is in brackets and may itself contain brackets and spaces.
             state, parent = (folder / "stat").read_text(errors="replace").rpartition(")")[2].split()[:2]
             yield folder.name, parent, state
 
@@ -558,7 +557,7 @@ def _signal(pid: int, number: signal.Signals) -> None:
 
 
 def _freeze_tree(pid: int) -> list[int]:
-    # The first process before the list is made, so that it starts no more.
+    # Stop the first process before listing the others, so that it starts no more.
     _signal(pid, signal.SIGSTOP)
     tree = living_tree(pid)
     for member in tree:
@@ -579,7 +578,7 @@ def _kill_tree(pid: int) -> None:
 
 
 def _end_tree(pid: int, stop_signals: Sequence[signal.Signals]) -> None:
-    """Ask with one signal after the other, then kill."""
+    """Send one signal after the other, then kill."""
     _thaw_tree(pid)
     for number in stop_signals:
         tree = living_tree(pid)
@@ -602,16 +601,15 @@ def wait_until(holds: Callable[[], bool], seconds: float) -> bool:
     return True
 
 
-# The watcher: a process that outlives us by a moment and ends the server when we could not, because we were
-# killed. It sees our end as the end of its input. The kernel's PR_SET_PDEATHSIG is shorter, but it strikes
-# already when the thread that started the server ends (a test may start one with asyncio.to_thread), reaches
-# the first process only, leaves the folder, and is Linux's alone.
+# The watcher is a process that outlives us briefly and ends the server if we were killed. It notices our end as the end
+# of its input. The kernel's PR_SET_PDEATHSIG is shorter, but it also fires when the thread that started the server ends
+# (a test may use asyncio.to_thread), reaches only the first process, leaves the folder, and exists only on Linux.
 
 
 def start_watcher(home: Path | None = None, *stop_signals: signal.Signals) -> subprocess.Popen[bytes]:
-    """`home` is a folder to remove. Without `stop_signals` the process is killed at once."""
+    """Start a watcher. `home` is a folder to remove at the end. Without `stop_signals` it kills the process at once."""
     return subprocess.Popen(
-        # -I -S: nothing but the standard library, which is all this file needs, and a quick start.
+        # -I -S: only the standard library, which is all that this file needs, and a quick start.
         [sys.executable, "-I", "-S", __file__, home or "", *(str(number.value) for number in stop_signals)],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
@@ -622,14 +620,14 @@ def start_watcher(home: Path | None = None, *stop_signals: signal.Signals) -> su
 
 
 def tell_watcher(watcher: subprocess.Popen[bytes], pid: int) -> None:
-    """Name the process that it is to end after us; 0 for none."""
+    """Name the process that the watcher has to end after us, or 0 for none."""
     assert watcher.stdin is not None
     watcher.stdin.write(f"{pid}\n".encode())
     watcher.stdin.flush()
 
 
 def _watch(home: str, stop_signals: Sequence[signal.Signals]) -> None:
-    """Read the server's process number on each line, 0 while it is down, until whoever writes them ends."""
+    """Read process numbers, one a line and 0 while the server is down, until the writer ends. Then end the last one."""
     pid = 0
     for line in sys.stdin:
         pid = int(line)

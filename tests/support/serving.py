@@ -1,4 +1,4 @@
-"""The application behind a real HTTP server, its settings, and what tests do to it from outside."""
+"""The application behind a real HTTP server, its settings, and changes that the API does not offer."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ SECRET = "only for tests, and long enough for HS256"
 
 
 def make_settings(**given: object) -> Settings:
-    """Settings from these values and nothing of the machine's environment file."""
+    """Settings with these values, ignoring the machine's `.env` file."""
     return Settings(_env_file=None, secret_key=SECRET, **given)  # type: ignore[arg-type,call-arg]
 
 
 class CompilingAtOnce(BatchingExecutor):
-    """The server's executor, but that it compiles a document at first sight: most tests send theirs once."""
+    """The server's executor, except that it compiles a document at first sight: most tests send theirs only once."""
 
     seen_before_planned = 1
 
@@ -41,15 +41,15 @@ GRAPHQL_CORE: Executor = StrawberryGraphQLCoreExecutionContext
 class _Server(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Leaves Ctrl+C to pytest."""
+        """Leave Ctrl+C to pytest."""
         yield
 
 
 @asynccontextmanager
 async def listening(config: uvicorn.Config) -> AsyncIterator[str]:
-    """The URL of a server in this event loop; who connects is answered when it has started."""
+    """Run the server in this event loop and yield its URL. Connections wait in the backlog until it has started."""
     listener = socket.create_server(("127.0.0.1", 0), backlog=2048)
-    # asyncio turns Nagle's algorithm off only for sockets that name their protocol, which this one does not.
+    # asyncio turns Nagle's algorithm off only for sockets with an explicit protocol, which this one lacks.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     server = _Server(config)
     running = asyncio.create_task(server.serve(sockets=[listener]))
@@ -63,7 +63,7 @@ async def listening(config: uvicorn.Config) -> AsyncIterator[str]:
 
 @asynccontextmanager
 async def serving(settings: Settings, executor: Executor = CompilingAtOnce) -> AsyncIterator[Api]:
-    """The real app behind a real HTTP server, in this event loop."""
+    """Run the real app behind a real HTTP server in this event loop."""
     config = uvicorn_config(create_app(settings, executor=executor), settings)
     async with listening(config) as url, Api(url) as api:
         assert (await api.http.get("/health")).status_code == 200

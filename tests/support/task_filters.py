@@ -1,4 +1,4 @@
-"""People, tasks and filters for the tests of lists, and the filter language read by the words of the contract."""
+"""Users, tasks and filters for the tests of lists, and the filter language implemented from its contract."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
 
 TIMES = [
-    # The first and the last that a due date may be.
+    # The first and last representable due dates.
     datetime.min.replace(microsecond=1, tzinfo=UTC),
     datetime(1969, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC),
     NOW - timedelta(days=1),
@@ -65,18 +65,18 @@ _IS_LONG_RUN = os.environ.get("HYPOTHESIS_PROFILE") == "long"
 
 
 def examples(count: int) -> settings:
-    """The same examples every time; with HYPOTHESIS_PROFILE=long others each time, and fifty times as many."""
+    """The same examples in every run. With HYPOTHESIS_PROFILE=long, new examples and fifty times as many."""
     return settings(
         max_examples=count * 50 if _IS_LONG_RUN else count,
         derandomize=not _IS_LONG_RUN,
         deadline=None,
-        # Every example works in a transaction of its own, which is never committed.
+        # Sharing the fixture is safe: each example works in its own transaction, which is never committed.
         suppress_health_check=[HealthCheck.function_scoped_fixture],
     )
 
 
 def read_filter(given: FilterJson, viewer: Viewer = ANN, now: datetime = NOW) -> Filter:
-    """What the server makes of a filter in the variables of a request."""
+    """The filter that the server makes from a filter in the variables of a request."""
     coerced = coerce_input_value(given, _SCHEMA._schema.type_map["TaskFilter"])  # type: ignore[arg-type]
     assert coerced is not Undefined, given
     converted = convert_argument(
@@ -136,7 +136,7 @@ class _NeverCommitted(Exception):
 
 @asynccontextmanager
 async def holding(database: Database, tasks: Sequence[TaskRow]) -> AsyncIterator[DatabaseSession]:
-    """A session that sees PEOPLE and these tasks, in a transaction that is never committed."""
+    """Yield a session that sees PEOPLE and these tasks, in a transaction that is never committed."""
     with suppress(_NeverCommitted):
         async with database.write() as session:
             await session.execute(insert(User), [make_user(name, id) for name, id in PEOPLE.items()])
@@ -145,7 +145,7 @@ async def holding(database: Database, tasks: Sequence[TaskRow]) -> AsyncIterator
             raise _NeverCommitted
 
 
-# What casefold() changes, lengthens or leaves, what is no letter, and what means something to a database.
+# Text that casefold() changes, lengthens or keeps, characters that are not letters, and syntax of the databases.
 PIECES = [
     *("plan", "PLANNING", "Straße", "STRASSE", "ẞ", "İstanbul", "ıstanbul", "ǆ", "ǅ", "ΑΣ", "ας", "ſo", "K", "k", "ﬁx"),
     *(
@@ -191,7 +191,7 @@ PIECES = [
 ]
 
 
-# A lexeme of PostgreSQL ends at 2046 bytes.
+# A lexeme in PostgreSQL has at most 2046 bytes.
 LONG_PIECES = ["x" * 2047, "ß" * 1100, "日" * 2050, "😀" * 600]
 
 
@@ -214,7 +214,7 @@ IDS = [UUID(int=number << 40) for number in range(1, 51)]
 
 
 def random_tasks(seed: int, *, count: int = 40) -> list[TaskRow]:
-    """Tasks with much in common, so that filters choose some of them and orders have ties to break."""
+    """Tasks with many equal values, so that filters choose several of them and orders have ties to break."""
     random = Random(seed)
     people = list(PEOPLE.values())
 
@@ -259,7 +259,7 @@ WORDS = st.one_of(PART, st.lists(st.sampled_from(PIECES + LONG_PIECES), min_size
 
 @st.composite
 def some_of(draw: st.DrawFn, fields: dict[str, st.SearchStrategy[Any]], max_size: int = 2) -> FilterJson:
-    """An input object with some of its fields, now and then null."""
+    """An input object with some of its fields, occasionally null."""
     names = draw(st.lists(st.sampled_from(sorted(fields)), unique=True, min_size=1, max_size=max_size))
     return {name: None if draw(st.integers(0, 9)) == 7 else draw(fields[name]) for name in names}
 
@@ -281,7 +281,7 @@ def _id_filter(ids: Iterable[UUID]) -> st.SearchStrategy[FilterJson]:
 _TIME = st.sampled_from(
     [time.isoformat() for time in TIMES]
     + ["2026-03-01T14:00:00+02:00", "2026-03-01t12:00:00z"]
-    # The first and the last moment that there are: no column holds them, but a filter may.
+    # The minimum and maximum datetime: no column holds them, but filters may.
     + ["0001-01-01T00:00:00Z", "9999-12-31T23:59:59.999999Z", "9999-12-31T23:59:59.999999+00:00"]
 )
 
@@ -324,7 +324,7 @@ def _trees(draw: st.DrawFn, depth: int) -> FilterJson:
 
 @st.composite
 def task_filters(draw: st.DrawFn) -> FilterJson:
-    """Any filter that the limits allow: a tree, three deep at most, wrapped up to the greatest depth."""
+    """Any filter within the limits: a tree of depth 3 at most, wrapped up to the maximum depth."""
     made: FilterJson = draw(_trees(3))
     for wrapper in draw(st.lists(st.sampled_from(["and", "or", "not"]), max_size=MAX_DEPTH - 3)):
         made = {wrapper: made if wrapper == "not" else [made]}
@@ -332,7 +332,7 @@ def task_filters(draw: st.DrawFn) -> FilterJson:
 
 
 def holds(wanted: FilterJson, task: TaskRow) -> bool:
-    """For ANN, at NOW. Written for plainness, from the contract and not from the code."""
+    """Whether the filter holds for ANN at NOW. Written simply from the contract, independently of the server's code."""
     return all(_holds(name, value, task) for name, value in wanted.items() if value is not None)
 
 
@@ -389,7 +389,7 @@ OPERATIONS: dict[str, Callable[[Any, Any], bool]] = {
 
 
 def _compares(found: Any, wanted: FilterJson, read: Callable[[str], Any]) -> bool:
-    """Whether the value is as wanted in every respect; `read` makes values of what the JSON has."""
+    """Whether the value meets every comparison. `read` converts the JSON values."""
 
     def is_as(name: str, value: Any) -> bool:
         if name == "isNull":
@@ -401,5 +401,5 @@ def _compares(found: Any, wanted: FilterJson, read: Callable[[str], Any]) -> boo
 
 
 def _words(text: str) -> list[str]:
-    """A word is a run of Unicode letters and digits after casefold(); a hundred characters of it count."""
+    """The words of a text: runs of Unicode letters and digits after casefold(), cut to 100 characters."""
     return ["".join(run)[:100] for is_word, run in groupby(text.casefold(), str.isalnum) if is_word]

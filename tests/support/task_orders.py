@@ -1,4 +1,4 @@
-"""Orders of tasks as clients send them, and as Python sorts by them."""
+"""Orders of tasks, and the same orders as sorting in Python."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from taskflow_gql.models import TaskRow
 from taskflow_gql.services.task_orders import TaskOrderField
 from tests.support.task_filters import TIMES
 
-# A field, and whether it descends.
+# A field, and whether the order is descending.
 Key: TypeAlias = tuple[TaskOrderField, bool]
 
 
 KEYS: list[Key] = [(field, descending) for field in TaskOrderField for descending in (False, True)]
 
 
-# LOW < MEDIUM < HIGH and PENDING < IN_PROGRESS < COMPLETED, which is not the alphabet.
+# LOW < MEDIUM < HIGH and PENDING < IN_PROGRESS < COMPLETED. Neither is alphabetical.
 PRIORITIES = ["LOW", "MEDIUM", "HIGH"]
 
 
@@ -34,7 +34,7 @@ SORTED_BY: dict[TaskOrderField, Callable[[TaskRow], Any]] = {
 
 
 def in_order(tasks: list[TaskRow], keys: list[Key]) -> list[TaskRow]:
-    """Sorted by the last key first and by the first key last: each sort keeps the order of what it finds equal."""
+    """Sort by the last key first and by the first key last. Python's sort is stable, so earlier keys win."""
     result = sorted(tasks, key=lambda task: task.id, reverse=keys[0][1])
     for field, descending in reversed(keys):
         result.sort(key=SORTED_BY[field], reverse=descending)

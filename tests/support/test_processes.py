@@ -1,4 +1,4 @@
-"""What a test starts can be interrupted, and ends with the test."""
+"""Processes started by tests can be interrupted, and end with the test."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.servers import living_tree, wait_until
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
-# Two processes that end by themselves only after minutes: a shell, and what it waits for.
+# Two processes that run for minutes unless killed: a shell, and the sleep that it waits for.
 LONG_LIVED = ["sh", "-c", "sleep 300 & echo $!; wait"]
 
 SAY_DEFAULTS = """
@@ -39,7 +39,7 @@ async def test_a_child_has_the_default_signals() -> None:
 
 
 def test_a_child_has_the_default_signals_in_a_job_that_ignores_them() -> None:
-    """Runs the test above as a script's background job does, with the signals ignored."""
+    """Run the test above as a background job of a script does, with the signals ignored."""
     test = f"{Path(__file__).relative_to(ROOT)}::{test_a_child_has_the_default_signals.__name__}"
     job = f"trap '' INT TERM HUP; exec '{sys.executable}' -m pytest -q -p no:cacheprovider '{test}'"
     with blocking_child(["sh", "-c", job], cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
@@ -52,7 +52,7 @@ class Failure(Exception):
     pass
 
 
-async def test_a_child_and_what_it_started_end_with_the_block_that_fails() -> None:
+async def test_a_failing_block_kills_its_child_and_grandchild() -> None:
     with suppress(Failure):
         async with child(*LONG_LIVED, stdout=subprocess.PIPE) as process:
             assert process.stdout is not None
@@ -62,7 +62,7 @@ async def test_a_child_and_what_it_started_end_with_the_block_that_fails() -> No
     assert is_gone(grandchild)
 
 
-def test_a_blocking_child_and_what_it_started_end_with_the_block_that_fails() -> None:
+def test_a_failing_block_kills_its_blocking_child_and_grandchild() -> None:
     with suppress(Failure), blocking_child(LONG_LIVED, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         grandchild = int(process.stdout.readline())
@@ -71,7 +71,7 @@ def test_a_blocking_child_and_what_it_started_end_with_the_block_that_fails() ->
     assert is_gone(grandchild)
 
 
-def test_a_child_and_what_it_started_end_with_tests_that_are_killed() -> None:
+def test_killed_tests_take_their_children_and_grandchildren_with_them() -> None:
     script = (
         "import subprocess\n"
         "from tests.support.processes import blocking_child\n"
@@ -88,8 +88,8 @@ def test_a_child_and_what_it_started_end_with_tests_that_are_killed() -> None:
         assert [is_gone(pid) for pid in pids] == [True, True]
 
 
-def test_processes_are_started_where_they_are_ended() -> None:
-    """`subprocess.run` may stand elsewhere: it waits for the end."""
+def test_processes_are_started_only_in_modules_that_end_them() -> None:
+    """`subprocess.run` is allowed elsewhere, because it waits for the end."""
     starts = re.compile(r"\bPopen\(|\bcreate_subprocess_|\bos\.(?:fork|spawn|posix_spawn)")
     found = {
         str(path.relative_to(ROOT / "tests"))

@@ -73,7 +73,7 @@ def redis() -> Iterator[RedisServer]:
 
 
 @pytest.mark.parametrize("directory", postgres_directories(), ids=str)
-async def test_postgres_answers_from_each_place_with_binaries(directory: Path) -> None:
+async def test_postgres_from_every_location_answers(directory: Path) -> None:
     with PostgresServer(directories=[directory]) as server:
         assert await ask(server.url(), "select 1") == 1
         assert str(await ask(server.url(), "show server_version")).split()[0] == server.version
@@ -82,12 +82,12 @@ async def test_postgres_answers_from_each_place_with_binaries(directory: Path) -
         assert await ask(server.url(), "show fsync") == "off"
 
 
-def test_the_wheel_brings_postgres_newest_first() -> None:
+def test_the_wheels_postgres_versions_are_listed_newest_first() -> None:
     names = [folder.parent.name for folder in postgres_wheel_directories()]
     assert names[-2:] == ["pginstall18", "pginstall"]
 
 
-def test_binaries_on_the_machine_come_before_the_wheel() -> None:
+def test_installed_postgres_is_preferred_to_the_wheel() -> None:
     assert postgres_directories() == postgres_machine_directories() + postgres_wheel_directories()
 
 
@@ -146,7 +146,7 @@ async def test_restart_keeps_data_and_port(durable: PostgresServer) -> None:
     assert await ask(durable.url("restarted"), "select current_database()::text") == "restarted"
 
 
-async def test_a_database_is_made_from_a_template_and_dropped_while_in_use(durable: PostgresServer) -> None:
+async def test_databases_are_created_from_a_template_and_dropped_while_in_use(durable: PostgresServer) -> None:
     durable.create_database("original")
     await ask(durable.url("original"), "create table notes (text text)")
     durable.create_database('Copy "1"', template="original")
@@ -161,7 +161,7 @@ async def test_a_database_is_made_from_a_template_and_dropped_while_in_use(durab
         await ask(durable.url('Copy "1"'), "select 1")
 
 
-def test_a_database_that_exists_is_refused_by_name(durable: PostgresServer) -> None:
+def test_creating_an_existing_database_is_refused(durable: PostgresServer) -> None:
     with pytest.raises(ServerFailed, match='database "postgres" already exists'):
         durable.create_database("postgres")
 
@@ -196,7 +196,7 @@ def wheel_for_root_only(tmp_path: Path) -> Path:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root runs PostgreSQL as another who cannot see all")
-async def test_a_wheel_and_a_temporary_folder_that_only_root_can_enter(
+async def test_postgres_works_from_a_wheel_and_temporary_folder_that_only_root_can_enter(
     wheel_for_root_only: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
@@ -205,7 +205,7 @@ async def test_a_wheel_and_a_temporary_folder_that_only_root_can_enter(
         assert tmp_path not in server.home.parents
 
 
-async def test_binaries_that_do_not_run_are_passed_over(tmp_path: Path) -> None:
+async def test_binaries_that_do_not_run_are_skipped(tmp_path: Path) -> None:
     broken = tmp_path / "bin"
     broken.mkdir()
     (broken / "postgres").write_text("#!/bin/sh\necho 'no such library' >&2\nexit 127\n")
@@ -231,7 +231,7 @@ def test_without_postgres_the_error_says_what_to_install() -> None:
     )
 
 
-def test_a_server_that_is_down_cannot_be_killed(durable: PostgresServer) -> None:
+def test_a_stopped_server_cannot_be_killed(durable: PostgresServer) -> None:
     durable.stop()
     with pytest.raises(ServerFailed, match="postgres is not running: start"):
         durable.kill()
@@ -242,12 +242,12 @@ def test_a_server_that_is_down_cannot_be_killed(durable: PostgresServer) -> None
 
 
 @pytest.mark.parametrize("program", redis_programs(), ids=str)
-async def test_redis_answers_from_each_place_with_a_binary(program: Path) -> None:
+async def test_redis_from_every_location_answers(program: Path) -> None:
     with RedisServer(programs=[program]) as server:
         assert await ping(server.url())
 
 
-async def test_killed_redis_starts_again_on_its_port_and_empty(redis: RedisServer) -> None:
+async def test_killed_redis_restarts_empty_on_the_same_port(redis: RedisServer) -> None:
     url = redis.url()
     async with Redis.from_url(url) as client:
         await client.set("key", "value")
@@ -262,7 +262,7 @@ async def test_killed_redis_starts_again_on_its_port_and_empty(redis: RedisServe
         assert await client.get("key") is None
 
 
-async def test_redis_restarts_on_its_port(redis: RedisServer) -> None:
+async def test_redis_restarts_on_the_same_port(redis: RedisServer) -> None:
     url = redis.url()
     redis.restart()
     assert redis.url() == url
@@ -346,7 +346,7 @@ def test_a_server_ends_with_the_process_that_started_it(kind: type, ending: str)
             owner.kill()
         elif ending == "terminated":
             owner.terminate()
-        # An exit is what the end of its input makes the script do, with an EOFError.
+        # "exit": the block closes the script's input, and the script ends with an EOFError.
 
     pids = [int(number) for number in numbers]
     assert wait_until(lambda: living(pids) == [], 20)
@@ -362,7 +362,7 @@ def test_a_server_outlives_the_thread_that_started_it(redis: RedisServer) -> Non
     redis.restart()
 
 
-def test_urls_from_the_environment_are_taken_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_urls_in_the_environment_are_used_unchanged(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(DATABASE_URL_VARIABLE, "postgresql://someone@elsewhere/tests")
     monkeypatch.setenv(REDIS_URL_VARIABLE, "redis://elsewhere/3")
     with postgres_for_tests() as database_url, redis_for_tests() as redis_url:
@@ -370,7 +370,7 @@ def test_urls_from_the_environment_are_taken_as_they_are(monkeypatch: pytest.Mon
         assert redis_url == "redis://elsewhere/3"
 
 
-async def test_without_urls_in_the_environment_servers_are_started(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_servers_are_started_without_urls_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(DATABASE_URL_VARIABLE, raising=False)
     monkeypatch.delenv(REDIS_URL_VARIABLE, raising=False)
     with postgres_for_tests() as database_url, redis_for_tests() as redis_url:
