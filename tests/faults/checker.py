@@ -1,7 +1,7 @@
-"""The judge of a fault run: decides from what clients logged, and from the database at the end, and from nothing else.
+"""The judge of a fault run. It decides only from what clients logged and from the final state of the database.
 
-It knows the contract by itself, without a line of the server's code: who may see a task, which filter finds it, and
-what a change looks like to whom.
+It implements the contract without a line of the server's code: who may see a task, which filter finds it, and how
+each user is shown a change.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 
 class Seen(NamedTuple):
-    """What clients are shown of a task."""
+    """The part of a task that clients are shown."""
 
     title: str
     status: str
@@ -22,12 +22,12 @@ class Seen(NamedTuple):
     version: int
 
 
-# A task as an event of the record remembers it: the JSON of `events.before` and `.after`.
+# A task as stored in an event: the JSON of `events.before` and `.after`.
 Snapshot = Mapping[str, Any]
 
 
 class Event(NamedTuple):
-    """A row of the record. `position` is None when the relay has not placed it."""
+    """A row of `events`. `position` is None until the relay has placed it."""
 
     position: int | None
     task_id: str
@@ -36,7 +36,7 @@ class Event(NamedTuple):
 
 
 class Acknowledged(NamedTuple):
-    """The answer to a mutation: the task as it then stood, or None for a deletion."""
+    """The answer to a mutation: the task after it, or None for a deletion."""
 
     task_id: str
     task: Seen | None
@@ -49,13 +49,13 @@ class Told(NamedTuple):
     kind: str
     task_id: str
     task: Seen | None
-    # The version before the change, where the client was shown what was before.
+    # The version before the change, if the client was shown the task before it.
     previous: int | None
 
 
 @dataclass
 class Listener:
-    """The log of one client that keeps a replica: of whom, through which filter, since when, and what it was told."""
+    """The log of one client with a replica: its user, its filter, its first cursor and the changes it received."""
 
     name: str
     user_id: str
@@ -64,7 +64,7 @@ class Listener:
     since: int = 0
     told: list[Told] = field(default_factory=list)
     replica: dict[str, Seen] = field(default_factory=dict)
-    # What a query of the same person through the same filter answers at the end.
+    # The answer to a query of the same user with the same filter, at the end.
     fresh: dict[str, Seen] = field(default_factory=dict)
 
     def hear(self, told: Told) -> None:
@@ -92,7 +92,7 @@ class Listener:
         raise AssertionError(self.filter)
 
     def kind_of(self, event: Event) -> str | None:
-        """What the change is to this listener; None when it is not for them."""
+        """The kind of the change for this listener, or None if it must not be sent."""
         match self.finds(event.before), self.finds(event.after):
             case False, False:
                 return None
@@ -113,7 +113,7 @@ FILTERS: dict[str, dict[str, Any] | None] = {
 
 @dataclass
 class Verdict:
-    """What was found wrong, by promise; each list is empty when the promise was kept."""
+    """The violations found, by promise. Each list is empty if the promise was kept."""
 
     acknowledged_writes_lost: list[str] = field(default_factory=list)
     positions_wrong: list[str] = field(default_factory=list)
@@ -142,7 +142,7 @@ def check(
     acknowledged: Iterable[Acknowledged],
     listeners: Iterable[Listener],
 ) -> Verdict:
-    """`record` is all of `events`, and `tasks` all of `tasks`, read when everything has come to rest."""
+    """`record` is all of `events`, and `tasks` all of `tasks`, read when everything has settled."""
     verdict = Verdict()
     events = list(record)
     _check_positions(events, verdict)

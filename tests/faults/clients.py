@@ -1,4 +1,4 @@
-"""Clients that write down what they sent and were answered, and what they were told."""
+"""Clients that log what they sent, what they were answered, and which changes they received."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from websockets.typing import Subprotocol
 
 from tests.faults.checker import FILTERS, Acknowledged, Listener, Seen, Told
 
-# Shorter than the longest pause of a server: some clients give up on a frozen one and go to the other.
+# Shorter than the longest freeze of a server, so some clients give up on a frozen server and use the other.
 TIMEOUT_SECONDS = 4
-# Few enough that most tasks change often and are seen by several.
+# Few enough that most tasks change often and are seen by several users.
 TASKS = 120
 
 TASK = "id title status priority version assignee { id }"
@@ -56,7 +56,7 @@ subscription($filter: TaskFilter, $after: String) {{
 
 
 class Interrupted(Exception):
-    """No answer, or none that says what happened: ask again, perhaps elsewhere."""
+    """No answer, or one that does not say what happened. Ask again, perhaps another server."""
 
 
 class SignedOut(Exception):
@@ -65,7 +65,7 @@ class SignedOut(Exception):
 
 @dataclass
 class Log:
-    """What all clients know together."""
+    """The log that all clients share."""
 
     acknowledged: list[Acknowledged] = field(default_factory=list)
     outcomes: Counter[str] = field(default_factory=Counter)
@@ -73,18 +73,18 @@ class Log:
     listeners: list[Listener] = field(default_factory=list)
     # Answers that no fault excuses.
     complaints: list[str] = field(default_factory=list)
-    # Tasks that are probably there, with their creators.
+    # Tasks that probably exist, with their creators.
     creators: dict[str, str] = field(default_factory=dict)
 
     def some_task(self, random: Random) -> tuple[str, str]:
-        """Rather an old one than a new one: hot tasks are where order shows."""
+        """Prefers old tasks to new ones: ordering errors show in tasks that change often."""
         index = int(len(self.creators) * random.random() ** 2)
         return list(self.creators.items())[index]
 
 
 @dataclass
 class Person:
-    """Signs in again when the token has expired, once for all the clients of the same person."""
+    """A user who signs in again when the token has expired, once for all clients of the same user."""
 
     id: str
     username: str
@@ -117,7 +117,7 @@ def seen(task: Mapping[str, Any]) -> Seen:
 
 
 async def post(http: httpx.AsyncClient, url: str, token: str | None, query: str, variables: Mapping[str, Any]) -> Any:
-    """`data` of an answer without errors."""
+    """`data` of a response without errors."""
     headers = {} if token is None else {"Authorization": f"Bearer {token}"}
     try:
         response = await http.post(f"{url}/graphql", json={"query": query, "variables": variables}, headers=headers)
@@ -137,7 +137,7 @@ def raise_for(errors: Sequence[Mapping[str, Any]] | None) -> None:
 
 
 class Writer:
-    """Makes, changes, gives away, ticks off and deletes tasks, and writes down every answer."""
+    """Creates, updates, assigns, completes and deletes tasks, and logs every answer."""
 
     def __init__(self, person: Person, people: Sequence[Person], urls: Sequence[str], log: Log, seed: int) -> None:
         self._person, self._people, self._urls, self._log = person, people, urls, log
@@ -153,7 +153,7 @@ class Writer:
     async def _mutate(self, http: httpx.AsyncClient) -> None:
         log = self._log
         task_id, query, given = self._choose()
-        # The same mutation again, until an answer comes; what came of those without one, nobody knows.
+        # Repeat the same mutation until it is answered. The outcome of an unanswered attempt is unknown.
         for _ in range(3):
             token = self._person.token
             try:
@@ -188,7 +188,7 @@ class Writer:
     def _choose(self) -> tuple[str, str, dict[str, Any]]:
         random = self._random
         self._count += 1
-        # Never the same twice, so that every acknowledged change is an event of its own.
+        # A new title each time, so that every acknowledged update is an event of its own.
         title = f"{self._person.username} {self._count}"
         assignee = random.choice([None, *(person.id for person in self._people)])
         count = len(self._log.creators)
@@ -211,7 +211,7 @@ class Writer:
 
 
 class Follower(ABC):
-    """Keeps a replica of a list: reads it once, and then knows nothing but what it is told."""
+    """Keeps a replica of a list: reads it once, and then only applies the changes it receives."""
 
     def __init__(self, person: Person, filter_: str, urls: Sequence[str], log: Log, seed: int) -> None:
         self.person, self._urls, self._log = person, urls, log
@@ -225,7 +225,7 @@ class Follower(ABC):
         return {"filter": FILTERS[self.listener.filter], "after": self.cursor}
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Run until cancelled."""
         async with httpx.AsyncClient(timeout=TIMEOUT_SECONDS, trust_env=False) as http:
             while True:
                 token = self.person.token
@@ -249,7 +249,7 @@ class Follower(ABC):
         self._log.listeners.append(self.listener)
 
     async def read_list(self, http: httpx.AsyncClient, url: str) -> tuple[str, dict[str, Seen]]:
-        """All pages, and the cursor of the first: what changes while the others are read comes after it."""
+        """Read all pages, with the cursor of the first one: changes made while the others are read come after it."""
         tasks: dict[str, Seen] = {}
         cursor, after = "", None
         while True:
@@ -263,7 +263,7 @@ class Follower(ABC):
 
     @abstractmethod
     async def follow(self, http: httpx.AsyncClient, url: str) -> None:
-        """Hear what comes after the cursor until something goes wrong."""
+        """Receive changes after the cursor until something goes wrong."""
 
     def hear(self, change: Mapping[str, Any]) -> None:
         self.listener.hear(
@@ -278,7 +278,7 @@ class Follower(ABC):
         self.cursor = change["cursor"]
 
     def hear_result(self, result: Mapping[str, Any]) -> None:
-        # A change of which a part could not be read is none: it comes again after the cursor before it.
+        # A change with a partial error does not count: it comes again, because the cursor stays before it.
         raise_for(result.get("errors"))
         self.hear(result["data"]["taskChanged"])
 
@@ -318,7 +318,7 @@ class SocketFollower(Follower):
 
 class EventSourceFollower(Follower):
     async def follow(self, http: httpx.AsyncClient, url: str) -> None:
-        # What an EventSource of a browser would do: the same request again, with the id of the last event.
+        # Like EventSource in a browser: repeat the same request with the id of the last event.
         headers = {
             "Accept": "text/event-stream",
             "Authorization": f"Bearer {self.person.token}",
@@ -342,7 +342,7 @@ class EventSourceFollower(Follower):
 
 
 async def _events(response: httpx.Response) -> AsyncIterator[dict[str, str]]:
-    """Server-sent events; what the connection's end has cut short is none."""
+    """Server-sent events. An event cut short by the end of the connection is dropped."""
     event: dict[str, str] = {}
     async for line in response.aiter_lines():
         name, _, value = line.partition(": ")

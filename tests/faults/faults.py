@@ -1,4 +1,4 @@
-"""Everything that can befall the cluster, at random and overlapping, by a generator whose seed is known."""
+"""Every fault of the cluster, at random and overlapping, from a generator with a known seed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Faults:
         self._log = log
         self._random = Random(seed)
         self.done: Counter[str] = Counter()
-        # One thing at a time befalls each process; different ones overlap.
+        # Each process has one fault at a time. Faults of different processes overlap.
         self._locks: defaultdict[Server, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._kinds: dict[str, Callable[[], Awaitable[None]]] = {
             "kill -9 of a server": lambda: self._kill(self._some_server()),
@@ -50,7 +50,7 @@ class Faults:
         }
 
     async def run(self, seconds: float, *, pause_seconds: float) -> None:
-        """Round after round of every kind in a random order; ends when what it began has ended, too."""
+        """Inject every kind of fault in random order, round after round. Returns once the last ones have ended."""
         until = asyncio.get_running_loop().time() + seconds
         async with asyncio.TaskGroup() as group:
             while True:
@@ -81,7 +81,7 @@ class Faults:
             await self._cluster.start_again(server)
 
     async def _pause(self, server: Server) -> None:
-        # Longer than the database lets a transaction idle, so that what a frozen server holds is taken from it.
+        # Freeze servers for longer than the database lets a transaction idle, so that the database ends what they hold.
         longest = 2.0 if isinstance(server, PostgresServer | RedisServer) else 5.0
         async with self._locks[server]:
             await asyncio.to_thread(server.pause)
@@ -102,11 +102,11 @@ class Faults:
             await connection.close()
 
     async def _cut(self) -> None:
-        # Less than a frame with a change has, so that most are cut in the middle of one.
+        # Fewer bytes than a frame with a change has, so most connections are cut in the middle of one.
         self._random.choice(self._cluster.proxies).cut(lambda: self._random.randint(0, 300))
 
     async def _hold_transaction(self, *, commit: bool) -> None:
-        """A change as a server makes it, by a process that takes its time to commit and rings no doorbell."""
+        """Change a task like a server, from a process that commits late and rings no doorbell."""
         task_id, creator_id = self._log.some_task(self._random)
         title = f"{'late' if commit else 'rolled back'} {self._random.getrandbits(32):x}"
         with suppress(Refusal, SQLAlchemyError, OSError, TimeoutError, RolledBack):

@@ -1,4 +1,4 @@
-"""A checker that never complains proves nothing: here it is fed logs in which one thing is wrong."""
+"""Tests of the checker, with logs that have one thing wrong: a checker that never complains proves nothing."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def task(version: int, *, status: str = "PENDING", assignee: str | None = None, 
     }
 
 
-# Ann makes t and gives it to Bob and takes it back, makes u, finishes t, and deletes u.
+# Ann creates t, assigns it to Bob, unassigns it, creates u, completes t and deletes u.
 T = [task(1), task(2, assignee=BOB), task(3), task(4, status="COMPLETED")]
 U = [task(1, title="Another")]
 RECORD = [
@@ -70,7 +70,7 @@ def found(verdict: Verdict) -> dict[str, int]:
     return {name: count for name, count in verdict.counts().items() if count}
 
 
-def test_a_run_in_which_all_went_well_has_no_complaints() -> None:
+def test_a_run_without_errors_has_no_complaints() -> None:
     pending = listener(
         ANN,
         [
@@ -90,30 +90,30 @@ def test_a_run_in_which_all_went_well_has_no_complaints() -> None:
 
 
 @pytest.mark.parametrize("index", range(len(ANN_TOLD)))
-def test_each_event_left_out_is_missed(index: int) -> None:
+def test_each_left_out_event_is_reported_as_missed(index: int) -> None:
     assert verdict_on(ann(ANN_TOLD[:index] + ANN_TOLD[index + 1 :])).changes_missed == [
         f"ann was not told of {index + 1}"
     ]
 
 
-def test_what_was_before_the_cursor_is_not_missed() -> None:
+def test_events_before_the_cursor_are_not_missed() -> None:
     late = ann(ANN_TOLD[3:])
     late.since = 3
     assert verdict_on(late) == Verdict()
 
 
 @pytest.mark.parametrize("index", range(len(ANN_TOLD)))
-def test_each_event_told_twice_is_a_repeat(index: int) -> None:
+def test_each_event_told_twice_is_reported_as_a_repeat(index: int) -> None:
     twice = ann(ANN_TOLD[: index + 1] + ANN_TOLD[index:])
     assert found(verdict_on(twice)) == {"repeats": 1}
 
 
-def test_a_repeat_after_others_also_breaks_the_order_of_its_task() -> None:
+def test_a_repeat_after_later_changes_also_breaks_the_order() -> None:
     verdict = verdict_on(ann([*ANN_TOLD[:4], ANN_TOLD[0], *ANN_TOLD[4:]]))
     assert found(verdict) == {"repeats": 1, "order_violations": 1}
 
 
-def test_two_changes_of_one_task_told_the_wrong_way_round_are_seen() -> None:
+def test_swapped_changes_of_one_task_are_reported() -> None:
     swapped = [ANN_TOLD[1], ANN_TOLD[0], *ANN_TOLD[2:]]
     assert verdict_on(ann(swapped)).order_violations == ["ann was told of 1 after 2"]
     other_tasks = [ANN_TOLD[0], ANN_TOLD[2], ANN_TOLD[1], *ANN_TOLD[3:]]
@@ -128,31 +128,31 @@ def test_two_changes_of_one_task_told_the_wrong_way_round_are_seen() -> None:
         Told(3, "CREATED", "t", seen(T[0]), None),
     ],
 )
-def test_an_event_that_is_not_in_the_record_was_never_committed(phantom: Told) -> None:
+def test_an_event_that_is_not_in_the_record_is_reported_as_never_committed(phantom: Told) -> None:
     told = [each for each in ANN_TOLD if each.position != phantom.position]
     assert len(verdict_on(ann([*told, phantom])).events_never_committed) == 1
 
 
-def test_other_content_than_was_committed_was_never_committed() -> None:
+def test_content_that_differs_from_the_record_is_reported_as_never_committed() -> None:
     false = ANN_TOLD[1]._replace(task=seen(task(2, assignee=BOB, title="Rolled back")))
     assert found(verdict_on(ann([ANN_TOLD[0], false, *ANN_TOLD[2:]]))) == {"events_never_committed": 1}
 
 
-def test_an_event_of_somebody_else_s_task_is_seen_without_permission() -> None:
+def test_an_event_of_somebody_elses_task_is_reported_as_seen_without_permission() -> None:
     assert found(verdict_on(listener(EVE, [Told(6, "DELETED", "u", None, 1)]))) == {"events_without_permission": 1}
     assert found(verdict_on(listener(BOB, [*BOB_TOLD, Told(5, "UPDATED", "t", seen(T[3]), 3)], fresh=TASKS))) == {
         "events_without_permission": 1
     }
 
 
-def test_who_is_shown_the_side_of_a_change_that_is_not_for_them_sees_without_permission() -> None:
+def test_showing_the_hidden_side_of_a_change_is_reported_as_seen_without_permission() -> None:
     before = listener(BOB, [BOB_TOLD[0]._replace(previous=1), BOB_TOLD[1]])
     after = listener(BOB, [BOB_TOLD[0], BOB_TOLD[1]._replace(task=seen(T[2]))], fresh={"t": seen(T[2])})
     assert found(verdict_on(before)) == {"events_without_permission": 1}
     assert found(verdict_on(after)) == {"events_without_permission": 1}
 
 
-def test_a_change_of_the_wrong_kind_is_seen() -> None:
+def test_a_change_of_the_wrong_kind_is_reported() -> None:
     told = [BOB_TOLD[0]._replace(kind="CREATED"), BOB_TOLD[1]]
     assert found(verdict_on(listener(BOB, told))) == {"changes_of_wrong_kind": 1}
     assert found(verdict_on(listener(ANN, ANN_TOLD[:5], filter="mine", fresh=TASKS, since=6))) == {
@@ -161,7 +161,7 @@ def test_a_change_of_the_wrong_kind_is_seen() -> None:
     }
 
 
-def test_a_replica_unlike_a_query_is_seen() -> None:
+def test_a_replica_that_differs_from_a_query_is_reported() -> None:
     replica = ann()
     replica.fresh = {"t": seen(T[2])}
     assert len(verdict_on(replica).replicas_unlike_query) == 1
@@ -172,14 +172,14 @@ def test_a_replica_unlike_a_query_is_seen() -> None:
 @pytest.mark.parametrize(
     "lost", [Acknowledged("t", seen(task(5))), Acknowledged("t", None), Acknowledged("v", seen(task(1)))], ids=str
 )
-def test_an_acknowledged_write_that_is_not_in_the_record_is_lost(lost: Acknowledged) -> None:
+def test_an_acknowledged_write_that_is_not_in_the_record_is_reported_as_lost(lost: Acknowledged) -> None:
     assert check(RECORD, TASKS, [*ACKNOWLEDGED, lost], []).acknowledged_writes_lost == [f"{lost} is not in the record"]
 
 
 @pytest.mark.parametrize(
     "tasks", [{}, {"t": seen(T[2])}, {"t": seen(T[3]), "u": seen(U[0])}, {"t": seen(T[3]), "v": seen(U[0])}]
 )
-def test_tasks_that_are_not_as_the_record_says_are_lost_writes(tasks: dict[str, object]) -> None:
+def test_tasks_that_differ_from_the_record_are_reported_as_lost_writes(tasks: dict[str, object]) -> None:
     assert len(check(RECORD, tasks, [], []).acknowledged_writes_lost) == 1  # type: ignore[arg-type]
 
 
@@ -193,7 +193,7 @@ def test_tasks_that_are_not_as_the_record_says_are_lost_writes(tasks: dict[str, 
     ],
     ids=["a gap", "not placed", "placed twice", "against the versions"],
 )
-def test_a_record_whose_positions_are_wrong_is_seen(spoil: Callable[[list[Event]], list[Event]]) -> None:
+def test_wrong_positions_are_reported(spoil: Callable[[list[Event]], list[Event]]) -> None:
     assert check(spoil(RECORD), TASKS, [], []).positions_wrong != []
 
 

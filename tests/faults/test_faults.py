@@ -1,4 +1,4 @@
-"""The three promises under everything that can go wrong, by clients that write down what they see.
+"""The stream's promises under every fault, checked by clients that log what they see.
 
 `make faults` runs this for ten minutes and prints the verdict: `TASKFLOW_FAULT_SECONDS=600 pytest tests/faults -s`.
 `TASKFLOW_FAULT_SEED` repeats the choices of an earlier run.
@@ -28,12 +28,12 @@ pytestmark = pytest.mark.slow
 
 SECONDS = float(os.environ.get("TASKFLOW_FAULT_SECONDS", "24"))
 SEED = int(os.environ.get("TASKFLOW_FAULT_SEED", "20261121"))
-# For the last changes to reach everybody, after all is well again.
+# For the last changes to arrive everywhere, after all faults have ended.
 SETTLE_SECONDS = 30
 
 
 async def test_no_change_is_missed_repeated_or_leaked_whatever_fails(tmp_path: Path) -> None:
-    # Tokens of a minute, so that in a long run everybody signs in again in the midst of it.
+    # Tokens live for a minute, so that in a long run everybody signs in again during faults.
     settings = {"TASKFLOW_SECRET_KEY": SECRET, "TASKFLOW_ACCESS_TOKEN_EXPIRE_MINUTES": "1"}
     log = Log()
     async with Cluster(settings) as cluster:
@@ -47,7 +47,7 @@ async def test_no_change_is_missed_repeated_or_leaked_whatever_fails(tmp_path: P
             assert await comes_true(lambda: len(log.creators) >= 20)
             following = [group.create_task(follower.run()) for follower in followers[::2]]
             raging = group.create_task(faults.run(SECONDS, pause_seconds=min(2, SECONDS / 24)))
-            # The others come when there is trouble already.
+            # The other half start when faults are already happening.
             await asyncio.sleep(min(5, SECONDS / 4))
             following += [group.create_task(follower.run()) for follower in followers[1::2]]
             await raging
@@ -72,7 +72,7 @@ async def test_no_change_is_missed_repeated_or_leaked_whatever_fails(tmp_path: P
 
 
 async def sign_up(cluster: Cluster) -> list[Person]:
-    """Four members and an admin."""
+    """Register four members and an admin."""
     people = []
     async with Api(cluster.urls[0]) as api:
         for name in ("ann", "bob", "cia", "dan", "root"):
@@ -86,7 +86,7 @@ Maker = Callable[[Person, str, Sequence[str], Log, int], Follower]
 
 
 def make_followers(people: Sequence[Person], urls: Sequence[str], log: Log) -> list[Follower]:
-    """Each person on each transport, and each filter on each transport."""
+    """One follower for each user and transport. Every filter is used on every transport."""
     followers: list[Follower] = []
     for i, person in enumerate(people):
         makers: list[Maker] = [SocketFollower, EventSourceFollower, Puller]
@@ -97,7 +97,7 @@ def make_followers(people: Sequence[Person], urls: Sequence[str], log: Log) -> l
 
 
 def has_heard_all(listener: Listener, record: Sequence[Event]) -> bool:
-    """Whether the last change that is for this listener has come; whether all others have, the checker will tell."""
+    """Whether the last change for this listener has arrived. The checker looks at all the others."""
     last = next((event for event in reversed(record) if listener.kind_of(event)), None)
     heard = max((told.position for told in listener.told), default=listener.since)
     return last is None or heard >= (last.position or 0)

@@ -1,4 +1,4 @@
-"""Random programs of mutations by several people, with subscribers who come, go, return and dawdle."""
+"""Random programs of mutations by several users, with subscribers that come, leave, return and read slowly."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from tests.support.factories import make_task, make_user, make_viewer
 pytestmark = pytest.mark.slow
 
 PEOPLE = 4
-# How long a change may be on its way. Not longer: hypothesis tries many programs when one has failed.
+# How long a change may take to arrive. Short, because hypothesis tries many programs after a failure.
 PATIENCE_SECONDS = 3
 FILTERS = [
     None,
@@ -48,7 +48,7 @@ FILTERS = [
 ]
 
 people = st.integers(0, PEOPLE - 1)
-# Which of the tasks that were made so far, and which of the subscribers.
+# An index into the tasks made so far, or into the subscribers.
 numbers = st.integers(0, 11)
 mutations = st.one_of(
     st.tuples(st.just("create"), people, st.none() | people, st.sampled_from(TaskPriority)),
@@ -67,13 +67,13 @@ steps = st.one_of(
 
 
 class World:
-    """A process without its HTTP side: the services, the relay and the fan-out."""
+    """A server process without HTTP: the services, the relay and the fan-out."""
 
     def __init__(self, database: Database) -> None:
         bus = MemoryBus()
         self.database = database
         self.relay = Relay(database, bus)
-        # Two events fit into a queue: who dawdles is soon sent to the table.
+        # The queue has room for two events, so slow subscribers soon have to read from the table.
         self.fanout = Fanout(database, bus, queue_size=2)
         self.people: list[Viewer] = []
         self.task_ids: list[UUID] = []
@@ -144,13 +144,13 @@ class World:
 
 
 class Follower:
-    """A subscriber who remembers a list as once read, and what was told since."""
+    """A subscriber that remembers the list it read and the changes it received since."""
 
     def __init__(self, world: World, viewer: Viewer, filter_: TaskFilter | None) -> None:
         self._world, self._viewer, self._filter = world, viewer, filter_
         self._listed: dict[UUID, TaskRow] = {}
         self._cursor: int | None = None
-        # Where to look for what was to be told, and whether all of it was or only what came after some moment.
+        # Where its changes start, and whether it must get all of them or only those after some later moment.
         self._since, self._has_cursor = 0, True
         self._heard: list[Change] = []
         self._task: asyncio.Task[None] | None = None
@@ -158,7 +158,7 @@ class Follower:
         self.hurries.set()
 
     async def join(self, *, has_cursor: bool) -> None:
-        """With a cursor: read the list and then subscribe. Without: subscribe and then read the list."""
+        """With a cursor: read the list, then subscribe. Without: subscribe, then read the list."""
         self._has_cursor, self._heard = has_cursor, []
         async with self._world.database.read() as session:
             self._since = (await read_stream_state(session)).last_position
@@ -212,7 +212,7 @@ class Follower:
         return {row.id: TaskRow._make(row) for row in rows}
 
     async def check(self) -> None:
-        """Everybody has come back and hurries. What was told is what there was to tell, and makes the list of now."""
+        """Check that every change was received and leads to the current list. All have returned and none is slow."""
         async with self._world.database.read() as session:
             events = await events_after(session, self._since, limit=100_000)
         to_tell = [
@@ -226,7 +226,7 @@ class Follower:
             if not self._has_cursor and not self._heard and await self._is_up_to_date():
                 break
         if not self._has_cursor:
-            # "From now on" was some moment after the position that was read before it.
+            # "From now on" began at some moment after this position was read.
             to_tell = to_tell[len(to_tell) - len(self._heard) :]
         assert self._heard == to_tell
         assert await self._is_up_to_date()
@@ -245,11 +245,11 @@ class Follower:
 @settings(
     max_examples=25,
     deadline=None,
-    # One database serves all examples: each has people of its own, and its subscribers begin where the last one ended.
+    # All examples share one database: each has its own users, and its subscribers start where the last example ended.
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(st.lists(steps, min_size=4, max_size=30))
-async def test_every_subscriber_ends_with_what_a_query_finds(
+async def test_every_subscriber_ends_with_the_list_that_a_query_returns(
     database: Database, program: list[tuple[Any, ...]]
 ) -> None:
     world = World(database)

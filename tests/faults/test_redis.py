@@ -1,4 +1,4 @@
-"""The bus ends when it is told to, whatever it is doing."""
+"""The Redis bus closes when told to, whatever it is doing."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from tests.support.servers import RedisServer
 
 
 @pytest.mark.parametrize("milliseconds", [0, 0.5, 1, 1.5, 2, 3, 4, 8, 50])
-async def test_a_bus_that_is_just_connecting_closes_at_once(redis_url: str, milliseconds: float) -> None:
-    """redis-py swallows cancellations then: a server that could not start for want of a database never ended."""
+async def test_a_bus_that_is_connecting_closes_at_once(redis_url: str, milliseconds: float) -> None:
+    """redis-py swallows cancellations while it connects. A server that failed to start therefore never ended."""
     bus = RedisBus(redis_url)
     await bus.start()
     bus.announce()
@@ -23,7 +23,7 @@ async def test_a_bus_that_is_just_connecting_closes_at_once(redis_url: str, mill
     assert time.monotonic() - begun < 1
 
 
-async def test_a_bus_without_redis_tells_its_own_process_and_the_others_when_redis_is_back() -> None:
+async def test_a_bus_without_redis_notifies_its_own_process_and_the_others_after_it_is_back() -> None:
     with RedisServer() as redis:
         here, there = RedisBus(redis.url()), RedisBus(redis.url())
         heard_here, heard_there = asyncio.Event(), asyncio.Event()
@@ -34,11 +34,11 @@ async def test_a_bus_without_redis_tells_its_own_process_and_the_others_when_red
             await bus.start()
         here.announce()
         assert heard_here.is_set()
-        # Before the start: the bus may be told while we wait for Redis to be ready.
+        # Clear it before Redis starts: the bus may be notified while we wait for Redis to be ready.
         heard_there.clear()
         await asyncio.to_thread(redis.start)
         async with asyncio.timeout(15):
-            # By the news that waited, or because it has just subscribed and may have missed some.
+            # Set by the pending notification, or because the bus has just subscribed and may have missed some.
             await heard_there.wait()
             heard_there.clear()
             while not heard_there.is_set():
