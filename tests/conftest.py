@@ -1,4 +1,4 @@
-"""Real parts: the app behind a real HTTP server, on SQLite and on PostgreSQL, with Redis beside the latter."""
+"""Fixtures with real parts: the app behind a real HTTP server, on SQLite, and on PostgreSQL with Redis."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ _SERVERS = {"postgres_url", "redis_url", "own_postgres", "redis_server"}
 
 @pytest.fixture(scope="session", autouse=True)
 def clean_environment() -> Iterator[None]:
-    """No setting of the developer's own shell reaches a test."""
+    """Keep settings of the developer's shell away from the tests."""
     with pytest.MonkeyPatch.context() as patch:
         for name in Settings.model_fields:
             patch.delenv(f"TASKFLOW_{name.upper()}", raising=False)
@@ -82,7 +82,7 @@ def redis_url() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 async def migrated_postgres(postgres_url: str) -> AsyncIterator[str]:
-    """URL of a database of our own on that server, with tables."""
+    """URL of our own database on that server, with tables."""
     name = f"taskflow_test_{uuid4().hex[:12]}"
     maintenance = await asyncpg.connect(postgres_url)
     await maintenance.execute(f'CREATE DATABASE "{name}"')
@@ -97,7 +97,7 @@ async def migrated_postgres(postgres_url: str) -> AsyncIterator[str]:
 
 @pytest.fixture(scope="session")
 async def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A file with tables, to be copied."""
+    """A database file with tables, to be copied."""
     path = tmp_path_factory.mktemp("sqlite") / "template.sqlite3"
     engine = create_engine(make_settings(database_url=f"sqlite:///{path}"))
     await migrate(engine)
@@ -116,7 +116,7 @@ async def empty_postgres(migrated_postgres: str) -> str:
 
 @pytest.fixture
 def postgresql_settings(empty_postgres: str, redis_url: str, tmp_path: Path) -> Settings:
-    """For what only PostgreSQL with Redis has: several processes."""
+    """Settings for features that need PostgreSQL and Redis, such as several processes."""
     return make_settings(data_dir=tmp_path, database_url=empty_postgres, redis_url=redis_url)
 
 
@@ -128,13 +128,16 @@ def sqlite_settings(migrated_sqlite: Path, tmp_path: Path) -> Settings:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Every database test runs on both databases, and what asks a server also under graphql-core's own executor, which
-    is the measure of ours. On one of the two: the executors know nothing of databases.
+    """Run every database test on both databases, and tests that need a server also under graphql-core's own
+    executor.
+
+    graphql-core is the reference for our executor. One database is enough for that, because the executors do not
+    depend on it.
     """
     is_quick = metafunc.config.getoption("quick")
     marks = metafunc.definition.iter_markers("parametrize")
     if any(mark.args[0] == "settings" for mark in marks):
-        # The test has chosen its database itself.
+        # The test chooses its own database.
         if "executor" in metafunc.fixturenames:
             metafunc.parametrize("executor", [CompilingAtOnce], ids=["compiled"])
     elif "executor" in metafunc.fixturenames:
@@ -148,14 +151,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture
 def settings(request: pytest.FixtureRequest) -> Settings:
-    """Settings of a server on an empty database."""
+    """Settings of a server with an empty database."""
     chosen: Settings = request.getfixturevalue(f"{request.param}_settings")
     return chosen
 
 
 @pytest.fixture
 async def database(settings: Settings) -> AsyncIterator[Database]:
-    """The same database as `api` works on, for what cannot be done from outside."""
+    """The database of `api`, for changes that the API does not offer."""
     database = Database(create_engine(settings))
     yield database
     await database.close()
@@ -178,10 +181,10 @@ class _Collecting(logging.Handler):
 
 @pytest.fixture
 def no_errors_are_logged() -> Iterator[None]:
-    """Whatever a client does, it is no error of ours.
+    """Fail if the server logs an error: nothing that a client does may be an error of ours.
 
-    `caplog` sees nothing of it: at the end of a fixture it has the records of the teardown alone, and an application
-    that starts takes the root logger's handlers away.
+    `caplog` does not help here: at the end of a fixture it has only the records of the teardown, and an application
+    that starts removes the root logger's handlers.
     """
     collecting = _Collecting()
     loggers = [

@@ -1,4 +1,4 @@
-"""Settings as the server reads them: from the environment, from `.env`, and from the secret kept in the data folder."""
+"""Settings from the environment, from `.env`, and from the secret kept in the data folder."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def refusal(monkeypatch: pytest.MonkeyPatch, **environment: str) -> str:
     return str(refused.value)
 
 
-def test_nothing_set_is_development_on_a_file_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_defaults_are_development_with_a_local_database_file(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = load(monkeypatch)
     assert (settings.env, settings.host, settings.port, settings.workers) == ("development", "127.0.0.1", 8000, 1)
     assert settings.data_dir == Path(".taskflow")
@@ -59,7 +59,7 @@ def test_nothing_set_is_development_on_a_file_of_this_machine(monkeypatch: pytes
     assert (settings.shows_graphiql, settings.allows_introspection) == (True, True)
 
 
-def test_reading_settings_makes_no_file(monkeypatch: pytest.MonkeyPatch, empty_folder: Path) -> None:
+def test_reading_settings_creates_no_file(monkeypatch: pytest.MonkeyPatch, empty_folder: Path) -> None:
     load(monkeypatch)
     assert list(empty_folder.iterdir()) == []
 
@@ -86,7 +86,7 @@ def test_every_setting_is_read_with_the_prefix(monkeypatch: pytest.MonkeyPatch) 
     ("name", "value"),
     [("DATABASE_URL", POSTGRESQL), ("REDIS_URL", "redis://cache.example:6379/1"), ("SECRET_KEY", LONG)],
 )
-def test_what_platforms_hand_out_is_read_without_the_prefix_too_and_ours_wins(
+def test_platform_variables_are_read_without_the_prefix_and_prefixed_ones_win(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str
 ) -> None:
     def read(**environment: str) -> object:
@@ -96,21 +96,23 @@ def test_what_platforms_hand_out_is_read_without_the_prefix_too_and_ours_wins(
 
     assert read(**{name: value}) == value
     assert read(**{name: f"{value}-other", f"TASKFLOW_{name}": value}) == value
-    # An empty value is none, as `docker compose` passes on what is not set.
+    # An empty value counts as unset: `docker compose` passes unset variables on as empty ones.
     assert read(**{name: value, f"TASKFLOW_{name}": ""}) == value
 
 
-def test_other_names_are_not_read_without_the_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_variables_are_not_read_without_the_prefix(monkeypatch: pytest.MonkeyPatch) -> None:
     assert load(monkeypatch, PORT="9000", HOST="elsewhere", ENV="production", WORKERS="8") == load(monkeypatch)
 
 
-def test_the_env_file_is_read_and_the_environment_wins(monkeypatch: pytest.MonkeyPatch, empty_folder: Path) -> None:
+def test_the_environment_overrides_the_env_file(monkeypatch: pytest.MonkeyPatch, empty_folder: Path) -> None:
     (empty_folder / ".env").write_text("TASKFLOW_PORT=9000\nTASKFLOW_HOST=file.example\nUNKNOWN=ignored\n")
     settings = load(monkeypatch, TASKFLOW_PORT="9001")
     assert (settings.host, settings.port) == ("file.example", 9001)
 
 
-def test_an_env_file_in_another_encoding_is_named(monkeypatch: pytest.MonkeyPatch, empty_folder: Path) -> None:
+def test_an_env_file_in_another_encoding_is_refused_by_name(
+    monkeypatch: pytest.MonkeyPatch, empty_folder: Path
+) -> None:
     (empty_folder / ".env").write_bytes("TASKFLOW_HOST=Grüße".encode("latin-1"))
     assert refusal(monkeypatch).startswith("Cannot read the settings in the file .env: 'utf-8' codec can't decode")
 
@@ -131,7 +133,7 @@ def test_all_origins_can_be_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert load(monkeypatch, TASKFLOW_CORS_ORIGINS="*").allowed_origins == ["*"]
 
 
-def test_headers_and_proxies_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cors_headers_and_proxies_are_separated_by_commas(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = load(
         monkeypatch,
         TASKFLOW_CORS_HEADERS="X-Tenant, X-Device,",
@@ -184,13 +186,13 @@ def test_headers_and_proxies_are_separated_by_commas(monkeypatch: pytest.MonkeyP
         ),
     ],
 )
-def test_a_bad_value_is_one_line_that_names_the_setting(
+def test_a_bad_value_is_refused_in_one_line_that_names_the_setting(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str, problem: str
 ) -> None:
     assert refusal(monkeypatch, **{name: value}) == f"Bad settings: {name}: {problem}"
 
 
-def test_every_number_refuses_what_is_no_number_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_number_setting_refuses_text_and_names_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     numbers = [name for name, field in Settings.model_fields.items() if field.annotation is int]
     assert "port" in numbers
     for name in numbers:
@@ -207,11 +209,11 @@ def test_a_refusal_does_not_show_the_secret(monkeypatch: pytest.MonkeyPatch) -> 
     assert "hunter2" not in refusal(monkeypatch, SECRET_KEY="hunter2")
 
 
-def test_a_secret_is_measured_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_length_of_a_secret_is_counted_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert load(monkeypatch, SECRET_KEY="ä" * 16).signing_key == "ä" * 16
 
 
-# Variables that are no settings
+# Unknown variables
 
 
 def unknown(monkeypatch: pytest.MonkeyPatch, **environment: str) -> list[str]:
@@ -231,19 +233,19 @@ def unknown(monkeypatch: pytest.MonkeyPatch, **environment: str) -> list[str]:
         ("TASKFLOW_XYZZY", ".env.example lists all settings"),
     ],
 )
-def test_an_unknown_variable_is_named_with_the_nearest_setting(
+def test_an_unknown_variable_is_reported_with_the_nearest_setting(
     monkeypatch: pytest.MonkeyPatch, empty_folder: Path, name: str, hint: str
 ) -> None:
     sentence = f"{name.upper()} is not a setting: {hint}"
     assert unknown(monkeypatch, **{name: "1"}) == [sentence]
     (empty_folder / ".env").write_text(f"{name}=1\nPOSTGRES_PASSWORD=x\n")
     assert unknown(monkeypatch) == [sentence]
-    # In both it is told once, and the settings are read.
+    # Set in both places, it is reported once. Other settings are still read.
     assert unknown(monkeypatch, **{name: "1"}) == [sentence]
     assert load(monkeypatch, **{name: "1"}) == load(monkeypatch)
 
 
-def test_settings_and_what_commands_and_tests_read_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variables_of_settings_commands_and_tests_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
     commands: Any = typer.main.get_command(app)
     of_commands = {
         parameter.envvar for command in commands.commands.values() for parameter in command.params if parameter.envvar
@@ -254,14 +256,14 @@ def test_settings_and_what_commands_and_tests_read_are_known(monkeypatch: pytest
     assert unknown(monkeypatch, **dict.fromkeys(of_commands | of_settings | of_tests, "1")) == []
 
 
-def test_one_and_the_same_command_makes_a_secret_everywhere() -> None:
+def test_all_hints_for_making_a_secret_give_the_same_command() -> None:
     root = Path(__file__).parents[1]
     files = ("README.md", ".env.example", "docker-compose.yml", "taskflow_gql/config.py")
     hints = {name: set(re.findall(r"openssl [a-z0-9 -]*[a-z0-9]", (root / name).read_text())) for name in files}
     assert hints == {name: {"openssl rand -hex 32"} for name in files}
 
 
-# What is needed together
+# Settings that depend on each other
 
 
 def test_production_names_everything_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -276,7 +278,7 @@ def test_production_refuses_sqlite(monkeypatch: pytest.MonkeyPatch) -> None:
     assert message == "Bad settings: production needs DATABASE_URL (a postgresql:// URL)"
 
 
-def test_production_hides_introspection_and_graphiql_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_production_turns_introspection_and_graphiql_off_unless_enabled(monkeypatch: pytest.MonkeyPatch) -> None:
     production = {"TASKFLOW_ENV": "production", "SECRET_KEY": LONG, "DATABASE_URL": POSTGRESQL}
     settings = load(monkeypatch, **production)
     assert (settings.is_production, settings.is_embedded) == (True, False)
@@ -285,7 +287,7 @@ def test_production_hides_introspection_and_graphiql_unless_asked_for(monkeypatc
     assert (settings.shows_graphiql, settings.allows_introspection) == (True, True)
 
 
-def test_production_lets_no_page_in_that_is_not_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_production_allows_only_listed_origins(monkeypatch: pytest.MonkeyPatch) -> None:
     production = {"TASKFLOW_ENV": "production", "SECRET_KEY": LONG, "DATABASE_URL": POSTGRESQL}
     assert load(monkeypatch, **production).allowed_origins == []
     settings = load(monkeypatch, **production, TASKFLOW_CORS_ORIGINS="https://app.example")
@@ -308,10 +310,10 @@ def test_several_workers_need_redis_in_production_too(monkeypatch: pytest.Monkey
     assert message == "Bad settings: production needs REDIS_URL (more than one worker needs Redis)"
 
 
-# The secret that is kept
+# The secret in the data folder
 
 
-def test_a_secret_is_made_once_and_kept_for_its_owner_alone(
+def test_a_secret_is_made_once_and_readable_only_by_its_owner(
     monkeypatch: pytest.MonkeyPatch, empty_folder: Path
 ) -> None:
     first = load(monkeypatch).signing_key
@@ -333,12 +335,12 @@ def test_the_kept_secret_has_mode_0600_under_any_umask(monkeypatch: pytest.Monke
     assert stat.S_IMODE((empty_folder / ".taskflow/secret").stat().st_mode) == 0o600
 
 
-def test_two_data_folders_have_two_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_data_folders_have_different_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     secrets = {load(monkeypatch, TASKFLOW_DATA_DIR=name).signing_key for name in ("one", "two")}
     assert len(secrets) == 2
 
 
-def test_a_configured_secret_leaves_no_file(monkeypatch: pytest.MonkeyPatch, empty_folder: Path) -> None:
+def test_a_configured_secret_is_not_written_to_a_file(monkeypatch: pytest.MonkeyPatch, empty_folder: Path) -> None:
     assert load(monkeypatch, SECRET_KEY=LONG).signing_key == LONG
     assert list(empty_folder.iterdir()) == []
 
@@ -353,8 +355,8 @@ print(*(Settings(_env_file=None, data_dir=f"{sys.argv[1]}/{number}").signing_key
 """
 
 
-def test_processes_that_start_at_once_agree_on_the_secret(empty_folder: Path) -> None:
-    """Fifty times, because once they seldom meet."""
+def test_processes_started_at_once_agree_on_the_secret(empty_folder: Path) -> None:
+    """Fifty times, because a single race is rarely lost."""
     command = [sys.executable, "-c", REPORT_SECRETS_WHEN_TOLD, str(empty_folder)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with ExitStack() as stack:
@@ -373,7 +375,9 @@ def test_processes_that_start_at_once_agree_on_the_secret(empty_folder: Path) ->
 
 
 @pytest.mark.parametrize("content", [b"", b"short\n", b"\n" * 40, b"\xff" * 64])
-def test_a_damaged_secret_is_not_used(monkeypatch: pytest.MonkeyPatch, empty_folder: Path, content: bytes) -> None:
+def test_a_damaged_secret_is_refused_and_left_unchanged(
+    monkeypatch: pytest.MonkeyPatch, empty_folder: Path, content: bytes
+) -> None:
     (empty_folder / "secret").write_bytes(content)
     settings = load(monkeypatch, TASKFLOW_DATA_DIR=str(empty_folder))
     with pytest.raises(ConfigurationError) as refused:
@@ -384,7 +388,7 @@ def test_a_damaged_secret_is_not_used(monkeypatch: pytest.MonkeyPatch, empty_fol
     assert (empty_folder / "secret").read_bytes() == content
 
 
-def test_a_data_folder_below_a_file_is_one_line(monkeypatch: pytest.MonkeyPatch, empty_folder: Path) -> None:
+def test_a_data_folder_below_a_file_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch, empty_folder: Path) -> None:
     (empty_folder / "file").write_text("")
     with pytest.raises(ConfigurationError) as refused:
         load(monkeypatch, TASKFLOW_DATA_DIR="file/data").signing_key  # noqa: B018

@@ -1,4 +1,4 @@
-"""The schema as a whole: what holds for every type, every field and every mutation."""
+"""The whole schema: rules for every type, every field and every mutation."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ COMMITTED = Path(__file__).parent.parent / "schema.graphql"
 EXPORTED = make_schema(make_settings()).as_str()
 SCHEMA = build_schema(EXPORTED)
 
-# What anybody may do. Whatever else is added refuses anonymous callers, or this test fails.
+# Anonymous callers may use these. Every other field must refuse them, or a test below fails.
 PUBLIC_QUERIES = {"serverInfo", "me"}
 PUBLIC_MUTATIONS = {"register", "login"}
 
@@ -48,11 +48,11 @@ TYPES = {
 }
 
 
-def test_the_committed_schema_is_the_one_of_this_code() -> None:
+def test_the_committed_schema_equals_the_exported_one() -> None:
     assert COMMITTED.read_text() == EXPORTED.rstrip() + "\n", "run `taskflow export-schema` and commit schema.graphql"
 
 
-def test_the_schema_is_the_same_under_all_settings() -> None:
+def test_the_schema_does_not_depend_on_settings() -> None:
     production = make_settings(env="production", database_url="postgresql://db/x", graphiql=True, introspection=False)
     assert make_schema(production).as_str() == EXPORTED
 
@@ -61,7 +61,7 @@ def test_the_schema_is_the_same_under_all_settings() -> None:
 
 
 def described() -> Iterator[tuple[str, str | None]]:
-    """Everything that has a description, by its path."""
+    """Everything that can have a description, with its path."""
     for name, type_ in TYPES.items():
         yield name, type_.description
         match type_:
@@ -78,7 +78,7 @@ def described() -> Iterator[tuple[str, str | None]]:
                     yield f"{name}.{value_name}", value.description
 
 
-def test_everything_is_described_for_those_who_call_it() -> None:
+def test_everything_in_the_schema_is_described() -> None:
     assert [path for path, description in described() if not (description or "").strip()] == []
 
 
@@ -90,7 +90,7 @@ def test_a_description_says_more_than_the_name() -> None:
         path
         for path, description in described()
         if plain(description or "") in {plain(path), plain(path.rpartition(".")[2]), plain(path.partition(".")[0])}
-        # The values of these are names of fields, and the fields are described where they are.
+        # The values of these enums are names of fields, which are described at their types.
         and not path.startswith(("TaskField.", "TaskOrderField."))
     ]
     assert repeating == []
@@ -100,7 +100,7 @@ def test_a_description_says_more_than_the_name() -> None:
 
 
 @pytest.mark.parametrize("name", MUTATIONS)
-def test_a_mutation_takes_one_input_and_answers_a_payload_with_errors(name: str) -> None:
+def test_a_mutation_takes_one_input_and_returns_a_payload_with_errors(name: str) -> None:
     mutation = MUTATIONS[name]
     capitalized = name[0].upper() + name[1:]
     if mutation.args:
@@ -111,7 +111,7 @@ def test_a_mutation_takes_one_input_and_answers_a_payload_with_errors(name: str)
     assert isinstance(payload, GraphQLObjectType)
     assert payload.name in (f"{capitalized}Payload", "AuthPayload")
     assert str(payload.fields["errors"].type) == "[UserError!]!"
-    # On errors the rest is null.
+    # When there are errors, everything else is null.
     assert [field for field, definition in payload.fields.items() if isinstance(definition.type, GraphQLNonNull)] == [
         "errors"
     ]
@@ -131,7 +131,7 @@ def test_a_connection_has_the_shape_that_clients_expect(name: str) -> None:
     }
 
 
-def test_every_field_that_answers_a_connection_can_be_paged() -> None:
+def test_every_field_that_returns_a_connection_takes_first_and_after() -> None:
     for name, type_ in TYPES.items():
         if isinstance(type_, GraphQLObjectType):
             for field_name, field in type_.fields.items():
@@ -139,14 +139,14 @@ def test_every_field_that_answers_a_connection_can_be_paged() -> None:
                     assert {"first", "after"} <= set(field.args), f"{name}.{field_name}"
 
 
-def test_whatever_is_a_node_has_an_id_and_can_be_found_by_it() -> None:
+def test_tasks_and_users_are_nodes_with_an_id() -> None:
     interface = TYPES["Node"]
     assert isinstance(interface, GraphQLInterfaceType)
     assert {type_.name for type_ in SCHEMA.get_implementations(interface).objects} == {"Task", "User"}
     assert {name: str(field.type) for name, field in interface.fields.items()} == {"id": "ID!"}
 
 
-def test_no_field_could_hold_a_secret_of_somebody() -> None:
+def test_no_field_is_named_after_a_password_or_hash() -> None:
     for name, type_ in TYPES.items():
         if isinstance(type_, GraphQLObjectType):
             assert [field for field in type_.fields if "password" in field.lower() or "hash" in field.lower()] == (
@@ -154,11 +154,11 @@ def test_no_field_could_hold_a_secret_of_somebody() -> None:
             )
 
 
-# ---------------------------------------------------------------- who may
+# ---------------------------------------------------------------- access
 
 
 def least(type_: GraphQLInputType) -> Any:
-    """The least that is a value of the type."""
+    """The smallest value of the type."""
     match type_:
         case GraphQLNonNull():
             return least(type_.of_type)
@@ -181,7 +181,7 @@ def is_required(type_: GraphQLInputType) -> bool:
 
 
 def operation(kind: str, name: str, field: GraphQLField) -> tuple[str, dict[str, Any]]:
-    """A document that asks for the field and nothing else, and its variables."""
+    """A document that selects only this field, and its variables."""
     required: dict[str, GraphQLArgument] = {
         argument: definition for argument, definition in field.args.items() if is_required(definition.type)
     }
@@ -195,7 +195,7 @@ def operation(kind: str, name: str, field: GraphQLField) -> tuple[str, dict[str,
     }
 
 
-async def test_every_field_refuses_anonymous_callers_but_for_the_public_ones(api: Api) -> None:
+async def test_every_field_except_the_public_ones_refuses_anonymous_callers(api: Api) -> None:
     for kind, fields, public in (("query", QUERIES, PUBLIC_QUERIES), ("mutation", MUTATIONS, PUBLIC_MUTATIONS)):
         assert public <= set(fields)
         for name, field in fields.items():
@@ -206,7 +206,7 @@ async def test_every_field_refuses_anonymous_callers_but_for_the_public_ones(api
                 if name not in public:
                     assert found == [(message, {"code": "UNAUTHENTICATED"})], name
                 elif name == "me" and token is not None:
-                    # A client must hear that its token is no longer good.
+                    # A client must learn that its token is no longer valid.
                     assert found == [(message, {"code": "UNAUTHENTICATED"})]
                 else:
                     assert found == [], name
@@ -215,7 +215,7 @@ async def test_every_field_refuses_anonymous_callers_but_for_the_public_ones(api
     assert counts == {"tasks": {"totalCount": 0}, "users": {"totalCount": 1}}
 
 
-async def test_every_field_answers_the_least_input_without_an_error_of_ours(api: Api) -> None:
+async def test_no_field_fails_internally_on_the_smallest_input(api: Api) -> None:
     ann = await api.register("ann")
     for kind, fields in (("query", QUERIES), ("mutation", MUTATIONS)):
         for name, field in fields.items():

@@ -43,7 +43,7 @@ SETTING_NAMES = {name for names in SETTINGS.values() for name in names}
 
 @pytest.fixture(autouse=True)
 def bare_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """No setting in the environment, and no `.env` in the working folder, which is returned."""
+    """Clear the settings from the environment, and return a working folder without `.env`."""
     for name in {*SETTING_NAMES, *SECRETS}:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
@@ -57,7 +57,7 @@ def env_example() -> list[tuple[str, str]]:
     return re.findall(r"^#([A-Z_]+)=(.*)$", read(".env.example"), re.MULTILINE)
 
 
-def test_env_example_names_every_setting_once_and_nothing_else() -> None:
+def test_env_example_lists_every_setting_once_and_nothing_else() -> None:
     listed = [name for name, _ in env_example()]
     assert sorted(listed) == sorted([names[-1] for names in SETTINGS.values()] + ["POSTGRES_PASSWORD"])
 
@@ -74,7 +74,7 @@ def test_env_example_gives_the_defaults(bare_environment: Path) -> None:
     (bare_environment / ".env").write_text("\n".join(f"{name}={value}" for name, value in env_example()))
     assert Settings().model_dump() == defaults
 
-    # An empty value is no value, so it would pass for any default.
+    # An empty value counts as unset, so any default would pass. Check that only unset defaults are empty.
     empty = {name for name, value in env_example() if not value}
     unset = {names[-1] for field, names in SETTINGS.items() if defaults[field] in (None, [])}
     assert empty == unset | {"POSTGRES_PASSWORD"}
@@ -89,7 +89,7 @@ def compose() -> dict[str, Any]:
 
 
 def interpolated(text: str, environment: dict[str, str]) -> str:
-    """`${NAME:-default}` and `${NAME:?message}`, as Compose reads them."""
+    """Interpolate `${NAME:-default}` and `${NAME:?message}` as Compose does."""
 
     def value(match: re.Match[str]) -> str:
         name, kind, rest = match.groups()
@@ -107,12 +107,12 @@ def test_compose_sets_only_settings_that_exist() -> None:
     assert services["migrate"]["environment"] == services["api"]["environment"]
 
 
-def test_compose_asks_only_for_variables_of_the_example() -> None:
+def test_compose_uses_only_variables_of_env_example() -> None:
     asked = set(re.findall(r"\$\{([A-Z_]+)", read("docker-compose.yml")))
     assert asked - {name for name, _ in env_example()} == set()
 
 
-def test_compose_starts_in_production_and_shows_graphiql(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compose_runs_in_production_with_graphiql(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in compose()["services"]["api"]["environment"].items():
         monkeypatch.setenv(name, interpolated(value, SECRETS))
     settings = Settings()
@@ -125,7 +125,7 @@ def test_compose_starts_in_production_and_shows_graphiql(monkeypatch: pytest.Mon
     assert settings.allows_introspection
 
 
-def test_compose_holds_no_secret_and_says_how_to_make_one() -> None:
+def test_compose_contains_no_secret_and_says_how_to_make_one() -> None:
     services = compose()["services"]
     for holder, name in [
         (services["api"]["environment"]["TASKFLOW_SECRET_KEY"], "SECRET_KEY"),
@@ -135,7 +135,7 @@ def test_compose_holds_no_secret_and_says_how_to_make_one() -> None:
     assert "taskflow:${POSTGRES_PASSWORD:?" in services["api"]["environment"]["TASKFLOW_DATABASE_URL"]
 
 
-def test_compose_waits_until_each_service_is_healthy_and_migrated() -> None:
+def test_compose_waits_for_healthy_services_and_the_migration() -> None:
     services = compose()["services"]
     assert services["api"]["depends_on"] == {
         "migrate": {"condition": "service_completed_successfully"},
@@ -149,7 +149,7 @@ def test_compose_waits_until_each_service_is_healthy_and_migrated() -> None:
     assert {service["restart"] for service in lasting.values()} == {"unless-stopped"}
 
 
-def test_compose_stops_the_server_later_than_the_server_stops_itself() -> None:
+def test_compose_waits_longer_than_the_servers_shutdown() -> None:
     grace = compose()["services"]["api"]["stop_grace_period"]
     assert int(grace.removesuffix("s")) > Settings().shutdown_timeout_seconds
 
@@ -161,14 +161,14 @@ def test_compose_keeps_data_in_named_volumes() -> None:
     assert sorted(loaded["volumes"]) == ["postgres-data", "redis-data"]
 
 
-def test_compose_publishes_the_server_alone_and_to_this_machine_alone() -> None:
+def test_compose_publishes_only_the_server_and_only_to_this_machine() -> None:
     services = compose()["services"]
     ports = {name: service["ports"] for name, service in services.items() if "ports" in service}
     assert list(ports) == ["api"]
     assert [interpolated(port, {}) for port in ports["api"]] == ["127.0.0.1:8000:8000"]
 
 
-def test_compose_itself_reads_the_file_where_it_is_installed(bare_environment: Path) -> None:
+def test_docker_compose_accepts_the_file_where_it_is_installed(bare_environment: Path) -> None:
     def docker_compose(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             ["docker", "compose", *arguments],
@@ -179,9 +179,9 @@ def test_compose_itself_reads_the_file_where_it_is_installed(bare_environment: P
         )
 
     if shutil.which("docker") is None or docker_compose("version").returncode != 0:
-        return  # The tests above read the file without it.
+        return  # The tests above read the file without Docker.
 
-    # Another project folder, so that a developer's own .env is not read.
+    # Use another project folder, so that a developer's own .env is not read.
     config = [
         "--project-directory",
         str(bare_environment),
@@ -201,7 +201,7 @@ def test_compose_itself_reads_the_file_where_it_is_installed(bare_environment: P
 
 
 def dockerfile(stage: int) -> list[tuple[str, str]]:
-    """The instructions of a stage, each with its arguments."""
+    """The instructions of a stage, with their arguments."""
     text = re.sub(r"^#.*\n", "", read("Dockerfile"), flags=re.MULTILINE).replace("\\\n", "")
     split = [line.partition(" ") for line in text.splitlines() if line]
     instructions = [(word, rest.strip()) for word, _, rest in split]
@@ -209,7 +209,7 @@ def dockerfile(stage: int) -> list[tuple[str, str]]:
     return instructions[starts[stage] : [*starts, len(instructions)][stage + 1]]
 
 
-def test_image_runs_the_server_as_nobody_in_particular() -> None:
+def test_the_image_runs_the_server_as_an_unprivileged_user() -> None:
     image = dict(dockerfile(1))
     assert int(image["USER"]) > 0
     assert json.loads(image["ENTRYPOINT"]) == ["taskflow"]
@@ -217,7 +217,7 @@ def test_image_runs_the_server_as_nobody_in_particular() -> None:
     assert re.findall(r"CMD (.*)", image["HEALTHCHECK"]) == ['["taskflow", "healthcheck"]']
 
 
-def test_image_listens_to_the_outside_and_sets_only_settings_that_exist() -> None:
+def test_the_image_listens_on_all_interfaces_and_sets_only_existing_settings() -> None:
     image = dict(dockerfile(1))
     variables = dict(pair.split("=", 1) for pair in image["ENV"].split())
     assert {name for name in variables if name.startswith("TASKFLOW_")} - SETTING_NAMES == set()
@@ -225,7 +225,7 @@ def test_image_listens_to_the_outside_and_sets_only_settings_that_exist() -> Non
     assert variables["TASKFLOW_PORT"] == image["EXPOSE"]
 
 
-def test_image_has_the_migrations_and_nothing_that_only_developers_need() -> None:
+def test_the_image_has_the_migrations_and_no_development_dependencies() -> None:
     copied = [rest.split()[:-1] for word, rest in dockerfile(0) if word == "COPY"]
     admitted = re.findall(r"^!(.*)$", read(".dockerignore"), re.MULTILINE)
     assert sorted(name for names in copied for name in names) == sorted(admitted)
@@ -282,7 +282,7 @@ def test_the_makefile_and_the_image_install_what_is_locked() -> None:
 # Makefile and .ci/run
 
 
-def test_makefile_has_every_verb_that_the_readme_names() -> None:
+def test_makefile_has_every_target_that_the_readme_names() -> None:
     text = read("Makefile")
     explained = re.findall(r"^([a-z-]+):.* ## .+$", text, re.MULTILINE)
     assert explained == [

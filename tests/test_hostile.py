@@ -1,7 +1,8 @@
-"""Requests that are meant to stop the server for everybody else, against a real `taskflow serve`.
+"""Requests that try to stop the server for everybody else, against a real `taskflow serve`.
 
-Each probe says how long a second client waited at most. The bound is generous, because the machine may be busy: without
-their cures these requests took from one to twenty seconds. `pytest tests/test_hostile.py -s` prints what it was.
+Each probe measures how long a second client waits at most. The bound is generous, because test machines are busy:
+without the countermeasures these requests took from one to twenty seconds. `pytest tests/test_hostile.py -s` prints
+the waits.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from tests.support.second_client import second_client
 
 pytestmark = pytest.mark.slow
 
-# How long a second client may wait. On an idle machine it is a tenth of a second.
+# How long a second client may wait. On an idle machine it waits a tenth of a second.
 BOUND_SECONDS = 0.7
 # How much memory a probe may leave behind.
 BOUND_MEBIBYTES = 100
@@ -48,7 +49,7 @@ class Site:
 
     @property
     def mebibytes(self) -> float:
-        """Resident memory of the server."""
+        """Resident memory of the server, in MiB."""
         process = self.server._require_process()
         (line,) = [
             each for each in Path(f"/proc/{process.pid}/status").read_text().splitlines() if each.startswith("VmRSS")
@@ -58,7 +59,7 @@ class Site:
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """A server on SQLite with 200 people and 20,000 tasks, and the token of an ADMIN."""
+    """A server on SQLite with 200 users and 20,000 tasks, and the token of an ADMIN."""
     folder = tmp_path_factory.mktemp("hostile")
     settings = {"TASKFLOW_DATA_DIR": str(folder)}
     taskflow = Path(sys.executable).with_name("taskflow")
@@ -91,7 +92,7 @@ def times(count: int, probe: Probe) -> Probe:
 
 
 def ever_new(count: int, make: Callable[[int], str], *, signed_in: bool = False) -> Probe:
-    """So many documents, none of which was seen before."""
+    """Send `count` different documents, none of which the server has seen before."""
 
     def flood(site: Site) -> httpx.Response:
         for number in range(count):
@@ -114,7 +115,7 @@ STATS = "query($f: TaskFilter) {" + aliases(60, "taskStats(filter: $f) { total }
 
 
 def tasks_of_people(people: int, tasks: int, selected: str) -> Callable[[int], str]:
-    """A document of that many people with as many tasks each, another one for each number."""
+    """Returns a function that makes a different document for each number, reading `tasks` tasks of `people` users."""
 
     def document(number: int) -> str:
         inner = f"createdTasks(first: {tasks}) {{ nodes {{ {selected} }} }}"
@@ -129,7 +130,7 @@ def chain(count: int, inline: int, last: str) -> str:
     return f"{{ ...F0 }} {' '.join(fragments)}"
 
 
-# In an order that does not repeat.
+# A random sequence, so that no two filters are alike.
 OPERATORS = (random.Random(1).choice(("eq", "ne", "contains", "startsWith")) for _ in iter(int, 1))
 
 PROBES: dict[str, Probe] = {
@@ -227,7 +228,7 @@ PROBES: dict[str, Probe] = {
 
 
 @pytest.mark.parametrize("name", PROBES)
-def test_nobody_else_waits_long(site: Site, name: str) -> None:
+def test_a_hostile_request_does_not_delay_others(site: Site, name: str) -> None:
     before = site.mebibytes
     with second_client(site.server.port) as waits:
         answer = PROBES[name](site)
@@ -240,8 +241,8 @@ def test_nobody_else_waits_long(site: Site, name: str) -> None:
     assert kept < BOUND_MEBIBYTES
 
 
-def test_a_task_is_shown_to_subscriptions_that_search_for_much(site: Site) -> None:
-    """Ninety subscriptions, each with a hundred searches, and a task with a text as long as it may be."""
+def test_subscriptions_with_many_searches_receive_a_task_without_delaying_others(site: Site) -> None:
+    """Ninety subscriptions with a hundred searches each, and a task with the longest allowed text."""
     document = "subscription($f: TaskFilter) { taskChanged(filter: $f) { task { title } } }"
     letters = "abcdefghijklmnopqrstuvwxyz"
     with connect(site.url.replace("http", "ws"), subprotocols=[Subprotocol("graphql-transport-ws")]) as socket:
@@ -252,7 +253,7 @@ def test_a_task_is_shown_to_subscriptions_that_search_for_much(site: Site) -> No
             variables = {"f": {"or": [*searches, {"title": {"eq": "Found"}}]}}
             payload = {"query": document, "variables": variables}
             socket.send(json.dumps({"id": str(number), "type": "subscribe", "payload": payload}))
-        # An answer to it comes after all of them were begun.
+        # The answer to this query shows that all subscriptions have begun.
         socket.send(json.dumps({"id": "query", "type": "subscribe", "payload": {"query": "{ __typename }"}}))
         while json.loads(socket.recv(30))["id"] != "query":
             pass
@@ -266,8 +267,8 @@ def test_a_task_is_shown_to_subscriptions_that_search_for_much(site: Site) -> No
     assert waits.longest < BOUND_SECONDS
 
 
-def test_a_front_end_is_answered_beside_a_flood_of_new_documents(site: Site) -> None:
-    """Its documents stay known: each of its requests costs one statement's time, not the parsing too."""
+def test_a_flood_of_new_documents_does_not_evict_a_front_ends_documents(site: Site) -> None:
+    """The front end's documents stay cached, so its requests need no parsing."""
     front_end = "query Front { me { id username fullName } tasks(first: 1) { nodes { id title status } } }"
     for _ in range(3):
         site.post(front_end, by=site.token)

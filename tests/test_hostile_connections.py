@@ -1,6 +1,6 @@
-"""Connections that are meant to stop the server for everybody else, against a real `taskflow serve`.
+"""Connections that try to stop the server for everybody else, against a real `taskflow serve`.
 
-The bound is generous, because the machine may be busy. With `-s` pytest prints what it was.
+The bounds are generous, because test machines are busy. With `-s` pytest prints the measured values.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tests.support.second_client import second_client
 
 pytestmark = pytest.mark.slow
 
-# How long a second client may wait. On an idle machine it is less than a tenth of a second.
+# How long a second client may wait. On an idle machine it waits less than a tenth of a second.
 BOUND_SECONDS = 0.7
 # How much memory a probe may leave behind.
 BOUND_MEBIBYTES = 100
@@ -43,7 +43,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TaskflowServer]
 
 
 def frame(opcode: int, data: bytes = b"") -> bytes:
-    """A frame of a client, with a mask of zeros."""
+    """A frame as a client sends it, with a mask of zeros."""
     length = struct.pack("!B", 0x80 | len(data)) if len(data) < 126 else struct.pack("!BH", 0x80 | 126, len(data))
     return bytes([0x80 | opcode]) + length + bytes(4) + data
 
@@ -53,7 +53,9 @@ TEXT, PING, PONG = 1, 9, 10
 
 @contextmanager
 def connected(port: int, start: bytes, *, is_read: bool) -> Iterator[socket.socket]:
-    """A socket that has sent `start`. A thread reads and throws away whatever comes after a handshake."""
+    """A socket that has sent `start`. With `is_read`, a thread reads and drops everything that comes after a
+    handshake.
+    """
     with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
         client.sendall(start)
         if start.startswith(UPGRADE):
@@ -78,7 +80,7 @@ def connected(port: int, start: bytes, *, is_read: bool) -> Iterator[socket.sock
 
 
 def flood(client: socket.socket, data: bytes) -> int:
-    """The bytes sent: `data` again and again for some seconds, or until the server closes or reads nothing."""
+    """Send `data` repeatedly for FLOOD_SECONDS, or until the server closes or stops reading. Returns the bytes sent."""
     sent, end = 0, time.monotonic() + FLOOD_SECONDS
     client.settimeout(1)
     with suppress(OSError):
@@ -109,7 +111,7 @@ def mebibytes(server: TaskflowServer) -> float:
 
 @pytest.mark.parametrize("is_read", [True, False], ids=["read", "unread"])
 @pytest.mark.parametrize("name", FLOODS)
-def test_a_flood_of_tiny_pieces_makes_nobody_wait(server: TaskflowServer, name: str, is_read: bool) -> None:
+def test_a_flood_of_tiny_pieces_does_not_delay_others(server: TaskflowServer, name: str, is_read: bool) -> None:
     start, data = FLOODS[name]
     before = mebibytes(server)
     with second_client(server.port) as waits, connected(server.port, start, is_read=is_read) as client:
@@ -121,7 +123,7 @@ def test_a_flood_of_tiny_pieces_makes_nobody_wait(server: TaskflowServer, name: 
     assert kept < BOUND_MEBIBYTES
 
 
-def test_a_client_that_closes_its_half_is_answered(server: TaskflowServer) -> None:
+def test_a_client_that_half_closes_is_answered(server: TaskflowServer) -> None:
     body = b'{"query": "{ serverInfo { name } }"}'
     head = b"POST /graphql HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
     with socket.create_connection(("127.0.0.1", server.port), timeout=10) as client:

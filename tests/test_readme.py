@@ -1,4 +1,4 @@
-"""The README's tour, run as written against a server started as written."""
+"""README's tour, run as written against a server started as written."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def answers(output: str) -> list[Any]:
 
 
 @pytest.mark.slow
-def test_the_tour_answers_as_it_says_twice_and_leaves_no_file(tmp_path: Path) -> None:
+def test_the_tour_gives_the_described_answers_twice_and_leaves_no_file(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     data, folder = tmp_path / "data", tmp_path / "folder"
@@ -40,7 +40,7 @@ def test_the_tour_answers_as_it_says_twice_and_leaves_no_file(tmp_path: Path) ->
     command = [str(Path(sys.executable).with_name("taskflow")), "serve", "--port", str(port)]
     with blocking_child(command, env=environment, cwd=tmp_path, stdout=subprocess.DEVNULL):
         assert wait_until(lambda: _answers(port), 30)
-        # Once more in the same shell, and once in another.
+        # The tour runs twice in one shell, and once more in another.
         tour = "\n".join(blocks()).replace("localhost:8000", f"127.0.0.1:{port}")
         first, second = halves(shell(f"{tour}\necho again\n{tour}", folder, environment))
         check_tour(first, registered={"user": {"username": "ada"}, "errors": []})
@@ -56,7 +56,7 @@ def halves(output: str) -> tuple[str, str]:
 
 
 def shell(script: str, folder: Path, environment: dict[str, str]) -> str:
-    """What a terminal would show."""
+    """The output that a terminal would show."""
     with blocking_child(
         ["bash", "-c", f"set -euo pipefail\n{script}"],
         cwd=folder,
@@ -100,7 +100,7 @@ def without(value: Any, *names: str) -> Any:
     return value
 
 
-def test_graphiql_and_the_tour_know_the_same_person() -> None:
+def test_graphiql_and_the_tour_use_the_same_password() -> None:
     welcome = (README.parent / "taskflow_gql/static/graphiql/app.js").read_text()
     passwords = re.findall(r'password: \\?"([^"\\]*)', "".join(blocks()) + welcome)
     assert len(passwords) == 4
@@ -115,7 +115,7 @@ def _answers(port: int) -> bool:
 
 
 @pytest.mark.parametrize("document", re.findall(r"```graphql\n(.*?)```", README.read_text(), re.DOTALL))
-def test_the_queries_are_valid(document: str) -> None:
+def test_the_queries_of_the_readme_are_valid(document: str) -> None:
     schema = build_schema(README.with_name("schema.graphql").read_text())
     assert validate(schema, parse(document)) == []
 

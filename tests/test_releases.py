@@ -41,7 +41,7 @@ def coordinate_of(description: str) -> str:
 
 
 def unannounced(old: GraphQLSchema, new: GraphQLSchema, announced: str) -> list[str]:
-    """The breaking changes of which neither the coordinate, in backticks, nor the description is in the text."""
+    """The breaking changes that the text names neither by coordinate (in backticks) nor by description."""
     changes = dict.fromkeys(change.description for change in find_breaking_changes(old, new))
     return [change for change in changes if f"`{coordinate_of(change)}`" not in announced and change not in announced]
 

@@ -8,7 +8,7 @@ from taskflow_gql.transport.middleware import Cors
 from taskflow_gql.transport.streaming import EVENT_STREAM, JSON, best_media_type
 
 
-def test_short_keys_are_looked_up_once_and_long_ones_each_time() -> None:
+def test_short_keys_are_cached_and_long_ones_are_not() -> None:
     computed = []
 
     def measure(key: str) -> int:
@@ -21,10 +21,10 @@ def test_short_keys_are_looked_up_once_and_long_ones_each_time() -> None:
 
 
 async def nothing(*_: object) -> None:
-    """An application that is not called."""
+    """An application that is never called."""
 
 
-def test_no_cache_keeps_the_long_headers_of_clients() -> None:
+def test_no_cache_keeps_long_client_headers() -> None:
     cors = Cors(nothing, allow_origins=["http://a.example"])
 
     def send(number: int) -> None:
@@ -43,12 +43,12 @@ def test_no_cache_keeps_the_long_headers_of_clients() -> None:
         after, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    # With all of them kept it would be 5 MB.
+    # If all of them were kept, it would be 5 MB.
     assert after - before < 200_000
 
 
-def test_of_a_long_accept_header_the_first_thousand_characters_count() -> None:
+def test_only_the_first_thousand_characters_of_an_accept_header_count() -> None:
     assert best_media_type("text/html," * 50 + EVENT_STREAM) == EVENT_STREAM
     assert best_media_type("text/html," * 5000 + EVENT_STREAM) == JSON
-    # No half of an entry counts: this one would mean more than it says.
+    # A truncated entry does not count: here it would mean more than the whole entry.
     assert best_media_type("x," * 500 + f"{EVENT_STREAM};q=0.5," + f"{JSON};q=0.{'0' * 900}") == EVENT_STREAM

@@ -1,11 +1,11 @@
-"""The evaluator's walk: from nothing to a deleted task, as one person with an ordinary client does it."""
+"""The evaluator's walk with an ordinary client, from registering to deleting a task."""
 
 from __future__ import annotations
 
 from tests.support.client import CREATE_TASK, REGISTER, Api
 
 
-async def test_the_walk(api: Api) -> None:
+async def test_register_sign_in_and_create_read_update_and_delete_a_task(api: Api) -> None:
     refused = await api.post(CREATE_TASK, {"input": {"title": "Too early"}})
     assert [error["extensions"]["code"] for error in refused["errors"]] == ["UNAUTHENTICATED"]
     assert refused["errors"][0]["message"] == "Not authenticated"
