@@ -2,8 +2,8 @@
 
     python bench/completion.py
 
-Both answers are compared, then timed in turn, and the best time of each is what counts: whatever makes a run slower
-is not the executor. Planning is not in it, nor parsing and validation.
+Both answers are compared, then timed in turn. The best time of each counts, because whatever slows a run down is not
+the executor. Parsing, validation and planning are not included.
 """
 
 import asyncio
@@ -83,14 +83,14 @@ def main() -> None:
         def run(executor_class: type[CompilingExecutor] | None, document: Any = document) -> Any:
             return execute(SCHEMA, document, ROOT, {}, executor_class=executor_class)
 
-        for _ in range(3):  # the first two are for the cache
+        for _ in range(3):  # the first two rounds fill the cache
             assert asyncio.run(_result(run(None))) == asyncio.run(_result(run(CompilingExecutor)))
         stock, compiled = _best(lambda: run(None), lambda: run(CompilingExecutor))
         print(f"{title:32}{stock * 1e3:11.2f} ms{compiled * 1e3:9.2f} ms{stock / compiled:8.1f}")
 
 
 def _best(*functions: Callable[[], Any]) -> list[float]:
-    """The best times in seconds, the functions taking turns."""
+    """The best time of each function, in seconds. The functions take turns."""
     best = [float("inf")] * len(functions)
 
     async def measure() -> None:

@@ -1,10 +1,10 @@
-"""Queries over a million tasks: what each costs, and that each uses an index.
+"""Queries over a million tasks: the cost of each, and a check that each uses an index.
 
     python -m bench.querying [--tasks 1000000] [--database-url URL]
 
-Starts a PostgreSQL of its own and fills it with `taskflow seed`, unless a URL of a seeded database is given. Every
-query goes through the GraphQL schema, as a client's would; its SQL is then explained. Exits 1 when a plan reads the
-tasks from end to end.
+Starts its own PostgreSQL and fills it with `taskflow seed`, unless the URL of a seeded database is given. Every
+query goes through the GraphQL schema, as a client's would. Then its SQL is explained. Exits with 1 if a plan scans
+the whole table of tasks.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ out = Console()
 
 
 class Statements(DatabaseObserver):
-    """What the app says to its database."""
+    """Collects the statements that the app sends to its database."""
 
     def __init__(self, database: Database) -> None:
         self.seen: list[tuple[str, Any]] = []
@@ -87,7 +87,7 @@ class Client:
         return Measurement(statistics.median(seconds), len(self.statements.seen), await self._plans())
 
     async def _plans(self) -> list[str]:
-        """The plans of the last query's statements on tasks."""
+        """The plans of those statements of the last query that read tasks."""
         plans = []
         async with self.engine.connect() as connection:
             for sql, parameters in list(self.statements.seen):
@@ -117,7 +117,7 @@ class Measurement:
 
 
 async def deep_cursor(client: Client, page: int) -> str:
-    """The cursor at which a page of 50 in the default order begins, found without paging there."""
+    """The cursor of a page of 50 in the default order, found without paging there."""
     async with client.engine.connect() as connection:
         row = await connection.exec_driver_sql(
             f"SELECT id FROM tasks ORDER BY created_at DESC, id DESC LIMIT 1 OFFSET {(page - 1) * 50 - 2}"  # noqa: S608
@@ -167,7 +167,7 @@ async def run(client: Client, tasks: int, show_plans: bool) -> bool:
 
 
 async def depth_ratio(client: Client, deep: str) -> float:
-    """Both pages in turn, so that the machine's moods meet both."""
+    """Measure both pages in turn, so that the load of the machine affects both."""
     await client.sign_in("user1")
     ratios = []
     for _ in range(RATIO_ROUNDS):

@@ -1,16 +1,16 @@
-"""taskflow beside its peers: the same operations on the same data, one process each.
+"""taskflow beside its peers: the same operations on the same data, with one process each.
 
     make bench [ARGS='--rounds 5 --seconds 3 --only taskflow floor --operations Page Task']
 
 Starts a durable PostgreSQL and a Redis, fills them with `taskflow seed`, starts every server, and ends them again,
-whatever happens. Before anything is measured, every server has to give the same answer to every operation.
+whatever happens. Before anything is measured, every server must give the same answer to every operation.
 
-- The servers: `taskflow serve` in production, and what is in `bench/peers`: the ordinary Strawberry stack,
+- The servers: `taskflow serve` in production, and the servers in `bench/peers`: the ordinary Strawberry stack,
   PostGraphile, Mercurius, and the floor, which is SQL and JSON by hand. Each checks a token and looks up its session.
-- They stand idle side by side and are measured in turn, each with every operation, in several rounds; what is shown is
-  the median of the rounds. The load is wrk's: one thread, so many connections, the next request when the last is
-  answered. Requests rotate through people, ids and cursors.
-- The server under load has the first core for itself. PostgreSQL, Redis and wrk have the others.
+- All servers run side by side, idle, and are measured in turn with every operation, in several rounds. The result is
+  the median of the rounds. The load is wrk's: one thread and several connections, each of which sends its next
+  request when the last is answered. Requests rotate through users, ids and cursors.
+- The server under load has the first core for itself. PostgreSQL, Redis and wrk use the others.
 """
 
 from __future__ import annotations
@@ -54,19 +54,19 @@ from tests.support.servers import Account, PostgresServer, RedisServer, Server, 
 ROOT = Path(__file__).parent.parent
 PEERS = ROOT / "bench" / "peers"
 WRK = ROOT / ".bench" / "wrk"
-# What npm has brought, or for a platform of which npm has none what is on the PATH.
+# Node from npm, or the one on the PATH for platforms that npm has none for.
 NODE = next(PEERS.glob("node_modules/node-linux-*/bin/node"), Path("node"))
 
 SECRET = "only for this bench, and long enough for HS256"
 PEOPLE, TASKS, ADMINS = 1_000, 100_000, 50
-# Different requests of one operation, asked again and again; of SetStatus as many as there are tasks to change.
+# Different requests of each operation, sent repeatedly, and the number of tasks that SetStatus changes.
 REQUESTS, WRITES = 300, 3_000
-# Pages that are asked for by their cursors.
+# Pages that are read by their cursors.
 PAGES = 10
-# Of each operation's requests, so many are compared between the servers.
+# How many requests of each operation are compared between the servers.
 COMPARED = 20
 WARM_UP_SECONDS = 2
-# After so long everything is ended, whatever it is doing.
+# The bench ends after this time, whatever it is doing.
 MOST_SECONDS = 45 * 60
 
 READS = ("Page", "Task", "Me", "People", "Filtered")
@@ -85,18 +85,18 @@ out = Console(width=None if sys.stdout.isatty() else 140)
 err = Console(stderr=True)
 
 
-# What is asked
+# Requests
 
 
 @dataclass(frozen=True)
 class Site:
-    """What was seeded, and what has to be known of it to ask for it."""
+    """The seeded data, as far as requests need it."""
 
     database_url: str
     redis_url: str
-    # Of ADMINs, who see every task.
+    # Tokens of ADMINs, who see every task.
     tokens: list[str]
-    # Well signed, of a session that is over.
+    # Correctly signed, but its session does not exist.
     revoked_token: str
     people: list[str]
     tasks: list[str]
@@ -109,7 +109,7 @@ class Request:
 
 
 def documents(name: str) -> dict[str, str]:
-    """The operations of a file, each by its name and alone."""
+    """The operations of a file by name, each as a document of its own."""
     definitions = parse((PEERS / name).read_text()).definitions
     operations = [one for one in definitions if isinstance(one, OperationDefinitionNode)]
     return {one.name.value: print_ast(one) for one in operations if one.name is not None}
@@ -125,21 +125,21 @@ def variables_of(operation: str, site: Site, cursors: dict[str, list[str | None]
             statuses = ("PENDING", "IN_PROGRESS", "COMPLETED")
             return [{"assignee": person, "status": status} for person in site.people[:100] for status in statuses]
         case "SetStatus":
-            # There and back, so that each changes something whenever the list begins anew.
+            # There and back, so that every request changes something however often the list is repeated.
             return [{"id": task, "status": status} for status in ("IN_PROGRESS", "PENDING") for task in written(site)]
     return [{}]
 
 
 def written(site: Site) -> list[str]:
-    """The tasks that are changed. PENDING before, none has a time of completion to be kept."""
+    """The tasks that are changed. They start PENDING, so they have no completion time."""
     return site.tasks[-WRITES:]
 
 
-# What is started
+# Servers and data
 
 
 class Contender(Server):
-    """One of the servers, by the command that starts it; `{port}` stands for the port."""
+    """One of the servers, by the command that starts it. `{port}` stands for the port."""
 
     stop_signals = (signal.SIGTERM,)
 
@@ -147,7 +147,7 @@ class Contender(Server):
         self, name: str, program: Sequence[str | Path], settings: dict[str, str], dialect: str, site: Site
     ) -> None:
         self.name = name
-        # By operation; `prepare` makes them.
+        # By operation. `prepare` makes them.
         self.requests: dict[str, list[Request]] = {}
         self._program, self._settings, self._site = program, settings, site
         self._documents = documents(dialect)
@@ -174,7 +174,7 @@ class Contender(Server):
         super().__exit__(*failure)
 
     def prepare(self) -> None:
-        """Make the requests. The server has to run, for cursors are its own."""
+        """Make the requests. The server must be running, because each server has its own cursors."""
         cursors = {operation: self._cursors(operation) for operation in FIELDS}
         for operation in (*READS, "SetStatus"):
             variables = variables_of(operation, self._site, cursors)
@@ -196,7 +196,7 @@ class Contender(Server):
         return Request(token, json.dumps(body))
 
 
-# The fields whose pages are asked for by cursor.
+# The fields whose pages are read by cursor.
 FIELDS = {"Page": "tasks", "People": "users"}
 
 
@@ -231,7 +231,7 @@ def taskflow_settings(site: Site, connections: int) -> dict[str, str]:
 
 @contextmanager
 def on_cores(cores: Collection[int]) -> Iterator[None]:
-    """What is started in here runs on these cores and on no others."""
+    """Everything started in the block runs on these cores only."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, cores)
     try:
@@ -264,7 +264,7 @@ async def fill(database_url: str, redis_url: str) -> Site:
     await connection.executemany("INSERT INTO sessions VALUES ($1, $2, $3, $4)", sessions)
     tokens = [signer.sign(user_id=admin, session_id=id_, issued_at=now) for id_, admin, *_ in sessions]
     revoked_token = signer.sign(user_id=admins[0], session_id=make_id(), issued_at=now)
-    # Not at any moment, which would be one server's: `begin_anew` vacuums.
+    # No autovacuum: it would slow down whichever server is being measured. `begin_anew` vacuums instead.
     for table in ("tasks", "events"):
         await connection.execute(f"ALTER TABLE {table} SET (autovacuum_enabled = false)")
     await connection.execute("VACUUM ANALYZE")
@@ -273,7 +273,7 @@ async def fill(database_url: str, redis_url: str) -> Site:
 
 
 async def begin_anew(site: Site) -> None:
-    """Make the tasks that SetStatus changes as they were, so that each of its requests changes something."""
+    """Reset the tasks that SetStatus changes, so that each of its requests changes something."""
     connection = await asyncpg.connect(site.database_url)
     await connection.execute(
         "UPDATE tasks SET status = 'PENDING', completed_at = NULL WHERE id = ANY($1)", written(site)
@@ -283,7 +283,9 @@ async def begin_anew(site: Site) -> None:
 
 
 async def end_relaying(site: Site) -> None:
-    """Return when every event has its position, so that taskflow's relay does not work in another server's time."""
+    """Return when every event has its position, so that taskflow's relay does not use CPU while another server is
+    measured.
+    """
     connection = await asyncpg.connect(site.database_url)
     async with asyncio.timeout(60):
         while await connection.fetchval("SELECT EXISTS (SELECT FROM events WHERE position IS NULL)"):  # noqa: ASYNC110
@@ -291,7 +293,7 @@ async def end_relaying(site: Site) -> None:
     await connection.close()
 
 
-# Whether all say the same
+# Comparing the answers
 
 
 def post(port: int, request: Request) -> Any:
@@ -309,7 +311,7 @@ def post(port: int, request: Request) -> Any:
 
 
 def plain(value: Any, key: str = "") -> Any:
-    """An answer in which the same instant is the same value, however it is written, and no errors are nothing."""
+    """Normalise an answer: equal instants become equal values in any spelling, and an empty `errors` is dropped."""
     if isinstance(value, dict):
         return {name: plain(one, name) for name, one in value.items() if (name, one) != ("errors", [])}
     if isinstance(value, list):
@@ -321,7 +323,7 @@ INSTANTS = ("createdAt", "updatedAt", "dueDate")
 
 
 def compare(site: Site, servers: Sequence[Contender], operations: Collection[str]) -> None:
-    """Raises RuntimeError where two servers do not answer the same, or one answers anybody."""
+    """Raises RuntimeError if two servers give different answers, or if one accepts an invalid token."""
     for server in servers:
         for token in ("", site.revoked_token):
             if not refuses(server, token):
@@ -354,17 +356,17 @@ def refuses(server: Contender, token: str) -> bool:
 
 @dataclass(frozen=True)
 class Sample:
-    """One server under load with one operation."""
+    """The result of one server under load with one operation."""
 
     requests: int
     seconds: float
     p50_ms: float
     p99_ms: float
-    # Milliseconds of processor time for each request.
+    # Milliseconds of CPU time for each request.
     server_ms: float
     database_ms: float
     load_ms: float
-    # Cores that had other work meanwhile, Redis and the waiting servers included.
+    # Cores used by other work meanwhile, including Redis and the idle servers.
     foreign_cores: float
 
     @property
@@ -377,7 +379,7 @@ class Bench:
         self.site, self.postgres, self.connections, self.folder = site, postgres, connections, folder
 
     def sample(self, server: Contender, operation: str, seconds: int) -> Sample:
-        """Raises RuntimeError if a single request fails."""
+        """Raises RuntimeError if any request fails."""
         writes = operation == "SetStatus"
         if writes:
             asyncio.run(begin_anew(self.site))
@@ -422,11 +424,11 @@ Samples = dict[tuple[str, str], list[Sample]]
 def measure(
     bench: Bench, servers: Sequence[Contender], operations: Sequence[str], rounds: int, seconds: int
 ) -> Samples:
-    """By server and operation, a sample of each round. The first round is warming up and is not among them."""
+    """The samples of each server and operation, one for each round. The first round warms up and does not count."""
     samples: Samples = {(server.name, operation): [] for server in servers for operation in operations}
     for round_ in range(rounds + 1):
         for operation in operations:
-            # Each begins as often as the others.
+            # Rotate the order, so that each server comes first equally often.
             turn = round_ % len(servers)
             for server in [*servers[turn:], *servers[:turn]]:
                 found = bench.sample(server, operation, seconds if round_ else WARM_UP_SECONDS)
@@ -446,14 +448,14 @@ def median(samples: Sequence[Sample], what: str) -> float:
 
 
 def memory_mib(pid: int) -> tuple[float, float]:
-    """RSS, and PSS, in which what is shared with others counts in part."""
+    """RSS, and PSS, which counts shared memory in proportion."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
     kib = {name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines)}
     return kib["Rss"] / 1024, kib["Pss"] / 1024
 
 
 def cold_start_seconds(server: Contender) -> float:
-    """From the start of the process to its answer to the first query."""
+    """Seconds from the start of the process to its answer to the first query."""
     server.stop()
     begun = time.perf_counter()
     server.start()
@@ -461,10 +463,11 @@ def cold_start_seconds(server: Contender) -> float:
 
 
 def show_workers(bench: Bench, rounds: int, seconds: int) -> None:
-    """One worker against two, on all cores.
+    """Compare one worker with two, on all cores.
 
-    Two workers, PostgreSQL and wrk do not fit on two cores. So besides the requests there is what the workers could do
-    were the rest elsewhere: n workers that need c of a core for a request serve n / c requests a second.
+    Two workers, PostgreSQL and wrk do not fit on two cores. So the table also has what the workers could do if
+    everything else ran elsewhere: n workers that need c seconds of a core for a request serve n / c requests a
+    second.
     """
     taskflow = [*TASKFLOW, "--port", "{port}", "--workers"]
     settings = taskflow_settings(bench.site, bench.connections)
@@ -494,11 +497,11 @@ def show_workers(bench: Bench, rounds: int, seconds: int) -> None:
     out.print(table)
 
 
-# What is shown
+# Output
 
 
 def aim(operation: str, peer: str) -> float | None:
-    """How many times the peer's requests taskflow is to serve at least."""
+    """The least ratio of taskflow's requests per second to the peer's."""
     if operation == "SetStatus":
         return None
     if peer == "floor":
@@ -543,7 +546,7 @@ def show_samples(samples: Samples, names: Sequence[str], operations: Sequence[st
 
 
 def show_processes(servers: Sequence[Contender], starts: int) -> None:
-    """Memory first: the cold start ends what has it."""
+    """Memory comes first, because measuring the cold start ends the processes."""
     table = Table("a process", *(server.name for server in servers))
     memory = [memory_mib(server.pid) for server in servers]
     table.add_row("memory after the load, MiB: RSS / PSS", *(f"{rss:.0f} / {pss:.0f}" for rss, pss in memory))

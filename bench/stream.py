@@ -1,16 +1,16 @@
-"""The stream of changes under load: how many subscriptions, how soon, for how much memory, behind how many writers.
+"""The stream of changes under load: number of subscriptions, delay, memory, and number of writers.
 
     python -m bench.stream [--subscriptions 5000 2500 1000] [--seconds 120] [--only idle light writers many]
 
-Starts a durable PostgreSQL, a Redis and two `taskflow serve`, and ends them again, whatever happens. Changes are made
-through the API. The load generator is part of the load: one process holds the subscriptions, one does the writing.
+Starts a durable PostgreSQL, a Redis and two `taskflow serve`, and ends them again, whatever happens. Changes are
+made through the API. The load generator is part of the load: one process holds the subscriptions, another writes.
 
-Every two people share a task, created by one and assigned to the other, and each has so many windows open
-(`--windows`) on both servers; a window is a WebSocket with one subscription. So a change reaches twice as many windows,
-and a task that changes once a second gives each of them one event a second.
+Every two users share a task, which one created and which is assigned to the other. Each user has `--windows` windows
+open, spread over both servers. A window is a WebSocket with one subscription. So a change reaches twice as many
+windows, and a task that changes once a second gives each of them one event a second.
 
-A change carries the time at which it was sent, so its age at delivery has the whole mutation in it. What was lost or
-repeated is found by the tasks' versions: each window has to be told of each version up to the one in the database.
+A change carries the time at which it was sent, so its age at delivery includes the whole mutation. Lost and repeated
+changes are found by the tasks' versions: each window must receive each version up to the one in the database.
 """
 
 from __future__ import annotations
@@ -60,11 +60,11 @@ from tests.support.servers import PostgresServer, RedisServer, Server, living_tr
 SECRET = "only for this bench, and long enough for HS256"
 WRITERS = 50
 IDLE_SUBSCRIPTIONS = 2000
-# Handshakes under way at once.
+# Concurrent handshakes.
 OPENING = 64
-# How long events may still be on their way when the writing is over.
+# How long events may still take to arrive after the writers have ended.
 PATIENCE_SECONDS = 60
-# After so long everything is ended, whatever it is doing.
+# The bench ends after this time, whatever it is doing.
 MOST_SECONDS = 30 * 60
 
 SUBSCRIPTION = """
@@ -82,12 +82,12 @@ out = Console()
 err = Console(stderr=True)
 
 
-# What is started
+# Servers and data
 
 
 @dataclass(frozen=True)
 class Site:
-    """What the load generator has to know. Task k is created by person 2k and assigned to person 2k + 1."""
+    """What the load generator needs to know. Task k is created by user 2k and assigned to user 2k + 1."""
 
     database_url: str
     ports: tuple[int, ...]
@@ -98,14 +98,14 @@ class Site:
 
 @dataclass(frozen=True)
 class Processes:
-    """Whose processor time is counted, by name."""
+    """The processes whose CPU time is counted, by name."""
 
     pids: dict[str, int]
 
     def cpu_seconds(self) -> dict[str, float]:
-        """And, as "others", of everything else on the machine."""
+        """CPU seconds of each process, and as "others" those of the rest of the machine."""
         ours = {name: sum(map(_cpu_seconds, living_tree(pid))) for name, pid in self.pids.items()}
-        # All but idle and iowait.
+        # Everything except idle and iowait.
         user, nice, system, _, _, *interrupts = map(int, Path("/proc/stat").read_text().splitlines()[0].split()[1:9])
         all_seconds = (user + nice + system + sum(interrupts)) / os.sysconf("SC_CLK_TCK")
         return ours | {"others": all_seconds - sum(ours.values())}
@@ -116,7 +116,7 @@ def _cpu_seconds(pid: int) -> float:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return 0.0
-    # utime, stime, and those of children that have ended: PostgreSQL's connections come and go.
+    # utime, stime, and those of ended children, because PostgreSQL's connections come and go.
     return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
 
 
@@ -158,7 +158,9 @@ def started(people: int) -> Iterator[tuple[Site, Processes]]:
 
 
 async def _seed(url: str, people: int) -> tuple[list[str], str, list[str]]:
-    """Tokens of the people and of an admin, and the tasks' ids. Nobody has a password, so nobody waits for argon2."""
+    """Returns the users' tokens, an admin's token and the tasks' ids. No user has a password: hashing would take
+    long.
+    """
     engine = create_engine(Settings(_env_file=None, database_url=url))  # type: ignore[call-arg]
     try:
         await migrate(engine)
@@ -169,7 +171,7 @@ async def _seed(url: str, people: int) -> tuple[list[str], str, list[str]]:
 
 
 async def _seed_people(engine: AsyncEngine, people: int) -> list[str]:
-    """One more than asked for, the last an admin."""
+    """Create this many users and an admin, who comes last in the list of tokens."""
     now, signer = clock.now(), TokenSigner(SECRET, timedelta(days=1))
     users, sessions, tokens = [], [], []
     for number in range(people + 1):
@@ -200,7 +202,7 @@ async def _seed_people(engine: AsyncEngine, people: int) -> list[str]:
 
 
 async def _seed_tasks(engine: AsyncEngine) -> list[str]:
-    """One for every two of the people."""
+    """Create one task for every two users."""
     now = clock.now()
     async with engine.begin() as connection:
         statement = User.__table__.select().with_only_columns(User.id).where(User.role == UserRole.MEMBER)
@@ -228,16 +230,16 @@ async def _seed_tasks(engine: AsyncEngine) -> list[str]:
     return [str(task["id"]) for task in tasks]
 
 
-# The load generator's processes
+# Processes of the load generator
 
 
 class Helper:
-    """A process of ours that runs one coroutine function with a pipe to here."""
+    """A child process that runs one coroutine function, connected by a pipe."""
 
     def __init__(self, work: Callable[..., Coroutine[Any, Any, None]], *arguments: object) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        # A daemon: ended with us.
+        # A daemon process ends with its parent.
         self.process: BaseProcess = context.Process(target=_run_helper, args=(work, theirs, arguments), daemon=True)
         self.process.start()
         theirs.close()
@@ -251,7 +253,7 @@ class Helper:
         self._pipe.send(what)
 
     def hear(self) -> Any:
-        """What the helper has to say next; raises what it failed with."""
+        """The helper's next message. Raises the error that the helper failed with."""
         said = self._pipe.recv()
         if isinstance(said, Failure):
             raise RuntimeError(f"The load generator failed:\n{said.trace}")
@@ -277,7 +279,7 @@ class Failure:
 
 
 def _run_helper(work: Callable[..., Coroutine[Any, Any, None]], pipe: Connection, arguments: Sequence[object]) -> None:
-    # Ctrl+C is for the parent, which ends us by closing the pipe.
+    # Ctrl+C is for the parent, which ends this process by closing the pipe.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         uvloop.run(work(pipe, *arguments))
@@ -296,7 +298,7 @@ async def _heard(pipe: Connection) -> Any:
 
 @dataclass
 class Deliveries:
-    """Events as they came in: when their change was sent, and when they were here, in nanoseconds of one clock."""
+    """Received events: when their change was sent and when they arrived, in nanoseconds of the same clock."""
 
     sent: array[int] = field(default_factory=lambda: array("q"))
     arrived: array[int] = field(default_factory=lambda: array("q"))
@@ -311,7 +313,7 @@ class Deliveries:
 
 
 class Window(asyncio.Protocol):
-    """A WebSocket with one subscription: as little of both protocols as a server needs to be content."""
+    """A WebSocket with one subscription. Implements as little of both protocols as the server accepts."""
 
     def __init__(self, token: str, after: str, versions: dict[str, int], told: Deliveries) -> None:
         self.is_open = asyncio.get_running_loop().create_future()
@@ -322,7 +324,7 @@ class Window(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # Not by isinstance: uvloop's transports are of no class of asyncio's.
+        # A cast, not isinstance: uvloop's transports do not derive from asyncio's classes.
         self._transport = cast(asyncio.Transport, transport)
         self._transport.write(
             b"GET /graphql HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -394,7 +396,7 @@ class Window(asyncio.Protocol):
         self._send_frame(0x1, json.dumps(message).encode())
 
     def _send_frame(self, opcode: int, payload: bytes) -> None:
-        """Masked with zeros, which the protocol allows and which leaves the payload as it is."""
+        """Mask with zeros: the protocol allows it, and the payload stays unchanged."""
         assert self._transport is not None
         length = len(payload)
         head = bytes([0x80 | opcode, 0x80 | length]) if length < 126 else bytes([0x80 | opcode, 0xFE])
@@ -407,7 +409,7 @@ class Window(asyncio.Protocol):
 
 
 def _payload_at(data: bytes, at: int) -> tuple[int, int] | None:
-    """Where the payload of the frame at `at` begins and ends; None when the frame is not all there."""
+    """Start and end of the payload of the frame at `at`, or None if the frame is incomplete."""
     if len(data) < at + 2:
         return None
     start, length = at + 2, data[at + 1] & 0x7F
@@ -419,7 +421,7 @@ def _payload_at(data: bytes, at: int) -> tuple[int, int] | None:
 
 @dataclass(frozen=True)
 class Subscribing:
-    """One subscription to be opened: where, as whom, from where on, and the tasks that it sees with their versions."""
+    """One subscription to open: the server, the user's token, the cursor, and the visible tasks with their versions."""
 
     port: int
     token: str
@@ -428,7 +430,7 @@ class Subscribing:
 
 
 async def hold_subscriptions(pipe: Connection, wanted: list[Subscribing]) -> None:
-    """Opens them and says so; when told the tasks' last versions, waits for those and hands over what has come."""
+    """Open the subscriptions and report it. When told the final versions, wait for them and send the deliveries."""
     deliveries = {subscribing.port: Deliveries() for subscribing in wanted}
     windows: list[tuple[int, Window]] = []
     room = asyncio.Semaphore(OPENING)
@@ -465,10 +467,10 @@ async def hold_subscriptions(pipe: Connection, wanted: list[Subscribing]) -> Non
 
 @dataclass(frozen=True)
 class Writing:
-    """`per_second` changes of each task, or each writer's next as soon as its last is acknowledged. `ports` in turn."""
+    """`per_second` changes of each task. If None, each writer sends its next as soon as the last is acknowledged."""
 
     ports: tuple[int, ...]
-    # Each with the token of its creator.
+    # Each task with the token of its creator.
     tasks: list[tuple[str, str]]
     writers: int
     seconds: float
@@ -477,10 +479,10 @@ class Writing:
 
 @dataclass(frozen=True)
 class Written:
-    """When each change was acknowledged, by the time at which it was sent, in nanoseconds."""
+    """When each change was acknowledged, by when it was sent, both in nanoseconds."""
 
     acknowledged: dict[int, int]
-    # The answers to those that failed.
+    # The answers to failed mutations.
     failures: list[str]
     seconds: float
 
@@ -522,7 +524,9 @@ async def write(pipe: Connection, writing: Writing) -> None:
 
 
 def _schedule(writing: Writing, number: int) -> Iterator[tuple[float, tuple[str, str]]]:
-    """The writer's changes: at which second, and which task. The tasks of all writers take turns evenly."""
+    """The changes of one writer: the second at which each is due, and its task. All writers' tasks are spread
+    evenly.
+    """
     places = range(number, len(writing.tasks), writing.writers)
     round_ = 0
     while True:
@@ -548,12 +552,12 @@ def _request(token: str, payload: dict[str, Any]) -> bytes:
 
 @dataclass(frozen=True)
 class Run:
-    """What became of some writing under some subscriptions."""
+    """The result of writing with some subscriptions open."""
 
     opening_seconds: float
     by_port: dict[int, Deliveries]
     written: Written
-    # Of one core, by process.
+    # CPU use of each process, as a share of one core.
     cpu: dict[str, float]
 
     @property
@@ -564,11 +568,11 @@ class Run:
         return together
 
     def since_sent(self, deliveries: Deliveries) -> list[float]:
-        """Milliseconds, sorted."""
+        """Milliseconds since each change was sent, sorted."""
         return sorted((arrived - sent) / 1e6 for sent, arrived in zip(deliveries.sent, deliveries.arrived, strict=True))
 
     def since_acknowledged(self, deliveries: Deliveries) -> list[float]:
-        """Milliseconds, sorted; 0 for what arrived before its own mutation was answered."""
+        """Milliseconds since each change was acknowledged, sorted. 0 if it arrived before its mutation was answered."""
         acknowledged = self.written.acknowledged
         pairs = zip(deliveries.sent, deliveries.arrived, strict=True)
         return sorted(max(0.0, (arrived - acknowledged[sent]) / 1e6) for sent, arrived in pairs if sent in acknowledged)
@@ -583,7 +587,7 @@ def run(site: Site, processes: Processes, wanted: list[Subscribing], writing: Wr
         begun = time.perf_counter()
         holder.hear()
         opening_seconds = time.perf_counter() - begun
-        # Until the last of them has read the table and is live.
+        # Time for the last subscription to finish reading the table and go live.
         time.sleep(2 + len(wanted) / 1000)
         with Helper(write, writing) as writer:
             everyone = Processes(processes.pids | {"subscribers": holder.pid, "writers": writer.pid})
@@ -615,7 +619,7 @@ def changes_cursor(site: Site) -> str:
 
 
 def windows_of_people(site: Site, number: int, windows: int) -> list[Subscribing]:
-    """So many subscriptions, so many of one person, each person's on both servers in turn."""
+    """This many subscriptions, `windows` for each user. Each user's windows alternate between the servers."""
     versions, after = asyncio.run(_versions(site)), changes_cursor(site)
     wanted = []
     for place in range(number):
@@ -631,18 +635,18 @@ def tasks_of(site: Site, number: int) -> list[tuple[str, str]]:
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """Of sorted values."""
+    """A percentile of sorted values."""
     return values[min(len(values) - 1, int(len(values) * share))]
 
 
 def figures(values: Sequence[float]) -> list[str]:
-    """Mean, median, 99th percentile and greatest of sorted values."""
+    """Mean, median, 99th percentile and maximum of sorted values."""
     chosen = [statistics.fmean(values), percentile(values, 0.5), percentile(values, 0.99), values[-1]]
     return [f"{value:,.1f}" for value in chosen]
 
 
 class Report:
-    """One table for everything, printed at the end or at Ctrl+C."""
+    """One table with all results, printed at the end or at Ctrl+C."""
 
     def __init__(self) -> None:
         self.table = Table("measured", "result", "bar", title="The stream, two server processes")
@@ -653,7 +657,7 @@ class Report:
 
 
 def measure_idle(site: Site, processes: Processes, report: Report) -> None:
-    """Memory of one server for each subscription to which nothing happens."""
+    """Memory of one server for each idle subscription."""
     pid, port = processes.pids["server 1"], site.ports[0]
 
     def hold(number: int) -> int:
@@ -663,7 +667,7 @@ def measure_idle(site: Site, processes: Processes, report: Report) -> None:
             time.sleep(5)
             return rss_kib(pid)
 
-    # The first connections bring modules, compiled statements and a full pool with them.
+    # The first connections load modules, compile statements and fill the pool, so warm up before measuring.
     hold(200)
     time.sleep(5)
     before = rss_kib(pid)
@@ -676,7 +680,7 @@ def measure_idle(site: Site, processes: Processes, report: Report) -> None:
 
 
 def measure_light(site: Site, processes: Processes, report: Report) -> None:
-    """1 writer, 10 changes a second, 10 subscriptions, half of them in the writer's process."""
+    """One writer with 10 changes a second, and 10 subscriptions, half of them in the writer's server process."""
     wanted = windows_of_people(site, 10, 5)
     writing = Writing(site.ports[:1], tasks_of(site, 1), writers=1, seconds=30, per_second=10)
     found = run(site, processes, wanted, writing)
@@ -694,7 +698,7 @@ def measure_light(site: Site, processes: Processes, report: Report) -> None:
 
 
 def measure_writers(site: Site, processes: Processes, report: Report, seconds: float) -> None:
-    """As many changes as the writers can make; if their news come late, fewer."""
+    """As many changes as the writers can make. If deliveries lag behind, repeat with fewer."""
     share, per_second = 1.0, None
     while True:
         versions, after = asyncio.run(_versions(site)), changes_cursor(site)
@@ -720,7 +724,9 @@ def measure_writers(site: Site, processes: Processes, report: Report, seconds: f
 
 
 def measure_many(site: Site, processes: Processes, report: Report, number: int, windows: int, seconds: float) -> bool:
-    """Whether so many subscriptions with an event a second each were told everything, in less than a second."""
+    """Whether this many subscriptions with an event a second each received everything, in less than a second on
+    average.
+    """
     wanted = windows_of_people(site, number, windows)
     tasks = tasks_of(site, -(-number // (2 * windows)))
     writing = Writing(site.ports, tasks, min(WRITERS, len(tasks)), seconds, per_second=1)
@@ -754,7 +760,7 @@ def main(arguments: argparse.Namespace) -> bool:
             if "writers" in arguments.only:
                 measure_writers(site, processes, report, min(30.0, arguments.seconds))
             if "many" in arguments.only:
-                # From the most down to the first that is well.
+                # From the highest number down to the first that passes.
                 is_well = any(
                     measure_many(site, processes, report, number, arguments.windows, arguments.seconds)
                     for number in sorted(arguments.subscriptions, reverse=True)

@@ -1,1 +1,1 @@
-"""The servers that taskflow is compared with; see `bench/serving.py`."""
+"""The servers that taskflow is compared with. See `bench/serving.py`."""

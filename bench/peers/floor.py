@@ -1,7 +1,7 @@
-"""The floor: what the operations cost with no GraphQL at all. Starlette, asyncpg, orjson, and one statement each.
+"""The floor: the cost of the operations without GraphQL. Starlette, asyncpg, orjson, and one statement each.
 
-It knows the operations of `taskflow.graphql` by name, looks at nothing else of the document, and answers what a GraphQL
-server would. Tokens are checked as by the others.
+It knows the operations of `taskflow.graphql` by name, ignores the rest of the document, and answers like a GraphQL
+server. It checks tokens like the other servers.
 """
 
 from __future__ import annotations
@@ -207,7 +207,7 @@ async def read_ids_as_text(connection: asyncpg.Connection[asyncpg.Record]) -> No
 
 
 async def leave_as_is(_connection: asyncpg.Connection[asyncpg.Record]) -> None:
-    """In place of the reset, which would be one more round trip for each request; nothing here changes a session."""
+    """Replaces the reset, which would cost a round trip for each request. Nothing here changes the session's state."""
 
 
 @asynccontextmanager

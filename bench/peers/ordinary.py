@@ -1,7 +1,7 @@
 """The ordinary stack: Strawberry on graphql-core's executor, ORM entities, and a DataLoader for each relation.
 
-As Strawberry's pages on DataLoaders, on deployment and on its extensions have it. Entities and tokens are the project's
-own, so that what differs is how GraphQL is served.
+It follows Strawberry's documentation of DataLoaders, deployment and extensions. Entities and tokens are this
+project's own, so that the servers differ only in how they serve GraphQL.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ strawberry.enum(TaskPriority)
 
 
 class Context:
-    """One request's, with the loaders that gather what its resolvers ask for."""
+    """The context of one request, with the loaders that batch what its resolvers read."""
 
     def __init__(self, viewer: models.User) -> None:
         self.viewer = viewer
@@ -58,7 +58,7 @@ class Context:
         self._first_tasks: dict[tuple[str, int], DataLoader[UUID, list[Task]]] = {}
 
     def first_tasks(self, relation: InstrumentedAttribute[Any], first: int) -> DataLoader[UUID, list[Task]]:
-        """The newest tasks of each of some people."""
+        """A loader of the newest tasks of each user."""
 
         async def load(user_ids: list[UUID]) -> list[list[Task]]:
             return await self._load_first_tasks(relation, first, user_ids)
@@ -347,7 +347,7 @@ class GraphQLView(GraphQL[Context, None]):
         return Context(await require_viewer(request.headers.get("authorization", "").removeprefix("Bearer ")))
 
 
-# Made once: made for each request, as a factory would, they are other rules each time and the cache never hits.
+# Made once: a factory would make different rules for each request, and the validation cache would never hit.
 _limits = [*QueryDepthLimiter(max_depth=15).validation_rules, *MaxAliasesLimiter(max_alias_count=60).validation_rules]
 
 schema = strawberry.Schema(
