@@ -1,8 +1,8 @@
-"""uvicorn, with bounds on what a client may send, hold open and leave unread.
+"""uvicorn's protocols with limits on what a client may send, hold open and leave unread.
 
-uvicorn bounds neither the head of a request nor the time that a client takes for it, and it accepts connections until
-the process has no descriptor left. The protocol classes here add that. Once a second `OpenConnections` looks at every
-connection; nothing sets a timer for each request.
+uvicorn limits neither the head of a request nor the time that a client takes to send it, and it accepts connections
+until the process runs out of file descriptors. The protocol classes here add these limits. `OpenConnections` checks
+every connection once a second, because a timer for each request would cost more.
 """
 
 from __future__ import annotations
@@ -39,43 +39,45 @@ if sys.platform != "win32":
 
 log = logging.getLogger(__name__)
 
-# Of a request line with its headers; of chunk sizes, chunk extensions and trailers as well.
+# The request line and the headers together. Chunk sizes, chunk extensions and trailers count too.
 MAX_HEAD_BYTES = 32 * 1024
-# The number that the WebSocket library takes; browsers send about 20.
+# The limit of the WebSocket library, used for HTTP too. Browsers send about 20 headers.
 MAX_HEADERS = MAX_NUM_HEADERS
-# Bytes beside the body that each piece of a body may bring without counting as head: a chunk's size and line ends.
+# Overhead that each piece of a body may have before it counts as head: a chunk's size and its line ends.
 _CHUNK_FRAME_BYTES = 16
-# The event loop reads up to 256 KB at once, as much as 40,000 WebSocket frames. They are parsed in pieces.
+# The event loop reads up to 256 KB at once, which can hold 40,000 WebSocket frames. Parsing them in pieces of this
+# size lets other connections run in between.
 _PIECE_BYTES = 2048
-# All connections together parse pieces for so long in one turn of the event loop.
+# How long all connections together parse pieces in one iteration of the event loop.
 _PARSING_SECONDS = 0.002
-# Requests that wait for the answer to an earlier one. The parser cannot stop in the middle of what was read, and 250 KB
-# have room for 10,000.
+# Pipelined requests that wait for an earlier response. The parser cannot stop inside one read, and a read of 250 KB can
+# hold 10,000 requests.
 _MAX_PIPELINED = 32
-# nginx and the load balancers of the large clouds keep an idle connection for 60 s. A server that closes earlier
-# meets requests that are already on their way.
+# nginx and the load balancers of the large clouds keep an idle connection for 60 s. A server that closes first would
+# lose requests that are already on their way.
 _KEEP_ALIVE_SECONDS = 75
-# The slowest client that is not cut off, averaged over the time-out; the time-out itself is for free.
+# Clients that read or send more slowly are cut off. Reading is averaged over the time-out; a body may take the time-out
+# in addition.
 _MIN_BYTES_PER_SECOND = 1024
-# How long a refused client's input is read and thrown away. A socket closed with unread input is reset, and then the
-# client may not see the answer.
+# How long input of a refused client is read and discarded. Closing a socket with unread input resets the connection,
+# and the client may then lose the response.
 _LINGER_SECONDS = 2
-# Descriptors for what is no connection: log, event loop, listener, SQLite, Redis, files that are being sent.
+# Descriptors reserved for everything but connections: log, event loop, listener, SQLite, Redis, static files.
 _OTHER_DESCRIPTORS = 64
-# A process keeps this part of its descriptors free: the loop accepts a burst before the first of it is looked at.
+# The fraction of descriptors to keep free: the event loop accepts a whole burst before `admit` sees its first one.
 _SPARE_DESCRIPTORS = 0.1
-_MOST_DESCRIPTORS = 1024 * 1024
+_MAX_DESCRIPTORS = 1024 * 1024
 _SECONDS_BETWEEN_WARNINGS = 60
 _ADVICE_ON_CONNECTIONS = (
     "Idle ones are closed first. See TASKFLOW_MAX_CONNECTIONS, TASKFLOW_MAX_CONNECTIONS_PER_ADDRESS"
 )
-# In Linux's `struct tcp_info`: where `tcpi_bytes_acked` stands, the bytes up to its end, and a value of `tcpi_state`.
+# Linux's `struct tcp_info`: the offset of `tcpi_bytes_acked`, the offset of its end, and the state TCP_CLOSE.
 _BYTES_ACKED_AT = 120
 _TCP_INFO_BYTES = 128
 _TCP_CLOSE = 7
 
 _SECURITY_HEADERS = [
-    # An answer is what its Content-Type says, and no script because a browser guesses so.
+    # Browsers must not guess from the content that a response is a script.
     ("X-Content-Type-Options", "nosniff"),
     # A GET request has the query and its variables in the URL.
     ("Referrer-Policy", "no-referrer"),
@@ -83,38 +85,38 @@ _SECURITY_HEADERS = [
 
 Network = IPv4Network | IPv6Network
 
-# How far the client has come with its current request.
+# The part of its current request that the client is sending.
 _IDLE, _HEAD, _BODY, _REFUSED = range(4)
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What all connections of a process together, and each by itself, may hold."""
+    """Limits for the connections of one process: all of them, those of one address, and each."""
 
     connections: int
     connections_per_address: int
-    # For the head of a request, and again for its body.
+    # Time for the head of a request, and the same again for its body.
     request_seconds: int
-    # For some of an answer to be taken.
+    # How long a client may read nothing of a response before it is cut off.
     send_seconds: int
-    # Of answers over HTTP that the clients of one address have not read.
+    # Bytes of HTTP responses that the clients of one address have not read.
     unsent_bytes_per_address: int
     trusted_proxies: tuple[Network, ...]
 
 
 class ServerConfig(uvicorn.Config):
-    """uvicorn's configuration, and through it what the connections of one process share."""
+    """uvicorn's configuration. It also carries what the connections of one process share."""
 
     limits: Limits
 
-    # Made on first use, which is in the worker process: this object is pickled on its way there.
+    # Made on first use, in the worker process: the configuration is pickled when a worker is spawned.
     @cached_property
     def open_connections(self) -> OpenConnections:
         return OpenConnections(self.limits)
 
 
 def uvicorn_config(app: ASGIApp | str, settings: Settings, *, is_factory: bool = False) -> ServerConfig:
-    """The one configuration of the HTTP server, for `taskflow serve` and for the tests."""
+    """The configuration of the HTTP server. `taskflow serve` and the tests use the same one."""
     config = ServerConfig(
         cast(Any, app),
         factory=is_factory,
@@ -122,14 +124,14 @@ def uvicorn_config(app: ASGIApp | str, settings: Settings, *, is_factory: bool =
         http=HttpProtocol,
         ws=SocketProtocol,
         ws_max_size=settings.max_websocket_message_bytes,
-        # Compression keeps 64 KiB for each socket, and its messages are small.
+        # Compression would keep 64 KiB for each socket, and messages are small.
         ws_per_message_deflate=False,
         log_config=None,
         log_level=settings.log_level.lower(),
         access_log=False,
         server_header=False,
         headers=_SECURITY_HEADERS,
-        # Given also where there are none: uvicorn would read FORWARDED_ALLOW_IPS, and without that trust loopback.
+        # Passed even when empty: uvicorn would read FORWARDED_ALLOW_IPS instead, and trust loopback by default.
         proxy_headers=bool(settings.trusted_proxies),
         forwarded_allow_ips=[str(network) for network in _with_mapped(settings.trusted_proxies)],
         timeout_graceful_shutdown=settings.shutdown_timeout_seconds,
@@ -139,7 +141,7 @@ def uvicorn_config(app: ASGIApp | str, settings: Settings, *, is_factory: bool =
         connections_per_address=settings.max_connections_per_address,
         request_seconds=settings.request_timeout_seconds,
         send_seconds=settings.stream_send_timeout_seconds,
-        # As much as the sockets of a person.
+        # The same limit as for all sockets of one person.
         unsent_bytes_per_address=2 * settings.max_unsent_bytes,
         trusted_proxies=tuple(settings.trusted_proxies),
     )
@@ -147,7 +149,7 @@ def uvicorn_config(app: ASGIApp | str, settings: Settings, *, is_factory: bool =
 
 
 def _with_mapped(networks: Iterable[Network]) -> list[Network]:
-    """IPv4 networks also as they look on a socket that listens on `::`."""
+    """The networks, and each IPv4 network also in the IPv6 form that a socket listening on `::` reports."""
     mapped = [
         IPv6Network(f"::ffff:{network.network_address}/{96 + network.prefixlen}")
         for network in networks
@@ -157,11 +159,11 @@ def _with_mapped(networks: Iterable[Network]) -> list[Network]:
 
 
 def raise_descriptor_limit() -> None:
-    """Takes as many file descriptors as the system gives without asking: soft limits are often 1,024."""
+    """Raise the soft limit of open files to the hard limit: the soft limit is often 1,024."""
     if sys.platform == "win32":
         return
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MOST_DESCRIPTORS)
+    wanted = _MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MAX_DESCRIPTORS)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         try:
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
@@ -171,19 +173,19 @@ def raise_descriptor_limit() -> None:
 
 def descriptor_limit() -> int:
     if sys.platform == "win32":
-        return _MOST_DESCRIPTORS
+        return _MAX_DESCRIPTORS
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return _MOST_DESCRIPTORS if soft == resource.RLIM_INFINITY else min(soft, _MOST_DESCRIPTORS)
+    return _MAX_DESCRIPTORS if soft == resource.RLIM_INFINITY else min(soft, _MAX_DESCRIPTORS)
 
 
 def connections_by_descriptors(settings: Settings) -> int:
-    """How many connections a process can hold and still open its database."""
+    """How many connections a process can hold and still have descriptors for its database and other files."""
     others = _OTHER_DESCRIPTORS + settings.database_pool_size + settings.database_max_overflow
     return max(16, int(descriptor_limit() * (1 - _SPARE_DESCRIPTORS)) - others)
 
 
 def problem_of_descriptors(settings: Settings) -> str | None:
-    """What to do where the descriptors do not reach for TASKFLOW_MAX_CONNECTIONS; None where they do."""
+    """What the operator should do if there are too few descriptors for TASKFLOW_MAX_CONNECTIONS; otherwise None."""
     room = connections_by_descriptors(settings)
     if room >= settings.max_connections:
         return None
@@ -200,18 +202,18 @@ class _Address:
 
     name: str
     is_trusted: bool
-    # A dictionary keeps them in the order of their opening.
+    # A dictionary as an ordered set: oldest connection first.
     connections: dict[Connection, None] = field(default_factory=dict)
-    # When nothing was found to close in favour of a new connection: that search is not made twice in a second.
+    # When `_make_room` last found nothing to close here. It is not called again within the same second.
     all_busy_at: int = -1
 
 
 class OpenConnections:
-    """All connections of this process: who may open one more, and which have waited too long for their client."""
+    """All connections of this process. Admits new ones and closes those whose clients are too slow."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
-        # Seconds that the event loop has had time to count. While it stands still, no client grows overdue.
+        # Seconds, counted by a timer. While the event loop is blocked it stands still, so no client times out for that.
         self.now = 0
         self._count = 0
         self._addresses: dict[str, _Address] = {}
@@ -219,12 +221,12 @@ class OpenConnections:
         self._all_busy_at = -1
         self._warned_at: int | None = None
         self._group_of = lru_cache(maxsize=1024)(self._find_group)
-        # Connections with input that was read and is not parsed yet.
+        # Connections with input that has been read but not parsed.
         self._unparsed: deque[_InPieces] = deque()
         self._is_parsing = False
 
     def parse_later(self, connection: _InPieces) -> None:
-        """Parses this connection's input in later turns of the event loop. Connections take turns of a piece each."""
+        """Parse this connection's input later. Connections take turns, one piece each."""
         self._unparsed.append(connection)
         if not self._is_parsing:
             self._is_parsing = True
@@ -241,19 +243,19 @@ class OpenConnections:
             asyncio.get_running_loop().call_soon(self._parse_for_a_while)
 
     def admit(self, connection: Connection) -> int:
-        """0 when the connection is counted from now on, else the HTTP status of the refusal.
+        """Count the connection and return 0, or return the HTTP status of the refusal.
 
-        At a limit the connections that have waited longest for their client make room; those whose requests are being
-        answered, streams and WebSockets stay.
+        At a limit, the connections that have waited longest for their clients are closed to make room. WebSockets,
+        streams and connections with a request in progress are kept.
         """
         address = self._address_of(connection)
-        if not address.is_trusted and len(address.connections) >= self._most_per_address:
-            self._warn(f"{address.name} has {len(address.connections)} connections open, and may not have more")
+        if not address.is_trusted and len(address.connections) >= self._max_per_address:
+            self._warn(f"{address.name} has {len(address.connections)} connections open, the limit for an address")
             if address.all_busy_at == self.now or not _make_room([address]):
                 address.all_busy_at = self.now
                 return 429
         if self._count >= self.limits.connections:
-            self._warn(f"{self._count} connections are open, which is all that this process can hold")
+            self._warn(f"{self._count} connections are open, which is the limit of this process")
             if self._all_busy_at == self.now or not _make_room(self._addresses.values()):
                 self._all_busy_at = self.now
                 return 503
@@ -270,7 +272,7 @@ class OpenConnections:
             self._timer = asyncio.get_running_loop().call_later(1, self._look_at_all)
 
     def remove(self, connection: Connection) -> None:
-        """Does nothing for one that is not counted."""
+        """Stop counting the connection. Does nothing if it was not counted."""
         address = connection.address
         if address is None:
             return
@@ -281,8 +283,8 @@ class OpenConnections:
             self._addresses.pop(address.name, None)
 
     @property
-    def _most_per_address(self) -> int:
-        # With few descriptors one address could otherwise hold them all.
+    def _max_per_address(self) -> int:
+        # If there are few descriptors, one address could otherwise hold them all.
         return min(self.limits.connections_per_address, max(1, self.limits.connections // 2))
 
     def _look_at_all(self) -> None:
@@ -295,9 +297,9 @@ class OpenConnections:
                 self._bound_unsent(address)
 
     def _bound_unsent(self, address: _Address) -> None:
-        """Closes the HTTP connections with the longest unread answers, until the rest is within the bound.
+        """Close the HTTP connections with the most unread bytes until the rest is within the limit.
 
-        One connection may keep any answer.
+        The last connection is never closed: a single response may be larger than the limit.
         """
         unsent = {
             connection: connection.transport.get_write_buffer_size()
@@ -307,7 +309,7 @@ class OpenConnections:
         total = sum(unsent.values())
         if total <= self.limits.unsent_bytes_per_address:
             return
-        self._warn(f"{address.name} does not read {total} bytes of answers", "See TASKFLOW_MAX_UNSENT_BYTES")
+        self._warn(f"{address.name} has not read {total} bytes of responses", "See TASKFLOW_MAX_UNSENT_BYTES")
         for connection in sorted(unsent, key=unsent.__getitem__, reverse=True):
             if total <= self.limits.unsent_bytes_per_address or unsent[connection] == total:
                 break
@@ -319,17 +321,17 @@ class OpenConnections:
         return self._addresses.get(name) or _Address(name, is_trusted)
 
     def _find_group(self, host: str) -> tuple[str, bool]:
-        """What counts as one address, and whether it is a trusted proxy."""
+        """The name under which the host is counted, and whether it is a trusted proxy."""
         if not host:
-            # A Unix socket has no address; what speaks there is a proxy.
+            # A Unix socket has no address. Only a proxy connects to it.
             return host, True
         address = ip_address(host)
         if isinstance(address, IPv6Address):
-            # An IPv4 client of a socket that listens on `::`.
+            # An IPv4 client on a socket that listens on `::` has a mapped address.
             address = address.ipv4_mapped or address
         is_trusted = any(address in network for network in self.limits.trusted_proxies)
         if isinstance(address, IPv6Address):
-            # Providers give each customer at least 2^64 IPv6 addresses.
+            # Providers give each customer at least a /64, so count that as one address.
             return str(IPv6Network((address, 64), strict=False)), is_trusted
         return str(address), is_trusted
 
@@ -344,9 +346,10 @@ class OpenConnections:
 
 
 def _make_room(addresses: Iterable[_Address]) -> bool:
-    """Closes the connections that have waited longest for their client, those of the busiest address first.
+    """Close the connections that have waited longest for their clients, starting with the busiest address.
 
-    One in twenty of them at a time: who opens connections in a loop must not cause a search for each.
+    Closes one in twenty at a time, so that opening connections in a loop does not cause a search for each of them.
+    Returns False if none is waiting.
     """
     waiting = [
         connection
@@ -367,9 +370,9 @@ def _order_of_closing(connection: HttpProtocol) -> tuple[int, int]:
 
 
 class _InPieces(asyncio.Protocol):
-    """Parses long input piece by piece, with turns of other connections between the pieces.
+    """Parses long input in pieces and lets other connections run between them.
 
-    While input waits, nothing more is read from the socket.
+    While unparsed input remains, reading from the socket is paused.
     """
 
     transport: asyncio.Transport
@@ -382,13 +385,13 @@ class _InPieces(asyncio.Protocol):
         if self._unparsed is None and len(data) <= _PIECE_BYTES:
             self.parse(data)
             return
-        # The transport may have read once more after an application resumed it.
+        # Earlier input may be unparsed: the transport can have read once more after the application resumed it.
         self._unparsed = memoryview(data if self._unparsed is None else bytes(self._unparsed) + data)
         self.transport.pause_reading()
         self.go_on_parsing()
 
     def go_on_parsing(self) -> None:
-        """Asks for a turn when there is input to parse, else reads on."""
+        """Schedule parsing if there is unparsed input, otherwise resume reading."""
         if self._unparsed is None:
             if not self.is_held and not self.transport.is_closing():
                 self.transport.resume_reading()
@@ -411,7 +414,7 @@ class _InPieces(asyncio.Protocol):
 
     @property
     def is_held(self) -> bool:
-        """Whether nothing may be parsed or read until the application has taken what came before."""
+        """Whether parsing and reading must wait until the application has consumed earlier input."""
         raise NotImplementedError
 
     def parse(self, data: bytes) -> None:
@@ -419,7 +422,7 @@ class _InPieces(asyncio.Protocol):
 
 
 class _Flow(FlowControl):
-    """uvicorn's, of which only `resume_reading` differs: input that waits is parsed before more is read."""
+    """uvicorn's flow control. Its `resume_reading` parses the remaining input before it reads more."""
 
     def __init__(self, transport: asyncio.Transport, connection: _InPieces) -> None:
         super().__init__(transport)
@@ -432,7 +435,7 @@ class _Flow(FlowControl):
 
 
 class HttpProtocol(_InPieces, HttpToolsProtocol):
-    """uvicorn's, with bounds. `OpenConnections` calls `look_at` once a second."""
+    """uvicorn's HTTP protocol with limits. `OpenConnections` calls `look_at` once a second."""
 
     def __init__(
         self,
@@ -445,13 +448,13 @@ class HttpProtocol(_InPieces, HttpToolsProtocol):
         self.open_connections = config.open_connections
         self.address: _Address | None = None
         self.stage = _IDLE
-        # When the stage began, or the last answer ended.
+        # When the stage began or the last response ended, by `OpenConnections.now`.
         self.since = self.open_connections.now
-        # Bytes of this request that are no body.
+        # Bytes of this request outside its body.
         self.head_bytes = 0
         self.body_bytes = 0
         self.unsent = _Unsent()
-        # The client has closed its half of the connection, and waits for an answer or is gone.
+        # The client has sent EOF. It either waits for a response or is gone.
         self.is_half_closed = False
 
     # Once for each connection
@@ -461,7 +464,7 @@ class HttpProtocol(_InPieces, HttpToolsProtocol):
         self.flow = _Flow(transport, self)
         status = self.open_connections.admit(self)
         if status:
-            # Not `refuse`, which lingers: this one is not counted.
+            # Not `refuse`, which keeps the connection open for a while: this connection is not counted.
             self.stage = _REFUSED
             message = "Too many connections" if status == 503 else "Too many connections from your address"
             transport.write(self._answer(status, message))
@@ -472,8 +475,8 @@ class HttpProtocol(_InPieces, HttpToolsProtocol):
         super().connection_lost(exc)
 
     def eof_received(self) -> bool:  # type: ignore[override]
-        """Whether the connection stays open. Some clients close their half after the request (`nc -N`)."""
-        # A stream has no end of its own: one that has begun ends when its client says nothing more.
+        """Return whether to keep the connection open: some clients send EOF after the request (`nc -N`)."""
+        # A stream does not end by itself, so EOF from its client ends it.
         if self.transport.is_closing() or not self.is_answering or self.cycle.chunked_encoding:
             return False
         self.is_half_closed = True
@@ -483,18 +486,18 @@ class HttpProtocol(_InPieces, HttpToolsProtocol):
 
     def handle_websocket_upgrade(self) -> None:
         lines = [self.url, *(name + value for name, value in self.headers)]
-        # Longer ones the WebSocket library leaves without an answer. With room for `GET`, `HTTP/1.1`, colons.
+        # The WebSocket library does not respond to longer lines. 32 bytes are for `GET`, `HTTP/1.1` and separators.
         if max(map(len, lines)) > MAX_LINE_LENGTH - 32:
             self.refuse(431, f"A line of a WebSocket's request may have at most {MAX_LINE_LENGTH} bytes")
             return
         self.open_connections.remove(self)
-        # A client sends nothing more before the handshake's answer. What it sent all the same is thrown away.
+        # Clients must wait for the response to the handshake. Anything sent before it is discarded.
         self._unparsed = None
         super().handle_websocket_upgrade()
         protocol = self.transport.get_protocol()
         assert isinstance(protocol, SocketProtocol)
         if not protocol.handshake_initiated:
-            # It was no request for it, as one with a body.
+            # Not a valid handshake: a request with a body, for example.
             self.transport.write(self._answer(400, "Invalid WebSocket request"))
             self.transport.close()
 
@@ -510,7 +513,7 @@ class HttpProtocol(_InPieces, HttpToolsProtocol):
         try:
             self._feed(data)
         except httptools.HttpParserError as error:
-            # The parser wraps what its callbacks raise.
+            # The parser wraps exceptions of its callbacks.
             refused = error.__context__
             if isinstance(refused, _Refused):
                 self.refuse(refused.status, str(refused))
@@ -520,7 +523,7 @@ class HttpProtocol(_InPieces, HttpToolsProtocol):
             self.refuse(refused.status, str(refused))
 
     def _feed(self, data: bytes) -> None:
-        """Never gives the parser more than the rest of what a head may have: what turns out to be body comes off."""
+        """Feed the parser pieces no longer than what the head may still have. `on_body` subtracts what was body."""
         view = memoryview(data)
         while view:
             room = MAX_HEAD_BYTES - self.head_bytes
@@ -540,9 +543,9 @@ class HttpProtocol(_InPieces, HttpToolsProtocol):
                 self._ignore_upgrade()
 
     def _ignore_upgrade(self) -> None:
-        """Parses the head again without its `Upgrade`, which a server may ignore (RFC 9110, 7.8).
+        """Parse the head again without `Upgrade`, which a server may ignore (RFC 9110, 7.8).
 
-        The parser would take a body for another protocol, and there is no way to tell it otherwise.
+        Otherwise the parser treats the body as data of the other protocol, and it has no option to change that.
         """
         method, version = self.parser.get_method(), self.parser.get_http_version().encode()
         if method == b"CONNECT":
@@ -555,7 +558,7 @@ class HttpProtocol(_InPieces, HttpToolsProtocol):
 
     @property
     def _is_upgrade_ignored(self) -> bool:
-        """Whether this request will be parsed again, and nothing is to be done yet."""
+        """Whether `_ignore_upgrade` will parse this request again, so that the callbacks must do nothing yet."""
         return self.parser.should_upgrade() and not self._should_upgrade()
 
     def on_message_begin(self) -> None:
@@ -571,7 +574,7 @@ class HttpProtocol(_InPieces, HttpToolsProtocol):
         if self._is_upgrade_ignored:
             return
         super().on_headers_complete()
-        # Trailers are added to this list, and must not become headers of the request.
+        # The parser appends trailers to this list. They must not become headers of the request.
         self.headers = self.headers.copy()
         self.stage = _BODY
         self.since = self.open_connections.now
@@ -591,7 +594,7 @@ class HttpProtocol(_InPieces, HttpToolsProtocol):
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        """uvicorn's, without its timer for each idle connection."""
+        """As uvicorn's, without the timer that it sets for each idle connection."""
         self.server_state.total_requests += 1
         self.since = self.open_connections.now
         if self.transport.is_closing():
@@ -610,7 +613,7 @@ class HttpProtocol(_InPieces, HttpToolsProtocol):
 
     @property
     def is_waiting(self) -> bool:
-        """Whether it is the client's turn: to begin a request, or to go on with one. All answers have been taken."""
+        """Whether the server waits for the client to begin or continue a request, with all responses read."""
         is_serving = self.is_answering or self.flow.read_paused or self._unparsed is not None
         return not is_serving and not self.transport.get_write_buffer_size()
 
@@ -625,7 +628,7 @@ class HttpProtocol(_InPieces, HttpToolsProtocol):
 
     def _takes_nothing(self, now: int) -> bool:
         limit = self.open_connections.limits.send_seconds
-        # An answer that is still being made waits for the client, and little of it is here: any progress will do.
+        # A response in progress is paused by back-pressure, so little of it is buffered. Any progress is enough.
         return self.unsent.is_stuck(self.transport, now, limit, 1 if self.is_answering else _MIN_BYTES_PER_SECOND)
 
     def _seconds_allowed(self) -> int:
@@ -636,26 +639,26 @@ class HttpProtocol(_InPieces, HttpToolsProtocol):
             return _KEEP_ALIVE_SECONDS
         if self.stage == _BODY and not self.cycle.response_complete:
             return limit + self.body_bytes // _MIN_BYTES_PER_SECOND
-        # A body that was answered before its end has no more than that, however fast it comes.
+        # The response was sent before the body ended: a fast body gets no extra time.
         return limit
 
     def drop(self) -> None:
-        """Closes at once, and makes room for another connection now, not when the loop has closed this one."""
+        """Abort the connection. Stop counting it now, because the event loop closes it only later."""
         self.open_connections.remove(self)
         self.transport.abort()
 
     def refuse(self, status: int, message: str) -> None:
-        """Answers the request that is arriving, reads nothing more, and closes."""
+        """Respond to the request being received with an error, discard further input, and close."""
         if self.transport.is_closing():
             return
         if self.is_answering:
-            # The answer is to an earlier request; it is completed, and the connection closed after it.
+            # A response to an earlier request is in progress. Close the connection after it.
             self.cycle.keep_alive = False
             self.stage = _REFUSED
             return
         is_owed = self.stage != _BODY or not (self.cycle.response_started or self.pipeline)
         if self.cycle is not None and not self.cycle.response_complete:
-            # Nobody waits for the application's answer, nor sends it the rest of the body.
+            # The application's response is no longer wanted, and the rest of the body will not arrive.
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         self.stage = _REFUSED
@@ -680,7 +683,7 @@ class HttpProtocol(_InPieces, HttpToolsProtocol):
 
 
 class SocketProtocol(_InPieces, WebSocketsSansIOProtocol):
-    """uvicorn's, counted with the others. Its pings tell whether the client of a silent one is still there."""
+    """uvicorn's WebSocket protocol with limits, counted with the HTTP connections. Pings detect lost clients."""
 
     def __init__(
         self,
@@ -712,7 +715,7 @@ class SocketProtocol(_InPieces, WebSocketsSansIOProtocol):
         WebSocketsSansIOProtocol.data_received(self, data)
 
     async def receive(self) -> Any:
-        """uvicorn's, but messages that wait are handed out in turns of the event loop of their own."""
+        """As uvicorn's, but returns each queued message in a separate iteration of the event loop."""
         if not self.queue.empty():
             await asyncio.sleep(0)
         message = await self.queue.get()
@@ -722,10 +725,10 @@ class SocketProtocol(_InPieces, WebSocketsSansIOProtocol):
         return message
 
     def send_receive_event_to_app(self) -> None:
-        """uvicorn's, without a stack in the log when a text is not UTF-8."""
+        """As uvicorn's, but does not log a stack trace when a text message is not UTF-8."""
         if self.curr_msg_data_type == "text" and not self.close_sent and not _is_utf_8(b"".join(self.frames)):
             self.frames = []
-            # A close frame of the client in the same piece has been answered already.
+            # A close frame of the client in the same piece may already have been answered.
             if self.conn.state is OPEN:
                 self.conn.send_close(CloseCode.INVALID_DATA)
             self.handle_parser_exception()
@@ -736,7 +739,7 @@ class SocketProtocol(_InPieces, WebSocketsSansIOProtocol):
         if self.writable.is_set() or self.conn.state is not OPEN:
             super().handle_ping()
             return
-        # The client does not read, and pongs would pile up. Only the latest ping needs one (RFC 6455, 5.5.3).
+        # The client does not read, so pongs would pile up. Only the latest ping needs a pong (RFC 6455, 5.5.3).
         if output := self.conn.data_to_send():
             self._late_pong = output[-1]
 
@@ -748,7 +751,7 @@ class SocketProtocol(_InPieces, WebSocketsSansIOProtocol):
 
     def send(self, message: Any) -> Awaitable[None]:  # type: ignore[override]
         if message["type"] == "websocket.http.response.start":
-            # uvicorn adds these to all other answers.
+            # uvicorn adds the default headers to all other responses.
             message = message | {"headers": [*self.default_headers, *message.get("headers", [])]}
         if message["type"] == "websocket.http.response.body":
             return self._send_refusal(message)
@@ -760,12 +763,12 @@ class SocketProtocol(_InPieces, WebSocketsSansIOProtocol):
 
     async def _send_close(self, message: Any) -> None:
         await super().send(message)
-        # The client's answer to it may wait behind messages that nobody takes any more.
+        # The client's close frame may be queued behind messages that the application no longer receives.
         if not self.transport.is_closing():
             self.go_on_parsing()
 
     async def _send_and_wait(self, message: Any) -> None:
-        """uvicorn waits before a message is written. Who sends has to know when the client has taken it."""
+        """Return when the message has been written to the socket. uvicorn waits before writing, not after."""
         if self.close_sent:
             raise ClientDisconnected
         await super().send(message)
@@ -776,8 +779,8 @@ class SocketProtocol(_InPieces, WebSocketsSansIOProtocol):
         self._taken_at_ping = bytes_acknowledged(self.transport)
 
     def keepalive_timeout(self) -> None:
-        # The ping may lie behind an answer that is being taken, here or in the system's buffer. `look_at` cuts off a
-        # client that takes nothing.
+        # The ping may be queued behind a long message that the client is still reading, here or in the kernel's buffer.
+        # `look_at` cuts off a client that reads nothing.
         if self.transport.get_write_buffer_size() or self._has_taken_more_than_the_ping:
             self.pong_timer = None
             self.pending_ping_payload = None
@@ -792,7 +795,7 @@ class SocketProtocol(_InPieces, WebSocketsSansIOProtocol):
 
     async def _send_refusal(self, message: Any) -> None:
         await super().send(message)
-        # uvicorn leaves this out, and then logs an error for each refused handshake.
+        # uvicorn does not set this, and then logs an error for each refused handshake.
         self.handshake_complete = self.handshake_complete or not message.get("more_body", False)
 
     def look_at(self, now: int) -> None:
@@ -813,7 +816,7 @@ Connection = HttpProtocol | SocketProtocol
 
 
 class _Unsent:
-    """Since when the client has taken notably less than it should of what was written."""
+    """Detects a client that reads more slowly than a minimum rate."""
 
     __slots__ = ("_since", "_taken")
 
@@ -829,30 +832,30 @@ class _Unsent:
         taken = bytes_acknowledged(transport)
         if taken is None:
             taken = -unsent
-        # Taken fast enough, or written only now.
+        # The client reads fast enough, or there was nothing to read before.
         if self._taken is None or taken < self._taken or taken - self._taken >= max(1, seconds * rate):
             self._taken, self._since = taken, now
         return now - self._since > seconds
 
 
 def bytes_acknowledged(transport: asyncio.Transport) -> int | None:
-    """How many bytes the client's system has taken so far; None where that is not known.
+    """How many bytes the client's kernel has acknowledged so far; None if unknown.
 
-    The write buffer alone shows no slow client: Linux takes the next bytes out of it when a third of its own buffer is
-    free, which is a megabyte.
+    The size of the write buffer does not show a slow client: the kernel takes more bytes only when a third of its own
+    buffer is free, which is a megabyte.
     """
     info = _tcp_info(transport)
     return int(struct.unpack_from("=Q", info, _BYTES_ACKED_AT)[0]) if info else None
 
 
 def _is_reset(transport: asyncio.Transport) -> bool:
-    """Whether the client is gone altogether. The event loop does not notice while it neither reads nor writes."""
+    """Whether the connection was reset. The event loop does not notice that while it neither reads nor writes."""
     info = _tcp_info(transport)
     return bool(info) and info[0] == _TCP_CLOSE
 
 
 def _tcp_info(transport: asyncio.Transport) -> bytes:
-    """The start of Linux's `struct tcp_info`; empty where there is none."""
+    """The first bytes of Linux's `struct tcp_info`; empty if unavailable."""
     if sys.platform != "linux":
         return b""
     try:
@@ -860,13 +863,13 @@ def _tcp_info(transport: asyncio.Transport) -> bytes:
             socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES
         )
     except (OSError, ValueError):
-        # A Unix socket, or closed meanwhile.
+        # A Unix socket, or one that has been closed.
         return b""
     return info if len(info) == _TCP_INFO_BYTES else b""
 
 
 class _Refused(Exception):
-    """The request that is being parsed is refused with this status and these words."""
+    """Raised by the parser's callbacks: refuse the request with this status and message."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)

@@ -1,4 +1,4 @@
-"""JSON as clients send and get it."""
+"""Encoding and decoding of JSON."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def encode_json(value: object) -> bytes:
     try:
         return orjson.dumps(value)
     except TypeError:
-        # Half a surrogate pair, say, which an error may quote from the request; the standard library escapes it.
+        # orjson refuses a lone surrogate, which an error may quote from the request. The standard library escapes it.
         return json.dumps(value, default=_encode_datetime).encode()
 
 
@@ -24,11 +24,12 @@ def _encode_datetime(value: object) -> str:
 
 
 def decode_json(data: str | bytes) -> object:
-    """Raises JSONDecodeError, whatever is wrong."""
+    """Raises only JSONDecodeError, for every kind of bad input."""
     try:
         return orjson.loads(data)
     except orjson.JSONDecodeError:
-        # Stricter than the standard library: what is text to that one is refused later, with better words.
+        # orjson is stricter than the standard library. What only the latter accepts is refused later, with a better
+        # message.
         return _decode_leniently(data)
 
 

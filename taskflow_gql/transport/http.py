@@ -1,4 +1,4 @@
-"""GraphQL over HTTP: https://graphql.github.io/graphql-over-http/draft/ (checked by the audits of graphql-http)."""
+"""GraphQL over HTTP: https://graphql.github.io/graphql-over-http/draft/ (tested with the audits of graphql-http)."""
 
 from __future__ import annotations
 
@@ -48,21 +48,22 @@ from taskflow_gql.transport.streaming import (
 from taskflow_gql.transport.websocket import AllowedOrigins, SocketView, end_of_stream
 
 _GRAPHIQL_PAGE = Path(__file__).parent.parent / "static" / "graphiql" / "index.html"
-# Nothing from elsewhere, and nobody's frame: a token is in the page. Its components write style elements.
+# The page holds a token, so it loads nothing from other origins and cannot be framed. GraphiQL's components need inline
+# styles.
 CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src data:; font-src data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 _GRAPHIQL_HEADERS = {
     "Content-Security-Policy": CONTENT_SECURITY_POLICY,
-    # The same address answers programs too, and a page kept from before an upgrade would not fit its scripts.
+    # The same URL serves API clients too, and a page cached before an upgrade would not match the new scripts.
     "Cache-Control": "no-cache",
     "Vary": "Accept",
 }
 
 
 class RequestError(Exception):
-    """A request that cannot be executed at all."""
+    """The request cannot be executed. The response has this status and one error."""
 
     def __init__(self, status: int, message: str, *, code: str = BAD_USER_INPUT, allow: str | None = None) -> None:
         super().__init__(message)
@@ -72,7 +73,7 @@ class RequestError(Exception):
         self.allow = allow
 
 
-# What is not JSON in one piece.
+# Media types of streamed responses. All others are answered with a single JSON object.
 _TRANSPORTS: dict[str, HTTPStreamTransport] = {
     EVENT_STREAM: ServerSentEvents(),
     MULTIPART: MultipartSubscription(),
@@ -81,7 +82,7 @@ _HOW_TO_SUBSCRIBE = (
     "Subscriptions need a WebSocket (graphql-transport-ws), or a request with `Accept: text/event-stream` or "
     "`Accept: multipart/mixed;subscriptionSpec=1.0`"
 )
-# What may be asked by a method that must change nothing, and by POST.
+# The operations that each method may execute. GET must not change anything.
 _OPERATIONS = {
     "GET": {OperationType.QUERY},
     "POST": {OperationType.QUERY, OperationType.MUTATION},
@@ -117,7 +118,7 @@ class GraphQLView:
         if scope["type"] == "websocket":
             await self._serve_socket(scope, receive, send)
             return
-        # Turned round because the first of a name counts, as in Starlette's own Headers, which cost more.
+        # Reversed, so that the first header of a name wins, as in Starlette's Headers. Those cost more to build.
         headers = dict(reversed(scope["headers"]))
         accept = headers.get(b"accept", b"").decode("latin-1")
         media_type = best_media_type(accept)
@@ -129,7 +130,7 @@ class GraphQLView:
                 await page(scope, receive, send)
                 return
             if scope["method"] == "GET":
-                asked = _asked_by_url(scope["query_string"])
+                asked = _request_in_url(scope["query_string"])
             else:
                 asked = await self._read(headers.get(b"content-type", b"").decode("latin-1"), receive)
             if transport := _TRANSPORTS.get(media_type):
@@ -151,8 +152,8 @@ class GraphQLView:
             pass
         else:
             response_body = _body_of(result)
-            # Under `application/json` a request error is 200, because clients of old took anything else for a broken
-            # server. The newer media type says 400.
+            # With `application/json` a request error has status 200, because older clients treat any other status as a
+            # failed server. The newer media type uses 400.
             is_refused = media_type == GRAPHQL_RESPONSE and "data" not in response_body
             await _send_json(send, 400 if is_refused else 200, media_type, response_body)
 
@@ -166,7 +167,7 @@ class GraphQLView:
                 await self._sockets(scope, receive, send)
 
     def _wants_graphiql(self, scope: Scope, accept: str) -> bool:
-        # A browser says text/html.
+        # Only browsers accept text/html.
         return (
             scope["method"] == "GET"
             and "text/html" in accept
@@ -219,7 +220,7 @@ class GraphQLView:
                         break
                     chunk = transport.encode_next(_body_of(result), _encode)  # type: ignore[arg-type]
                     cursor = getattr(request.state, "event_cursor", None)
-                    # Browsers send it back as Last-Event-ID when they reconnect.
+                    # Clients send it back as Last-Event-ID when they reconnect.
                     yield f"id: {cursor}\n{chunk}" if cursor and transport.protocol == "sse" else chunk
             yield transport.encode_complete()
 
@@ -237,7 +238,7 @@ class GraphQLView:
 
 
 async def _refuse_socket(scope: Scope, receive: Receive, send: Send, response: Response) -> None:
-    """Answers instead of the handshake; without the extension for that, servers make it 403."""
+    """Send the response in place of the handshake. Servers without the extension for that send a bare 403."""
     socket = WebSocket(scope, receive, send)
     if "websocket.http.response" in scope.get("extensions", {}):
         await socket.send_denial_response(response)
@@ -259,7 +260,7 @@ def _encode(value: object) -> str:
     return encode_json(value).decode()
 
 
-# Clients of one kind send one header.
+# Clients of the same kind send the same header, so a small cache is enough.
 @cached_for_short_keys(maxsize=64, max_length=256)
 def _problem_of_content_type(content_type: str) -> str | None:
     media_type, _, parameters = content_type.partition(";")
@@ -271,7 +272,10 @@ def _problem_of_content_type(content_type: str) -> str | None:
 
 
 async def _read_body(receive: Receive, limit: int) -> bytes:
-    """Not Starlette's `max_body_size`: its answer is no JSON, and has no CORS headers, so that no page can read it."""
+    """Read the body. Raises RequestError if it is too long, and ClientDisconnect if the client is gone.
+
+    Starlette's `max_body_size` would respond without JSON and CORS headers, so pages could not read the error.
+    """
     chunks, size, goes_on = [], 0, True
     while goes_on:
         message = await receive()
@@ -286,7 +290,7 @@ async def _read_body(receive: Receive, limit: int) -> bytes:
     return b"".join(chunks)
 
 
-def _asked_by_url(query_string: bytes) -> GraphQLRequest:
+def _request_in_url(query_string: bytes) -> GraphQLRequest:
     data: dict[str, Any] = dict(QueryParams(query_string))
     for name in ("variables", "extensions"):
         if data.get(name):
@@ -312,7 +316,7 @@ def _request_of(data: object) -> GraphQLRequest:
             raise RequestError(400, f"{name} must be {what}")
     if not data.get("query"):
         if is_persisted_query(data.get("extensions")):
-            # 200, as Apollo's own servers answer: the link of Apollo Client looks no further into other answers.
+            # Status 200, as Apollo Server sends: Apollo Client's link ignores the body of other responses.
             raise RequestError(200, PERSISTED_QUERY_NOT_SUPPORTED_MESSAGE, code=PERSISTED_QUERY_NOT_SUPPORTED)
         raise RequestError(400, "The request has no query")
     return GraphQLRequest(data["query"], data.get("variables"), data.get("operationName") or None)
@@ -322,7 +326,7 @@ def _body_of(result: ExecutionResult) -> dict[str, Any]:
     body: dict[str, Any] = {}
     if result.errors:
         body["errors"] = [error.formatted for error in result.errors]
-    # Of a request error, one that came before any field was run, `data` is no part.
+    # A request error (raised before execution) has no `data` key.
     if result.data is not None or not _is_request_error(result):
         body["data"] = result.data
     return body

@@ -76,7 +76,7 @@ class Cors(CORSMiddleware):
 
 
 class Shortcut:
-    """Sends requests for one path to its application at once, past the router and the middleware below."""
+    """Passes requests for one path directly to its application, without the router and the middleware below."""
 
     def __init__(self, app: ASGIApp, *, path: str, to: ASGIApp) -> None:
         self._app, self._path, self._to = app, path, to
@@ -87,9 +87,9 @@ class Shortcut:
 
 
 class RevalidatedFiles(StaticFiles):
-    """GraphiQL's files. Their names stay when an upgrade changes them, so browsers revalidate them at each load.
+    """GraphiQL's files. An upgrade changes them without renaming them, so browsers must revalidate them at each load.
 
-    The page is one of them, so each has the page's security policy.
+    The page itself is one of them, so every file is sent with the page's security policy.
     """
 
     def file_response(self, *arguments: Any, **options: Any) -> Response:

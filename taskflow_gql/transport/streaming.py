@@ -1,4 +1,4 @@
-"""Subscriptions over plain HTTP, as server-sent events and as multipart responses; and how many may be open.
+"""Subscriptions over plain HTTP: server-sent events, multipart responses, and the limit of open streams.
 
 Server-sent events: https://github.com/enisdenjo/graphql-sse/blob/master/PROTOCOL.md (distinct connections).
 Multipart: Apollo's subscription protocol over HTTP, version 1.0.
@@ -25,7 +25,7 @@ MULTIPART = "multipart/mixed"
 
 
 class ServerSentEvents(SSETransport):
-    """Strawberry's, with lines that end in LF alone: urql cannot read the others."""
+    """Strawberry's transport with LF instead of CRLF, which urql cannot parse."""
 
     def encode_event(self, event: str, data: str | None = None) -> str:
         return super().encode_event(event, data).replace("\r\n", "\n")
@@ -35,23 +35,23 @@ class ServerSentEvents(SSETransport):
 
 
 class MultipartSubscription(MultipartSubscriptionTransport):
-    """Strawberry's. Named here so that both stand together."""
+    """Strawberry's transport, named here beside the other one."""
 
 
-# What an entry of Accept means to us. A multipart answer is meant only by one with Apollo's parameter.
+# The media type to respond with, by entry of the Accept header. Multipart counts only with Apollo's parameter.
 _KNOWN = {name: name for name in (JSON, GRAPHQL_RESPONSE, EVENT_STREAM, MULTIPART)}
 _KNOWN |= {"application/*": JSON, "*/*": JSON}
-# Browsers and libraries send at most 200 characters.
+# Browsers and client libraries send at most 200 characters.
 _MAX_ACCEPT_LENGTH = 1024
 
 
-# Clients of one kind send one header.
+# Clients of the same kind send the same header, so a small cache is enough.
 @cached_for_short_keys(maxsize=256, max_length=_MAX_ACCEPT_LENGTH)
 def best_media_type(accept: str) -> str:
-    """What the client likes best of what we can answer with: the higher q, then the earlier; JSON for no word.
+    """The supported media type that the client prefers: highest q first, then the earliest; JSON by default.
 
-    Some clients list `text/event-stream` with every request. That is no wish for a stream while JSON comes first.
-    Of a header that is longer than any client's, the first thousand characters count.
+    Some clients list `text/event-stream` with every request. They get a stream only if JSON does not come first.
+    Only the first thousand characters of the header are read; no known client sends more.
     """
     if len(accept) > _MAX_ACCEPT_LENGTH:
         accept = accept[:_MAX_ACCEPT_LENGTH].rpartition(",")[0]
@@ -85,7 +85,7 @@ class Connections:
 
     @contextmanager
     def counted(self, scope: Scope) -> Iterator[bool]:
-        """Whether there is room for one more, which is counted as long as the block runs."""
+        """Count one more while the block runs. Yields False if the address is now above the limit."""
         client = scope.get("client")
         address = client[0] if client else ""
         self._open[address] += 1
@@ -98,7 +98,7 @@ class Connections:
 
 
 class EndlessResponse(StreamingResponse):
-    """A stream that is counted while it is open. The HTTP server cuts off a client that takes nothing any more."""
+    """A stream that is counted while it is open. The HTTP server cuts off a client that stops reading."""
 
     def __init__(self, content: AsyncGenerator[str, None], *, connections: Connections, **options: Any) -> None:
         super().__init__(content, **options)
@@ -113,6 +113,6 @@ class EndlessResponse(StreamingResponse):
         try:
             await super().stream_response(send)
         finally:
-            # Starlette cancels this when the client is gone, and again at each `await`.
+            # When the client disconnects, Starlette cancels this scope, which would also cancel every `await` here.
             with CancelScope(shield=True):
                 await self._content.aclose()

@@ -48,16 +48,16 @@ from taskflow_gql.transport.encoding import decode_json, encode_json
 log = logging.getLogger(__name__)
 
 _CONNECTION_INIT_TIMEOUT = timedelta(seconds=10)
-# A client can open many sockets a second.
+# Limits the log: a client can open many sockets a second.
 _SECONDS_BETWEEN_WARNINGS = 60
 
 
-# Queries and mutations of one socket that are run or sent at once. The next waits until one of the answers is sent: a
-# client that does not read has no more of them run.
+# Queries and mutations of one socket that execute or send at the same time. The next one waits until an answer is sent,
+# so a client that does not read cannot start more.
 _MAX_TURNS = 4
 
 
-# What Starlette raises when the client is gone, or the socket closed.
+# Raised by Starlette when the client has disconnected or the socket is closed.
 _GONE = (websockets.WebSocketDisconnect, websockets.WebSocketDisconnected)
 
 
@@ -69,14 +69,12 @@ class WebSocketAdapter(ASGIWebSocketAdapter):
             raise WebSocketDisconnected from error
 
     async def close(self, code: int, reason: str) -> None:
-        # Strawberry's reasons quote what the client sent, and a close frame has room for 123 bytes of UTF-8.
+        # Strawberry's reasons quote the client's message, and a close frame has room for 123 bytes of UTF-8.
         await super().close(code, reason.encode(errors="replace")[:123].decode(errors="ignore"))
 
 
 class TransportWSHandler(BaseGraphQLTransportWSHandler[OperationContext, None]):
-    """Strawberry's, holding out against messages that are JSON but not of the protocol, and against clients that do not
-    read what they are sent.
-    """
+    """Strawberry's handler. It also checks the shape of messages and limits answers that the client does not read."""
 
     view: SocketView
     websocket: WebSocketAdapter
@@ -85,25 +83,25 @@ class TransportWSHandler(BaseGraphQLTransportWSHandler[OperationContext, None]):
         super().__init__(*arguments, **options)
         self._sending = asyncio.Lock()
         self._unsent = 0
-        # Set when the socket is given up.
+        # Closes the socket of a client that does not read; None before that.
         self._closing: asyncio.Task[None] | None = None
 
     async def send_message(self, message: Any) -> None:
         await self._send_text(self.view.encode_json(message))
 
     async def _send_text(self, text: str) -> None:
-        # Whether a text is ASCII is known: most answers are not encoded for this.
+        # `isascii` reads a flag of the string, so most texts need not be encoded to learn their size.
         size = len(text) if text.isascii() else len(text.encode())
         unsent, person = self.view.unsent, self._person
         limit = self.view.max_unsent_bytes
-        # An answer that nothing waits for is sent, however long it is.
+        # If no other answer is unsent, an answer of any length is sent.
         if self._unsent and (self._unsent + size > limit or unsent[person] + size > 2 * limit):
             self._give_up()
             return
         self._unsent += size
         unsent[person] += size
         try:
-            # One after the other: each waits until the connection has taken the one before.
+            # In order: each text waits until the connection has accepted the previous one.
             async with self._sending:
                 if self._closing is None:
                     await self.websocket.send_text(text)
@@ -115,21 +113,21 @@ class TransportWSHandler(BaseGraphQLTransportWSHandler[OperationContext, None]):
 
     @property
     def _person(self) -> object:
-        """The person whose socket it is, or the client's address without a token."""
+        """The id of the person who opened the socket; without a token, the client's address."""
         client = self.context.connection.client
         return self.context.person or (client.host if client else "")
 
     def _give_up(self) -> None:
-        """Drop all that is unsent, and close."""
+        """Drop all unsent answers, cancel all operations and close the socket."""
         if self._closing is None:
             for operation in self.operations.values():
-                # The caller may be one of them. It must not send `complete` before it is cancelled at its next `await`:
-                # Strawberry would look for its id.
+                # The caller may be one of these operations, and is cancelled only at its next `await`. Until then it
+                # must not send `complete`, for which Strawberry would look up its id.
                 operation.completed = True
                 if operation.task is not None:
                     operation.task.cancel()
             self.operations.clear()
-            # In a task of its own: the caller may be one of the cancelled, and a close frame waits for the client too.
+            # A separate task: the caller may have been cancelled above, and sending a close frame waits for the client.
             self._closing = asyncio.create_task(self._close_unread())
 
     async def _close_unread(self) -> None:
@@ -148,7 +146,7 @@ class TransportWSHandler(BaseGraphQLTransportWSHandler[OperationContext, None]):
             await self.handle_invalid_message("A message must be an object with a type")
         elif message["type"] in ("subscribe", "complete") and not _is_id(message.get("id")):
             await self.handle_invalid_message("The id of an operation must be a string that is not empty")
-        elif message["type"] == "subscribe" and self._asks_by_hash(message):
+        elif message["type"] == "subscribe" and self._has_only_hash(message):
             await self._refuse(message["id"], PERSISTED_QUERY_NOT_SUPPORTED_MESSAGE, code=PERSISTED_QUERY_NOT_SUPPORTED)
         elif message["type"] == "subscribe" and (problem := _problem_of_payload(message.get("payload"))):
             await self.handle_invalid_message(problem)
@@ -156,15 +154,15 @@ class TransportWSHandler(BaseGraphQLTransportWSHandler[OperationContext, None]):
             words = f"This connection has {self.max_subscriptions_per_connection} operations open: complete some first"
             await self._refuse(message["id"], words, code=RATE_LIMITED, retryAfter=RETRY_AFTER_SECONDS)
         elif message["type"] == "connection_init" and message.get("payload") is None:
-            # The protocol takes null for none.
+            # The protocol allows null, which Strawberry does not accept.
             await super().handle_message({"type": "connection_init"})
         else:
             await super().handle_message(message)  # type: ignore[arg-type]
 
-    def _asks_by_hash(self, message: dict[str, Any]) -> bool:
-        """Whether an operation that may begin names its document by a hash alone."""
+    def _has_only_hash(self, message: dict[str, Any]) -> bool:
+        """Whether the operation may begin and names its document only by a hash."""
         may_begin = self.connection_acknowledged and message["id"] not in self.operations
-        return may_begin and _is_hash_alone(message.get("payload"))
+        return may_begin and _is_only_hash(message.get("payload"))
 
     async def _refuse(self, operation_id: str, message: str, **extensions: object) -> None:
         error = {"message": message, "extensions": extensions}
@@ -174,12 +172,12 @@ class TransportWSHandler(BaseGraphQLTransportWSHandler[OperationContext, None]):
         try:
             await super().handle_connection_init(message)
         except (SQLAlchemyError, OSError, TimeoutError) as error:
-            log.warning("Cannot check who connects now: %s", type(error).__name__)
-            # Try again later, says the code, and clients do.
+            log.warning("Cannot authenticate a new WebSocket: %s", type(error).__name__)
+            # 1013 means "try again later", and clients do.
             await self.websocket.close(code=1013, reason="The database is away")
 
     async def handle_task_exception(self, error: Exception) -> None:
-        # A client that is gone while an answer is sent is no error of ours.
+        # A client that disconnects while an answer is sent is not an error of the server.
         if not isinstance(error, WebSocketDisconnected):
             await super().handle_task_exception(error)
 
@@ -197,14 +195,15 @@ class TransportWSHandler(BaseGraphQLTransportWSHandler[OperationContext, None]):
                 return
             is_first = False
             text = self.view.encode_json({"id": operation.id, "type": "next", "payload": payload_of(result)})
-            # Only the text waits to be sent: the same as objects takes several times the memory.
+            # While the text waits to be sent, do not hold the result too: it takes several times the memory.
             del result
             if not operation.completed:
                 await self._send_text(text)
 
     async def _close_at_end(self, result: Any) -> None:
-        """Whatever ends a stream of ours closes the socket, with a code on which clients come back: 4403 with a new
-        token, 1012 as they are. After `complete`, or an error, they would take it for finished.
+        """If the server ended the stream, close the socket with a code that makes clients reconnect.
+
+        4403 makes them get a new token first; 1012 does not. After `complete` or `error` they would not reconnect.
         """
         match end_of_stream(result):
             case Unauthenticated():
@@ -223,7 +222,7 @@ def payload_of(result: ExecutionResult) -> dict[str, Any]:
 
 
 def end_of_stream(result: Any) -> BaseException | None:
-    """What the stream itself ended with; errors of single fields have a path."""
+    """The exception that ended the stream; None for errors of single fields, which have a path."""
     if isinstance(result, PreExecutionError) or not result.errors or result.errors[0].path is not None:
         return None
     error: BaseException | None = result.errors[0].original_error
@@ -234,7 +233,7 @@ def _is_id(value: object) -> bool:
     return isinstance(value, str) and value != ""
 
 
-def _is_hash_alone(payload: object) -> bool:
+def _is_only_hash(payload: object) -> bool:
     return isinstance(payload, dict) and not payload.get("query") and is_persisted_query(payload.get("extensions"))
 
 
@@ -249,7 +248,10 @@ def _problem_of_payload(payload: object) -> str | None:
 
 
 class AllowedOrigins:
-    """The origins whose pages may open a WebSocket. Browsers do not apply CORS there; programs send no Origin."""
+    """The origins whose pages may open a WebSocket. Browsers do not apply CORS to these.
+
+    Clients outside a browser send no Origin and are allowed.
+    """
 
     def __init__(self, origins: list[str]) -> None:
         self._is_everybody = "*" in origins
@@ -276,7 +278,7 @@ class AllowedOrigins:
 
 
 class SocketView(GraphQL[OperationContext, None]):
-    """Strawberry's view, of which only the WebSockets are used."""
+    """Strawberry's view. Only its WebSocket part is used."""
 
     graphql_transport_ws_handler_class = TransportWSHandler
     websocket_adapter_class = WebSocketAdapter
@@ -288,19 +290,22 @@ class SocketView(GraphQL[OperationContext, None]):
             subscription_protocols=[GRAPHQL_TRANSPORT_WS_PROTOCOL],
             connection_init_wait_timeout=_CONNECTION_INIT_TIMEOUT,
             max_subscriptions_per_connection=settings.max_subscriptions_per_connection,
-            # `AllowedOrigins` has been asked before.
+            # GraphQLView has already checked the origin with `AllowedOrigins`.
             allowed_origins=["*"],
         )
         self._make_context = make_context
         self.max_unsent_bytes = settings.max_unsent_bytes
-        # Bytes of answers by person.
+        # Bytes of unsent answers, by person or address.
         self.unsent: Counter[object] = Counter()
 
     async def get_context(self, request: HTTPConnection, response: Response | WebSocket) -> OperationContext:
         return self._make_context(request, turns=asyncio.Semaphore(_MAX_TURNS))
 
     async def on_ws_connect(self, context: OperationContext) -> UnsetType | dict[str, object] | None:
-        """No token is anonymous; a bad one closes with 4403, on which clients fetch a new one and come back."""
+        """Identify the person. A connection without a token is anonymous.
+
+        A bad token closes the socket with 4403; clients then get a new token and reconnect.
+        """
         try:
             context.person = await context.for_operation().identify()
         except Unauthenticated as error:

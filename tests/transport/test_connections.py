@@ -770,7 +770,7 @@ async def test_one_address_cannot_take_all_connections(caplog: pytest.LogCapture
         async with client_of(url) as late:
             assert await late.status() == 429
     (warning,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert warning.startswith("127.0.0.1 has 5 connections open, and may not have more.")
+    assert warning.startswith("127.0.0.1 has 5 connections open, the limit for an address.")
     assert "TASKFLOW_TRUSTED_PROXIES" in warning
 
 
