@@ -1,4 +1,4 @@
-"""What an operation's context is to the transports and to the schema."""
+"""The context of an operation, as the transports and the schema see it."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from taskflow_gql.operations.documents import Document
 
 
 class OperationContext(Protocol):
-    """The context of one operation. A WebSocket has one, of which each of its operations gets a fresh copy."""
+    """The context of one operation. A WebSocket also has one, and each of its operations gets a fresh copy of it."""
 
-    # Held while an operation runs and until its answer is sent, where many operations share a connection.
+    # Held from the start of a query or mutation until its answer is sent. Limits those of one WebSocket.
     turns: AbstractAsyncContextManager[object]
-    # Whose connection it is, on a WebSocket, once that is known.
+    # The person who opened the WebSocket; None until identified.
     person: UUID | None
 
     @property
     def connection(self) -> HTTPConnection: ...
 
     def begin(self, document: Document) -> Self:
-        """This context for the first operation, a fresh one for each further operation."""
+        """Return this context for the first operation, and a fresh one for each further operation."""
 
     def for_operation(self, document: Document | None = None) -> Self:
-        """A fresh context. It keeps nothing that was loaded or found out for another operation."""
+        """Return a fresh context, without the viewer and the data that were loaded for another operation."""
 
     async def identify(self) -> UUID | None:
-        """The id of the person behind the token, None without a token. A bad token raises Unauthenticated."""
+        """Return the id of the person behind the token; None without a token. A bad token raises Unauthenticated."""
 
 
 class MakeContext(Protocol):

@@ -1,7 +1,7 @@
-"""What one operation may ask for. Everything is bounded before it is worked on.
+"""Limits of what one operation may request, checked before any expensive work.
 
-A document is measured in one pass before it is validated: validation itself is worth protecting. Variables are counted
-before they are coerced. Nothing here recurses over what a client has nested.
+A document is measured in one pass before it is validated, because validation itself can be slow. Variables are counted
+before they are coerced. Nothing here recurses, because clients choose the depth of documents and variables.
 """
 
 from __future__ import annotations
@@ -32,25 +32,25 @@ from taskflow_gql.database.texts import is_storable
 from taskflow_gql.operations.documents import Document, Operation
 from taskflow_gql.operations.errors import BAD_USER_INPUT, TOO_COMPLEX
 
-# Selection sets in each other; inline fragments and spreads count. graphql-core recurses over them.
+# Nested selection sets, including those of inline fragments and spreads. graphql-core recurses over them.
 MAX_NESTING = 100
-# Lists and objects in each other in a variable. Coercion recurses over them.
+# Nested lists and objects in a variable. Coercion recurses over them.
 MAX_VALUE_NESTING = 100
 # The costs of GraphQL's own fields, in values.
 _INTROSPECTION = {"__schema": 30_000, "__type": 1_000}
-# A text counts as one value more for so many characters: it may be decoded or searched for at each place.
+# A string counts as one more value for each so many characters: it may be decoded or searched for at each use.
 _CHARACTERS_OF_VALUE = 250
-# The fields of a connection that are as long as its page.
+# The fields of a connection that are lists with the length of its page.
 _ITEMS = ("edges", "nodes")
-# An alias is repeated for each object of the answer and in the path of each error.
+# An alias is repeated for each object in the answer and in the path of each error.
 MAX_ALIAS_LENGTH = 100
 
 
 class Prices:
     """The costs of a schema's fields and lists, in values.
 
-    `weights` has the fields, by name, that cost more than one value. A list without a page size counts as
-    `default_page_size`, with one as that number up to `max_page_size`. A list of ids counts as `max_ids` at most.
+    `weights` holds the costs of fields that cost more than one value, by field name. A list counts as its page size, at
+    most `max_page_size`, or as `default_page_size` if none is given. A list of ids counts as at most `max_ids`.
     """
 
     def __init__(
@@ -63,26 +63,26 @@ class Prices:
 
 
 class Measure(NamedTuple):
-    """What one operation asks for. A fragment counts as often as it is spread."""
+    """The size of what one operation requests. A fragment counts once for each spread."""
 
-    # Selection sets in each other.
+    # Depth of nested selection sets.
     nesting: int
-    # Fields in each other.
+    # Depth of nested fields.
     depth: int
     aliases: int
-    # The characters of the longest alias.
+    # Characters of the longest alias.
     longest_alias: int
-    # Objects and values that the answer may have. A list counts as many times as its page is long.
+    # The maximum number of objects and values in the answer, counted from the page sizes.
     cost: int
-    # Values in the lists and objects of arguments, counted in the same way: an argument may be read for each object.
+    # Values in the lists and objects of arguments, multiplied likewise: an argument may be read for each object.
     literals: int
-    # How often each variable is used, counted in the same way; and how many values its default has.
+    # How often each variable is used, multiplied likewise, and how many values its default has.
     uses: Mapping[str, int]
     defaults: Mapping[str, int]
 
 
 class _Set(NamedTuple):
-    """A selection set of a definition. `parent` is the index of the set around it, -1 for the outermost."""
+    """A selection set of a definition. `parent` is the index of the enclosing set, -1 for the outermost."""
 
     node: SelectionSetNode
     parent: int
@@ -93,12 +93,13 @@ class _Set(NamedTuple):
 
 
 def _sets_of(outermost: SelectionSetNode) -> list[_Set]:
-    """All selection sets of a definition, each after the one around it."""
+    """All selection sets of a definition, each after the enclosing one."""
     sets = [_Set(outermost, -1, None, 1, 1)]
     for index, around in enumerate(sets):
         for selection in around.node.selections:
             if isinstance(selection, FieldNode) and selection.selection_set:
-                # The standard introspection query is deep; graphql-core has a rule of its own against deeper ones.
+                # Introspection has no depth here: the standard query is deep, and graphql-core has its own rule against
+                # deeper ones.
                 is_introspection = around.depth == 0 or selection.name.value in ("__schema", "__type")
                 depth = 0 if is_introspection else around.depth + 1
                 sets.append(_Set(selection.selection_set, index, selection, around.nesting + 1, depth))
@@ -108,7 +109,7 @@ def _sets_of(outermost: SelectionSetNode) -> list[_Set]:
 
 
 class _Definition:
-    """An operation or a fragment, by itself."""
+    """An operation or a fragment, without what it spreads."""
 
     def __init__(self, outermost: SelectionSetNode) -> None:
         self.sets = _sets_of(outermost)
@@ -125,11 +126,11 @@ class _Definition:
 def measure(
     document: Document, operation: Operation, variables: Mapping[str, Any], prices: Prices
 ) -> tuple[Measure, set[str]]:
-    """The measure, and the names of the variables that it depends on: those that are page sizes."""
+    """Return the measure and the names of the variables that it depends on, which are page sizes."""
     fragments = {name: _Definition(fragment.selection_set) for name, fragment in document.fragments.items()}
     asked = _Definition(operation.node.selection_set)
-    order = _from_the_outside(asked, fragments)
-    # Those that spread each other in a circle have no order. Validation refuses them, after it has followed the circle.
+    order = _outermost_first(asked, fragments)
+    # Fragments in a cycle have no order. Validation refuses them, but only after it has followed the cycle.
     circular = [fragment for name, fragment in fragments.items() if name not in order]
     circular_nesting = sum(fragment.nesting for fragment in circular)
     nestings = dict.fromkeys(fragments, circular_nesting)
@@ -142,7 +143,7 @@ def measure(
     for name in order:
         counts.add(fragments[name], counts.objects[name], counts.items[name], counts.times[name])
     made = Measure(
-        # Of fragments that are not used too: validation does not know that yet.
+        # Includes fragments that are not used, because validation visits them too.
         nesting=max(nesting, circular_nesting, *nestings.values()),
         depth=depth,
         aliases=counts.aliases,
@@ -159,8 +160,11 @@ def measure(
     return made, counts.page_sizes
 
 
-def _from_the_outside(asked: _Definition, fragments: Mapping[str, _Definition]) -> list[str]:
-    """The fragments, each after all that spread it. Without those of circles and what only these spread."""
+def _outermost_first(asked: _Definition, fragments: Mapping[str, _Definition]) -> list[str]:
+    """The fragments, each after all that spread it.
+
+    Leaves out fragments in cycles and everything that they spread.
+    """
     waiting_for = dict.fromkeys(fragments, 0)
     for definition in fragments.values():
         for name, _ in definition.spreads:
@@ -177,7 +181,7 @@ def _from_the_outside(asked: _Definition, fragments: Mapping[str, _Definition]) 
 
 
 def _heights(definition: _Definition, nestings: Mapping[str, int], depths: Mapping[str, int]) -> tuple[int, int]:
-    """How deep the definition is, what it spreads included: selection sets in each other, fields in each other."""
+    """The depths of nested selection sets and of nested fields, including what the definition spreads."""
     nesting, depth = definition.nesting, definition.depth
     for name, around in definition.spreads:
         nesting = max(nesting, around.nesting + nestings.get(name, 0))
@@ -187,7 +191,7 @@ def _heights(definition: _Definition, nestings: Mapping[str, int], depths: Mappi
 
 
 class _Counts:
-    """Adds up what definitions ask for, from the outside to the inside."""
+    """Adds up the counts of definitions. A fragment must be added after all definitions that spread it."""
 
     def __init__(self, variables: Mapping[str, Any], prices: Prices) -> None:
         self._variables = variables
@@ -195,13 +199,13 @@ class _Counts:
         self.aliases = self.longest_alias = self.cost = self.literals = 0
         self.uses: defaultdict[str, int] = defaultdict(int)
         self.page_sizes: set[str] = set()
-        # By fragment: for how many objects it is asked, how many items a list in it has, and how often it is spread.
+        # By fragment: the number of objects it is selected on, the length of a list in it, and the number of spreads.
         self.objects: defaultdict[str, int] = defaultdict(int)
         self.items: defaultdict[str, int] = defaultdict(int)
         self.times: defaultdict[str, int] = defaultdict(int)
 
     def add(self, definition: _Definition, objects: int, items_of_lists: int, times: int) -> None:
-        # By selection set: for how many objects it is asked, and how many items a list in it has for all of them.
+        # By selection set: the number of objects it is selected on, and the total length of a list in it.
         counts: list[tuple[int, int]] = []
         for around in definition.sets:
             count, items = counts[around.parent] if around.parent >= 0 else (objects, items_of_lists)
@@ -224,7 +228,7 @@ class _Counts:
                     self.times[selection.name.value] += times
 
     def _add_values(self, argument: ValueNode, count: int) -> None:
-        # A number or a text by itself costs nothing beside its field.
+        # The first value is free: it is counted with its field.
         self.literals -= count
         for value in _values_in(argument):
             self.literals += count
@@ -240,7 +244,7 @@ class _Counts:
         return max(1, min(max(sizes), self._prices.max_page_size)) if sizes else self._prices.default_page_size
 
     def _id_count(self, field: FieldNode) -> int:
-        """How many objects a field asks for by their ids. A variable counts as the longest list."""
+        """How many objects the field selects by id. A variable counts as the longest possible list."""
         for argument in field.arguments or ():
             if argument.name.value == "ids":
                 ids = argument.value
@@ -251,7 +255,7 @@ class _Counts:
     def _int(self, value: object) -> int:
         match value:
             case IntValueNode():
-                # int() of a literal with millions of digits is slow; such a page size is refused later anyway.
+                # int() of a literal with millions of digits is slow, and such a page size is refused later.
                 return int(value.value) if len(value.value) < 10 else self._prices.max_page_size
             case VariableNode():
                 self.page_sizes.add(value.name.value)
@@ -261,7 +265,7 @@ class _Counts:
 
 
 def _values_in(node: ValueNode) -> Iterator[ValueNode]:
-    """The literals and variables in a value, itself and the lists and objects in it included."""
+    """The literals and variables in a value, including itself and nested lists and objects."""
     stack = [node]
     while stack:
         node = stack.pop()
@@ -273,30 +277,31 @@ def _values_in(node: ValueNode) -> Iterator[ValueNode]:
 
 
 class Verdict(NamedTuple):
-    """The measure of an operation for one set of page sizes, and what is wrong with it."""
+    """The measure of an operation for one set of page sizes, and its problems."""
 
     measure: Measure
     problems: list[GraphQLError]
 
 
-# A client that sends ever new page sizes is measured each time.
+# Cached verdicts of one operation. Further combinations of page sizes are measured each time.
 _MAX_VERDICTS = 16
 
 
 def problems_of_request(
     document: Document, operation: Operation, variables: Mapping[str, Any], settings: Settings, prices: Prices
 ) -> tuple[list[GraphQLError], int]:
-    """Why the document must not even be validated: it asks for too much, or holds text that no database could hold.
-    And the cost of the operation.
+    """Return the problems that forbid validating the document, and the cost of the operation.
+
+    The problems are requests for too much, and text that the database cannot store.
     """
     verdict = _verdict(document, operation, variables, settings, prices)
-    # A copy: the verdict is kept.
+    # A copy, because the verdict is cached.
     problems = [*verdict.problems]
     values = _Values(settings.max_query_values)
     sizes = {name: values.add(value) for name, value in variables.items() if values.are_few}
     count = verdict.measure.literals
     for name, uses in verdict.measure.uses.items():
-        # The variable itself is among the literals.
+        # The variable itself is already counted among the literals.
         count += uses * (sizes.get(name, verdict.measure.defaults.get(name, 1)) - 1)
     count = max(count, values.count)
     if count > settings.max_query_values:
@@ -309,7 +314,7 @@ def problems_of_request(
 
 
 class _Values:
-    """Looks through variables, level by level, and stops when there are too many or they are too deep."""
+    """Counts the values of variables, level by level. Stops when there are too many or they are nested too deeply."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -322,7 +327,7 @@ class _Values:
         return self.count <= self._limit
 
     def add(self, value: Any) -> int:
-        """How many values it has, itself included."""
+        """Count the value and return how many values it has, including itself."""
         if not isinstance(value, dict | list):
             size = 1
             if isinstance(value, str):
@@ -353,7 +358,7 @@ class _Values:
 def _verdict(
     document: Document, operation: Operation, variables: Mapping[str, Any], settings: Settings, prices: Prices
 ) -> Verdict:
-    """Found once for each combination of page sizes: nothing else of the variables counts."""
+    """The verdict, cached by the page sizes: it depends on no other variables."""
     if operation.page_sizes is not None:
         sizes = tuple(_as_size(variables.get(name), prices) for name in operation.page_sizes)
         known: Verdict | None = operation.verdicts.get(sizes)
@@ -388,7 +393,7 @@ def _problems_of_document(
 
 
 def _as_size(value: object, prices: Prices) -> int | None:
-    # What counts alike is alike.
+    # Clamped like `_page_size`, so that sizes that count the same share a verdict.
     return max(1, min(value, prices.max_page_size)) if type(value) is int else None
 
 
@@ -398,7 +403,7 @@ def _too_much(operation: Operation, what: str, limit: int) -> GraphQLError:
 
 
 def _shown(count: int) -> str:
-    # Fragments that spread each other twice make numbers of thousands of digits, which are slow to print.
+    # A chain of fragments that each spread the next one twice gives numbers of thousands of digits, slow to print.
     return str(count) if count < 10**18 else "over 10^18"
 
 
@@ -406,8 +411,8 @@ def _bad(message: str) -> GraphQLError:
     return GraphQLError(message, extensions={"code": BAD_USER_INPUT})
 
 
-class _TextFinder(Visitor):
-    """Whether a document's own texts can be kept."""
+class _StringChecker(Visitor):
+    """Finds out whether the database can store all strings of a document."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -418,9 +423,9 @@ class _TextFinder(Visitor):
 
 
 def _is_storable_document(document: DocumentNode, source: str) -> bool:
-    # Only these two ways lead to U+0000; few documents have either.
+    # U+0000 can only be written in these two ways, and few documents contain either.
     if "\x00" not in source and "\\u" not in source:
         return True
-    finder = _TextFinder()
+    finder = _StringChecker()
     visit(document, finder)
     return finder.all_storable

@@ -1,4 +1,4 @@
-"""Each document is parsed and validated once, not once a request."""
+"""A cache of parsed and validated documents, and what is known about each."""
 
 from __future__ import annotations
 
@@ -34,50 +34,52 @@ from strawberry.types.graphql import OperationType
 
 from taskflow_gql.execution.sightings import Sightings
 
-# A front end has some hundred documents. Longer ones are rare, and a thousand of them would be a lot of memory.
-_MOST_DOCUMENTS = 1000
-_LONGEST_DOCUMENT = 10_000
-# Of all together. A parsed document takes some 100 times its text, and a full garbage collection goes through it.
-_MOST_CHARACTERS = 250_000
-# The line ends of GraphQL.
+# A front end has some hundred documents. Longer ones are not cached: they are rare, and a thousand of them would need
+# too much memory. The length is in characters.
+_MAX_DOCUMENTS = 1000
+_MAX_DOCUMENT_LENGTH = 10_000
+# The total length of all cached documents. A parsed document takes about 100 times the memory of its text, and a full
+# garbage collection traverses it.
+_MAX_CHARACTERS = 250_000
+# The line terminators of GraphQL.
 _NEWLINE = re.compile(r"\r\n|[\n\r]")
 
 # graphql-core's own default.
-_MOST_COERCION_ERRORS = 50
-# What needs no look at how deep it is nested.
+_MAX_COERCION_ERRORS = 50
+# Types that cannot be nested.
 _FLAT = {str, int, float, bool, type(None)}
 
 
 class Operation:
-    """One operation of a document, with what graphql-core would find out of it for every request."""
+    """One operation of a document. Caches what graphql-core would derive from it for every request."""
 
     def __init__(self, node: OperationDefinitionNode) -> None:
         self.node = node
         self.name = node.name.value if node.name else None
         self.type = OperationType(node.operation.value)
         self._signatures: list[GraphQLVariableSignature | GraphQLError] | None = None
-        # Kept by `operations.cost`: the variables that are page sizes, and a verdict for each set of their values.
+        # Cached by `operations.cost`: the variables that are page sizes, and a verdict for each combination of them.
         self.page_sizes: tuple[str, ...] | None = None
         self.verdicts: dict[tuple[Any, ...], Any] = {}
 
     def variable_values(
         self, schema: GraphQLSchema, given: dict[str, Any], *, hides_schema: bool = False
     ) -> VariableValues | list[GraphQLError]:
-        """As graphql-core's `get_variable_values`, which takes over where a value is wrong or left to a default."""
+        """As graphql-core's `get_variable_values`, which it calls if a value is invalid or a default is needed."""
         definitions = self.node.variable_definitions or ()
         if self._signatures is None:
             self._signatures = [get_variable_signature(schema, definition) for definition in definitions]
         values = VariableValues({}, {})
         for signature in self._signatures:
-            if isinstance(signature, GraphQLError) or not _take(signature, given, values):
+            if isinstance(signature, GraphQLError) or not _coerce(signature, given, values):
                 return get_variable_values(
-                    schema, definitions, given, max_errors=_MOST_COERCION_ERRORS, hide_suggestions=hides_schema
+                    schema, definitions, given, max_errors=_MAX_COERCION_ERRORS, hide_suggestions=hides_schema
                 )
         return values
 
 
-def _take(signature: GraphQLVariableSignature, given: dict[str, Any], values: VariableValues) -> bool:
-    """Whether the variable has a value, or may do without."""
+def _coerce(signature: GraphQLVariableSignature, given: dict[str, Any], values: VariableValues) -> bool:
+    """Coerce one variable into `values`. Returns False if it is invalid, or missing and required or defaulted."""
     name, type_ = signature.name, signature.type
     value = given.get(name, Undefined)
     if value is Undefined:
@@ -91,7 +93,7 @@ def _take(signature: GraphQLVariableSignature, given: dict[str, Any], values: Va
 
 
 class DocumentSource(Source):
-    """The text of a document, with a table of its lines: graphql-core counts them from the start for each error."""
+    """A document's text with an index of its lines. graphql-core counts lines from the start for each error."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
@@ -108,25 +110,25 @@ def _get_locations(locations: Sequence[tuple[Source, int]]) -> list[SourceLocati
     return [source.get_location(position) for source, position in locations]
 
 
-# An error with several nodes does not ask its source, but goes through the text by itself.
+# Errors with several nodes call this function instead of the method of their source.
 location.get_locations = _get_locations
 
 
 class Document:
-    """A document, and what has been found out about it."""
+    """A parsed document, with what has been derived from it."""
 
     def __init__(self, text: str, node: DocumentNode) -> None:
         self.text = text
         self.node = node
         self.operations = [Operation(one) for one in node.definitions if isinstance(one, OperationDefinitionNode)]
         self.fragments = {one.name.value: one for one in node.definitions if isinstance(one, FragmentDefinitionNode)}
-        # As executors want them. Fragments have no variables: the parser takes none unless it is told to.
+        # In the form that executors take. Fragments have no variables: the parser allows them only on request.
         self.fragment_details = {name: FragmentDetails(fragment) for name, fragment in self.fragments.items()}
-        # What the schema's `analyse` found in it, once it is valid.
+        # The result of the schema's `analyse`, set once the document is valid.
         self.needs: Any = None
 
     def operation(self, name: str | None) -> Operation | None:
-        """The one of this name; without a name the first."""
+        """The operation of this name; the first one if no name is given."""
         for operation in self.operations:
             if name is None or operation.name == name:
                 return operation
@@ -134,7 +136,7 @@ class Document:
 
 
 def _drop_tokens(document: DocumentNode) -> None:
-    """Only parsing needs them. The garbage collector would go through all that are kept."""
+    """Drop the tokens, which only parsing needs. The garbage collector would traverse them."""
     stack: list[Node] = [document]
     while stack:
         node = stack.pop()
@@ -149,16 +151,16 @@ def _drop_tokens(document: DocumentNode) -> None:
 
 
 class Documents:
-    """Valid documents by their text. The one not used for longest goes first.
+    """A cache of valid documents by their text, with least recently used eviction.
 
-    A document is kept when it is seen for the second time, and once there is no room only if it was seen more often
-    than the one that would have to go. A client that sends ever new documents takes no room from others.
+    A document is cached when it is seen for the second time. If the cache is full, it must also have been seen more
+    often than the documents it evicts. So a client that always sends new documents cannot evict those of others.
     """
 
     def __init__(self) -> None:
         self._valid: OrderedDict[str, Document] = OrderedDict()
         self._characters = 0
-        self._sightings = Sightings(16 * _MOST_DOCUMENTS)
+        self._sightings = Sightings(16 * _MAX_DOCUMENTS)
 
     def get(self, text: str) -> Document | None:
         self._sightings.add(text)
@@ -168,21 +170,21 @@ class Documents:
         return document
 
     def keep(self, text: str, document: Document) -> None:
-        """Keep a document that `get` did not find, if it deserves it."""
+        """Cache a document that `get` did not find, if it was seen often enough."""
         seen = self._sightings.of(text)
-        # Requests with the same new document may come while the first is being validated.
-        if text in self._valid or seen < 2 or len(text) > _LONGEST_DOCUMENT or not self._make_room(len(text), seen):
+        # A concurrent request may have cached the same document during validation.
+        if text in self._valid or seen < 2 or len(text) > _MAX_DOCUMENT_LENGTH or not self._make_room(len(text), seen):
             return
         _drop_tokens(document.node)
         self._valid[text] = document
         self._characters += len(text)
 
     def _make_room(self, characters: int, seen: int) -> bool:
-        """Drop documents that were seen less often, as many as it takes. False where one was seen as often."""
-        while len(self._valid) >= _MOST_DOCUMENTS or self._characters + characters > _MOST_CHARACTERS:
+        """Evict documents that were seen less often. Returns False at the first one that was seen as often."""
+        while len(self._valid) >= _MAX_DOCUMENTS or self._characters + characters > _MAX_CHARACTERS:
             oldest = next(iter(self._valid))
             if seen <= self._sightings.of(oldest):
-                # It stays. The next newcomer is compared with another one.
+                # Keep it, and compare the next new document with another one.
                 self._valid.move_to_end(oldest)
                 return False
             del self._valid[oldest]

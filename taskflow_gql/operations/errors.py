@@ -1,6 +1,6 @@
-"""How errors reach clients: the codes of GraphQL requests, and the rendering of everything that goes wrong.
+"""How errors reach clients: the codes of request errors, and the rendering of every exception.
 
-Refusals of mutations, which are payload rather than errors, are rendered by `api/mutations.py`.
+Refusals of mutations are part of the payload, and `api/mutations.py` renders them.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ PERSISTED_QUERY_NOT_SUPPORTED = "PERSISTED_QUERY_NOT_SUPPORTED"
 # Apollo Client looks at the code, urql at the message. Both then send the text, and no more hashes.
 PERSISTED_QUERY_NOT_SUPPORTED_MESSAGE = "PersistedQueryNotSupported"
 
-# The longest message of graphql-core that is sent whole. Its own words take some 40 characters.
+# Characters. Longer messages of graphql-core are cut. Their fixed part has about 40 characters.
 _MAX_MESSAGE = 240
 # The part of a field's name that marks its value as a secret.
 _SECRET = "password"  # noqa: S105  (a part of a name)
@@ -50,7 +50,7 @@ class ErrorRenderer:
         self._secret_words = (_SECRET, *_fields_that_take_secrets(schema))
 
     def render(self, error: GraphQLError) -> GraphQLError:
-        """The error with a code in its extensions, and without a word about the inside of the server."""
+        """Return the error with a code in its extensions. It reveals nothing of the server's internals."""
         if "code" in (error.extensions or {}):
             return error
         cause = error.original_error
@@ -71,12 +71,12 @@ class ErrorRenderer:
             case _, TaskflowError():
                 return self.coded(error, cause.code, message=cause.message, **cause.extensions)
             case _, None:
-                # A message of graphql-core about variables or arguments. It names nothing of the server.
+                # A message of graphql-core about variables or arguments. It reveals nothing of the server.
                 return self.coded(error, BAD_USER_INPUT)
         return self._internal(error)
 
     def coded(self, error: GraphQLError, code: str, *, message: str | None = None, **more: object) -> GraphQLError:
-        """The error with this code, and with this message or its own."""
+        """Return the error with this code, and with this message or else its own."""
         return GraphQLError(
             message or shortened(self._without_secrets(error)),
             nodes=error.nodes,
@@ -113,7 +113,7 @@ class ErrorRenderer:
 
 
 def _fields_that_take_secrets(schema: GraphQLSchema) -> list[str]:
-    """The names, in lower case, of the root fields with a password somewhere in their arguments."""
+    """The casefolded names of root fields that have a password in their arguments, at any depth."""
 
     def holds_secret(type_: GraphQLNamedType, above: tuple[GraphQLNamedType, ...] = ()) -> bool:
         if not isinstance(type_, GraphQLInputObjectType) or type_ in above:
@@ -142,5 +142,5 @@ def is_persisted_query(extensions: object) -> bool:
 
 
 def shortened(message: str) -> str:
-    """A message of graphql-core, which may quote all that was sent, cut to 200 characters of it."""
+    """Cut a long message of graphql-core, which may quote the whole input, to its first 150 and last 50 characters."""
     return message if len(message) <= _MAX_MESSAGE else f"{message[:150]}…{message[-50:]}"

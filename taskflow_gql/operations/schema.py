@@ -1,7 +1,7 @@
-"""From an operation's text to its answer, for every transport.
+"""Executes the text of an operation, for every transport.
 
-Takes the place of Strawberry's own way, which has hooks for all that could be done with every request: here nothing
-is done with a request that can be done with its document (docs/decisions/0007-short-ways.md).
+Replaces Strawberry's `execute`, which runs hooks for every request. Here, work that depends only on the document is
+done once for each document (docs/decisions/0007-short-ways.md).
 """
 
 from __future__ import annotations
@@ -42,18 +42,19 @@ from taskflow_gql.operations.validation import RULES, TooComplex, parse, validat
 
 _ALL_TYPES = frozenset(OperationType)
 
-# A document that is written one token a line, with comments.
+# Enough for a document with one token on each line, and comments.
 MAX_LINES = 10_000
-# Characters. A shorter document is parsed and validated in some milliseconds.
+# Characters. Shorter documents are parsed and validated in a few milliseconds.
 _LONG_DOCUMENT = 2_000
-# graphql-core takes 6 µs for a value, a plan 0.3, and making a plan some milliseconds.
+# Values. Above this cost an operation is planned on its first run: graphql-core takes 6 µs for each value, a plan 0.3,
+# and making a plan a few milliseconds.
 _LARGE_COST = 3_000
-# Errors of fields in one answer.
+# Field errors in one answer; the rest are only counted.
 MAX_FIELD_ERRORS = 100
 
 
 class Refused(Exception):
-    """The operation is not run. `errors` are rendered."""
+    """The operation is not executed. `errors` are already rendered."""
 
     def __init__(self, errors: list[GraphQLError]) -> None:
         super().__init__(errors)
@@ -61,7 +62,7 @@ class Refused(Exception):
 
 
 class Schema(strawberry.Schema):
-    """Strawberry's, with an `execute` and a `stream` of its own. Extensions and middleware have no place in them."""
+    """Strawberry's schema with its own `execute` and `stream`, which ignore extensions and middleware."""
 
     def __init__(
         self,
@@ -71,8 +72,9 @@ class Schema(strawberry.Schema):
         analyse: Callable[[GraphQLSchema], Callable[[DocumentNode], object]] | None = None,
         **options: Any,
     ) -> None:
-        """`analyse(schema)` makes a function that is called once for each valid document; the contexts of the
-        document's operations find its result in `document.needs`.
+        """`analyse(schema)` returns a function that is called once for each valid document.
+
+        Its result is stored in `document.needs`, where the contexts of the document's operations find it.
         """
         super().__init__(*arguments, **options)
         self._prices = prices
@@ -98,8 +100,10 @@ class Schema(strawberry.Schema):
         allowed_operation_types: Iterable[OperationType] | None = None,
         operation_extensions: dict[str, Any] | None = None,
     ) -> ExecutionResult:
-        """Raises MissingQueryError, CannotGetOperationTypeError and InvalidOperationTypeError; other errors, rendered,
-        are in the result, which is a PreExecutionError when nothing was run.
+        """Execute a query or mutation. The result is a PreExecutionError if nothing was executed.
+
+        Raises MissingQueryError, CannotGetOperationTypeError and InvalidOperationTypeError. All other errors are in the
+        result, rendered.
         """
         try:
             document, operation, cost = await self._prepare(
@@ -120,7 +124,7 @@ class Schema(strawberry.Schema):
         operation_extensions: dict[str, Any] | None = None,
         allowed_operation_types: Iterable[OperationType] | None = None,
     ) -> AsyncGenerator[ExecutionResult]:
-        """The results of a subscription, or the one result of another operation."""
+        """The results of a subscription, or the single result of another operation. Errors are in them, rendered."""
         return self._results(query, variable_values, context_value, operation_name, allowed_operation_types)
 
     async def _results(
@@ -141,8 +145,8 @@ class Schema(strawberry.Schema):
         except (MissingQueryError, CannotGetOperationTypeError, InvalidOperationTypeError) as error:
             yield PreExecutionError(data=None, errors=[self._errors.render(_as_graphql_error(error))])
             return
-        # Nothing that was found out for one operation serves another: Strawberry hands the connection's context to each
-        # of a WebSocket.
+        # A fresh context: Strawberry passes the WebSocket's own context to each of its operations, and they must not
+        # share loaded data.
         if context is not None:
             context = context.for_operation(document)
         if operation.type is not OperationType.SUBSCRIPTION:
@@ -167,7 +171,7 @@ class Schema(strawberry.Schema):
             async with aclosing(events):  # type: ignore[type-var]
                 async for result in events:
                     yield ExecutionResult(result.data, self._rendered(result.errors))
-        # What the stream itself ends with.
+        # The stream itself failed.
         except Exception as error:
             yield ExecutionResult(None, [self._errors.render(_as_graphql_error(error))])
 
@@ -178,8 +182,10 @@ class Schema(strawberry.Schema):
         operation_name: str | None,
         allowed_types: Iterable[OperationType],
     ) -> tuple[Document, Operation, int]:
-        """Raises Refused for all that is wrong with the operation, and for what goes wrong with it here: every
-        transport answers an error of ours in the same way.
+        """Parse, check and validate. Returns the document, the operation and its cost.
+
+        Raises Refused for problems of the operation, and also for unexpected errors here, so that every transport
+        answers them in the same way.
         """
         if not query:
             raise MissingQueryError
@@ -197,14 +203,14 @@ class Schema(strawberry.Schema):
         operation_name: str | None,
         allowed_types: Iterable[OperationType],
     ) -> tuple[Document, Operation, int]:
-        # Before its hash is made.
+        # Checked before the text is hashed for the look-up.
         if len(query) > self._settings.max_query_characters:
             raise Refused([_too_long(f"{len(query)} characters", self._settings.max_query_characters)])
         document = self._documents.get(query)
         is_new = document is None
         if document is None:
             document = self._parse(query)
-            await _let_others_go_first(query)
+            await _yield_to_others(query)
         operation = document.operation(operation_name)
         if operation is None:
             raise CannotGetOperationTypeError(operation_name)
@@ -218,7 +224,7 @@ class Schema(strawberry.Schema):
             raise Refused(problems)
         if is_new:
             self._validate(document)
-            await _let_others_go_first(query)
+            await _yield_to_others(query)
             if self._analyse is not None:
                 document.needs = self._analyse(document.node)
             self._documents.keep(query, document)
@@ -254,7 +260,7 @@ class Schema(strawberry.Schema):
     async def _execute(
         self, document: Document, operation: Operation, cost: int, variables: dict[str, Any] | None, context: Any
     ) -> ExecutionResult:
-        """graphql-core's `execute`, which finds the operation, the fragments and the types of variables each time."""
+        """As graphql-core's `execute`, which would look up operation, fragments and variable types for each request."""
         try:
             values = operation.variable_values(self._schema, variables or {}, hides_schema=self._hides_schema)
             if isinstance(values, list):
@@ -283,8 +289,8 @@ class Schema(strawberry.Schema):
         return ExecutionResult(result.data, self._rendered(result.errors))
 
 
-async def _let_others_go_first(query: str) -> None:
-    """After each step of a new document that may take tens of milliseconds."""
+async def _yield_to_others(query: str) -> None:
+    """Yield to the event loop after a step of a long new document, which may take tens of milliseconds."""
     if len(query) > _LONG_DOCUMENT:
         await asyncio.sleep(0)
 

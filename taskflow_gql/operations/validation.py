@@ -1,8 +1,8 @@
-"""Parsing and validation in linear time, without garbage that waits for the collector.
+"""Parsing and validation in linear time, without reference cycles that wait for the garbage collector.
 
-graphql-core compares each two fields of one name. 600 of them are 180,000 comparisons, and all that is compared lies in
-reference cycles with the document. The rule here looks at groups instead of pairs, and what graphql-core's own parser
-and rules tie together is untied when they are done.
+graphql-core compares each pair of fields of the same name: 600 fields need 180,000 comparisons, which leave reference
+cycles that include the document. The rule here compares groups instead of pairs. Cycles that graphql-core's parser and
+rules create are broken when they are done.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ from graphql.utilities.sort_value_node import sort_value_node
 from graphql.validation.validate import ValidationAbortedError, query_document_keys_to_validate
 from graphql.validation.validation_context import NodeWithSelectionSet, VariableUsage, VariableUsageVisitor
 
-# More problems of one document help nobody, and each costs time.
+# Further errors of one document are of no use, and each costs time.
 MAX_VALIDATION_ERRORS = 20
-# Fields that the rule on overlapping fields may look at. A document of 4,000 tokens has at most 2,000 fields; those of
-# a fragment are looked at in each place where it is spread.
+# Fields that FieldsCanMergeRule may visit. A document of 4,000 tokens has at most 2,000 fields, but those of a fragment
+# are visited once for each spread.
 _MAX_FIELDS = 60_000
 
 Rules = Sequence[type[ValidationRule]]
@@ -69,16 +69,16 @@ def parse(source: Source, max_tokens: int) -> DocumentNode:
     try:
         return Parser(source, max_tokens=max_tokens, lexer=lexer).parse_document()
     finally:
-        # Each token knows the one before it and the one behind it.
+        # Tokens are a doubly linked list, full of reference cycles. Break them.
         token: Any = lexer.token
         while token is not None:
             token.prev, token = None, token.prev
 
 
 def validate(schema: GraphQLSchema, document: DocumentNode, *, hides_schema: bool, rules: Rules) -> list[GraphQLError]:
-    """graphql-core's `validate` for a schema that is known to be valid. Stops after MAX_VALIDATION_ERRORS.
+    """As graphql-core's `validate`, for a schema that is known to be valid. Stops after MAX_VALIDATION_ERRORS.
 
-    Raises TooComplex.
+    Raises TooComplex if the document takes too long.
     """
     errors: list[GraphQLError] = []
 
@@ -99,18 +99,18 @@ def validate(schema: GraphQLSchema, document: DocumentNode, *, hides_schema: boo
     except (ValidationAbortedError, RecursionError) as error:
         raise TooComplex from error
     finally:
-        _untie(*visitors, parallel, outermost, context, types)
+        _break_cycles(*visitors, parallel, outermost, context, types)
     return errors
 
 
-def _untie(*visitors: object) -> None:
-    """Visitors hold their own methods, and with them all that they have seen."""
+def _break_cycles(*visitors: object) -> None:
+    """Break reference cycles: visitors refer to their own bound methods, and so to everything they have visited."""
     for each in visitors:
         vars(each).clear()
 
 
 class _Context(ValidationContext):
-    """graphql-core's, but that it unties the visitors that it makes."""
+    """graphql-core's context. It also breaks the reference cycles of the visitors that it creates."""
 
     def __init__(self, schema: GraphQLSchema, document: DocumentNode, types: TypeInfo, *options: Any) -> None:
         super().__init__(schema, document, types, *options)
@@ -124,12 +124,12 @@ class _Context(ValidationContext):
             outer = TypeInfoVisitor(self._types, visitor)
             visit(node, outer)
             usages = self._usages[id(node)] = visitor.usages
-            _untie(visitor, outer)
+            _break_cycles(visitor, outer)
         return usages
 
 
 class _Selected(NamedTuple):
-    """A field of the document, and the type that it is selected of."""
+    """A field of the document, and the type that it is selected on."""
 
     node: FieldNode
     parent: Any
@@ -139,7 +139,7 @@ class _Selected(NamedTuple):
 class _Sets(NamedTuple):
     """Selection sets whose fields are merged in the answer, each with its type.
 
-    `shapes` tells whether answers of the same form are asked for, `same` whether the same fields are.
+    `shapes` is whether fields of one response name must have one shape, `same` whether they must be the same field.
     """
 
     sets: tuple[tuple[SelectionSetNode, Any], ...]
@@ -152,11 +152,11 @@ class _Sets(NamedTuple):
 
 
 class FieldsCanMergeRule(ValidationRule):
-    """https://spec.graphql.org/September2025/#sec-Field-Selection-Merging by groups instead of pairs.
+    """https://spec.graphql.org/September2025/#sec-Field-Selection-Merging, with groups instead of pairs.
 
-    Fields of one response name must be of the same shape; those that may be selected of one object must also be the
-    same field with the same arguments. Both relations are transitive, so it is enough to compare each field of a group
-    with the first, and then to go on with the selection sets of the whole group. The idea is Simon Adameit's, of
+    Fields of one response name must have the same shape. Those that may be selected on one object must also be the same
+    field with the same arguments. Both relations are transitive, so it is enough to compare each field of a group with
+    the first one and to continue with the selection sets of the whole group. The algorithm is by Simon Adameit, for
     Sangria.
     """
 
@@ -202,11 +202,11 @@ class FieldsCanMergeRule(ValidationRule):
         return groups
 
     def _definition(self, type_: Any, name: str) -> GraphQLField | None:
-        # As graphql-core, which does not compare the types of `__typename` and its like with others.
+        # Meta-fields such as `__typename` have no definition here: graphql-core does not compare their types either.
         return type_.fields.get(name) if is_object_type(type_) or is_interface_type(type_) else None
 
     def _checked(self, group: list[_Selected], merged: _Sets) -> Iterator[_Sets]:
-        """Compare the fields of a group. What has to be looked at next are the selection sets below them."""
+        """Compare the fields of a group. Yields the selection sets below them, which must be compared next."""
         parts = _may_be_of_one_object(group) if merged.same else []
         if merged.shapes:
             self._check_shapes(group)
@@ -254,7 +254,7 @@ class FieldsCanMergeRule(ValidationRule):
 
 
 def _may_be_of_one_object(group: list[_Selected]) -> list[list[_Selected]]:
-    """The fields of each object type, with those of interfaces and unions, which any object may have."""
+    """Group the fields by object type. Fields of interfaces and unions are in every group: any object may have them."""
     of_any = [one for one in group if not is_object_type(one.parent)]
     by_type: dict[int, list[_Selected]] = {}
     for one in group:

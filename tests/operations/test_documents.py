@@ -8,7 +8,7 @@ import pytest
 from graphql import GraphQLError, build_schema, parse
 from graphql.execution.values import VariableValues, get_variable_values
 
-from taskflow_gql.operations.documents import _MOST_CHARACTERS, Document, Documents
+from taskflow_gql.operations.documents import _MAX_CHARACTERS, Document, Documents
 
 SCHEMA = build_schema("""
     enum Color { RED BLUE }
@@ -99,7 +99,7 @@ def test_a_flood_of_new_documents_does_not_evict_one_in_use(times: int) -> None:
             kept(documents, f"{{ new{number} }}{padding}")
         if number % 20 == 0:
             assert kept(documents, "{ front }")
-    assert documents._characters <= _MOST_CHARACTERS
+    assert documents._characters <= _MAX_CHARACTERS
 
 
 def test_a_document_that_becomes_popular_gets_into_a_full_cache() -> None:
