@@ -7,14 +7,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 from passlib.context import CryptContext
 
-# passlib refuses longer ones. No stored password is as long: services/checks.py allows 128 characters.
+# passlib raises for longer ones. No stored password is that long: services/checks.py allows 128 characters.
 _MAX_PASSWORD_CHARACTERS = 4096
 
 
 class PasswordHasher:
-    """argon2id with the parameters that OWASP names (19 MiB, 2 passes, 1 lane), away from the event loop.
+    """argon2id with the parameters that OWASP recommends (19 MiB, 2 passes, 1 lane), in a pool of threads.
 
-    The pool is small on purpose: each hash takes 19 MiB and a core, and a flood of logins must leave both to others.
+    The pool is small: each hash takes 19 MiB and a core, and a flood of logins must not use up either.
     """
 
     def __init__(self, threads: int = 2) -> None:
@@ -26,14 +26,14 @@ class PasswordHasher:
             argon2__parallelism=1,
         )
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="argon2")
-        # Verified against when the user is unknown, so that the answer takes as long as for one who exists.
+        # Verified for an unknown user, so that the answer takes as long as for a known one.
         self._dummy = self._context.hash("no such person")
 
     async def hash(self, password: str) -> str:
         return await asyncio.get_running_loop().run_in_executor(self._pool, self._context.hash, password)
 
     async def verify(self, password: str, password_hash: str | None) -> bool:
-        """False for a None hash and for a password that is too long to be right, after the same work."""
+        """Whether the password matches. A None hash or an overlong password gives False after the same work."""
         if len(password) > _MAX_PASSWORD_CHARACTERS:
             password, password_hash = "", None
         matches = await asyncio.get_running_loop().run_in_executor(

@@ -1,4 +1,4 @@
-"""Access tokens: short-lived JWTs that name a session."""
+"""Access tokens: short-lived JWTs that contain the id of a session."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ _ISSUER = "taskflow"
 _AUDIENCE = "taskflow"
 _ALGORITHM = "HS256"
 _TYPE = "access"
-# The end of the year 9999: datetime knows no later time.
+# The end of the year 9999, in seconds since 1970. datetime has no later time.
 _END_OF_TIME = 253_402_300_800
-# How many verified signatures to remember, and the longest token among them; ours have about 400 characters.
+# How many verified signatures to remember, and the maximum length of their tokens. The server's own tokens have about
+# 400 characters.
 _MAX_TOKENS = 4096
 _MAX_TOKEN_LENGTH = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class AccessToken:
-    """What a token says once its signature and its dates have been checked."""
+    """The claims of a token whose signature has been verified."""
 
     user_id: UUID
     session_id: UUID
@@ -34,12 +35,12 @@ class AccessToken:
 
 
 class TokenSigner:
-    """Makes and checks access tokens: short-lived JWTs that name a session."""
+    """Makes and checks access tokens. It does not check whether their sessions still exist."""
 
     def __init__(self, key: str, lifetime: timedelta) -> None:
         self._key = key
         self.lifetime = lifetime
-        # A token's signature is good for ever; that it has not expired is looked at each time.
+        # A valid signature stays valid, so it is cached. Expiry is checked on each read.
         self._read = cached_for_short_keys(_MAX_TOKENS, max_length=_MAX_TOKEN_LENGTH)(self._check)
 
     def sign(self, *, user_id: UUID, session_id: UUID, issued_at: datetime) -> str:
@@ -67,13 +68,13 @@ class TokenSigner:
             claims: dict[str, Any] = jwt.decode(
                 token,
                 self._key,
-                # A fixed list: the token's own header must never choose how it is checked.
+                # A fixed list: the token's own header must not choose the algorithm.
                 algorithms=[_ALGORITHM],
                 audience=_AUDIENCE,
                 issuer=_ISSUER,
                 options={"require": ["sub", "sid", "exp", "iat"]},
             )
-            # PyJWT takes booleans and numbers far outside of time too.
+            # PyJWT also accepts booleans, and numbers beyond the range of datetime.
             dates = (claims["exp"], claims["iat"], claims.get("nbf", 0))
             if claims.get("typ") != _TYPE or not all(map(_is_date, dates)):
                 raise could_not_validate()
@@ -82,7 +83,7 @@ class TokenSigner:
                 session_id=UUID(claims["sid"]),
                 expires_at=datetime.fromtimestamp(claims["exp"], UTC),
             )
-        # Besides PyJWT's own errors: a claim that is no UUID or no string, and an infinite date.
+        # The other errors come from a claim that is not a UUID or not a string, and from an infinite date.
         except (jwt.PyJWTError, ValueError, TypeError, AttributeError, OverflowError) as error:
             raise could_not_validate() from error
 

@@ -1,4 +1,4 @@
-"""Logging: one line an event, for people or for machines."""
+"""Logging, with one line for each record: readable text or JSON."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _STANDARD = set(vars(logging.makeLogRecord({}))) | {"message", "asctime", "color
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line; what the caller gave as `extra` stands beside the standard keys."""
+    """One JSON object for each record. The caller's `extra` values are added beside the standard keys."""
 
     def format(self, record: logging.LogRecord) -> str:
         entry: dict[str, object] = {
@@ -34,5 +34,5 @@ def configure_logging(settings: Settings) -> None:
     else:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s", "%H:%M:%S"))
     logging.basicConfig(level=settings.log_level, handlers=[handler], force=True)
-    # Strawberry logs every error with its stack; we log the unexpected ones, once, with their id.
+    # Strawberry logs every error with its stack trace. The server itself logs unexpected ones once, with an id.
     logging.getLogger("strawberry.execution").setLevel(logging.CRITICAL)
