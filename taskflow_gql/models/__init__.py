@@ -1,4 +1,4 @@
-"""Tables, their constraints, and the light rows that reads return."""
+"""Tables, their constraints, and the named tuples that reads return."""
 
 from taskflow_gql.database.types import Model
 from taskflow_gql.models.event import Event, EventKind, StreamState, SubjectType

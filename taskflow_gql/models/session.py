@@ -1,4 +1,4 @@
-"""Signed-in sessions. An access token names one, so that signing out ends it everywhere."""
+"""Sessions. Each access token names one, so deleting the session revokes the token on every server process."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from taskflow_gql.database.types import Model, UtcDateTime
 
 
 class Session(Model):
-    """A row is there exactly as long as its tokens are good; revoking is deleting."""
+    """One sign-in. Deleting the row revokes its tokens."""
 
     __tablename__ = "sessions"
 

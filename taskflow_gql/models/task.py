@@ -1,4 +1,4 @@
-"""Tasks."""
+"""The table of tasks, its indexes and sort expressions, and the row that reads return."""
 
 from __future__ import annotations
 
@@ -45,14 +45,16 @@ class TaskCategory(StrEnum):
 
 
 def _rank(column: str, values: type[StrEnum]) -> ColumnElement[int]:
-    """The place of a value in its enum. Literal text: an index on an expression is used only by the same expression,
-    and bound parameters are not the same."""
+    """The index of a value in its enum.
+
+    Literal SQL without parameters, because an index on an expression is used only for exactly the same expression.
+    """
     whens = " ".join(f"WHEN '{value}' THEN {place}" for place, value in enumerate(values))
     return literal_column(f"(CASE tasks.{column} {whens} END)", Integer)
 
 
-# What tasks are sorted by where the column itself will not do. Filters compare the ranks too: then the PENDING tasks,
-# sorted by status, are one range of the index on the rank.
+# Sort keys for columns whose text does not sort in the right order. Filters compare the ranks too, so that the PENDING
+# tasks, sorted by status, are one range of the index on the rank.
 STATUS_RANK = _rank("status", TaskStatus)
 PRIORITY_RANK = _rank("priority", TaskPriority)
 
@@ -62,14 +64,14 @@ class Task(Model):
     __table_args__ = (
         CheckConstraint("version >= 1", name="version_positive"),
         CheckConstraint("(status = 'COMPLETED') = (completed_at IS NOT NULL)", name="completed_at_matches_status"),
-        # SQLite has no infinity.
+        # PostgreSQL only: SQLite has no infinite times.
         CheckConstraint("isfinite(due_date)", name="due_date_finite").ddl_if(dialect="postgresql"),
-        # The default page: newest first, of everything and of one person's.
+        # Default order, newest first: all tasks, and those of one person.
         Index(None, "created_at", "id"),
         Index(None, "creator_id", "created_at", "id"),
         Index(None, "assignee_id", "created_at", "id"),
-        # Everything by another key. Those on expressions, STATUS_RANK and its kin below and the words of the search,
-        # stand in the migrations only: Alembic cannot compare expressions, and env.py passes over the names `ex_…`.
+        # Other orders of all tasks. The indexes on expressions (STATUS_RANK, PRIORITY_RANK, due dates and search words)
+        # are only in the migrations: Alembic cannot compare expressions, and env.py ignores the names `ex_…`.
         Index(None, "updated_at", "id"),
         Index(None, "title_key", "id"),
     )
@@ -93,19 +95,19 @@ class Task(Model):
     version: Mapped[int] = mapped_column()
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     updated_at: Mapped[datetime] = mapped_column(UtcDateTime)
-    # What follows from title and description, for comparing, sorting and searching: casefold(), and the words.
+    # Derived from title and description for comparing, sorting and searching: casefold() of each, and their words.
     title_key: Mapped[str] = mapped_column(sorted_text(765))
     description_key: Mapped[str | None] = mapped_column(Text)
     search_words: Mapped[str] = mapped_column(WordList)
 
 
-# A task without a due date comes last in either direction.
+# Sort keys for due dates. Tasks without one come last in both directions.
 DUE_DATE_ASCENDING = func.coalesce(Task.due_date, AfterAllTimes())
 DUE_DATE_DESCENDING = func.coalesce(Task.due_date, BeforeAllTimes())
 
 
 class TaskRow(NamedTuple):
-    """A task as read, or as an event remembers it."""
+    """A task as read from the table or from an event."""
 
     id: UUID
     title: str

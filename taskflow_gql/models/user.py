@@ -1,4 +1,4 @@
-"""People."""
+"""The table of users, and the row that reads return."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class User(Model):
 
     id: Mapped[UUID] = mapped_column(primary_key=True)
     email: Mapped[str] = mapped_column(String(320))
-    # casefold() of the address as typed. A column, not lower(): the two databases disagree on lower() outside ASCII.
+    # casefold() of the address. A column and not lower(), because the two databases differ in lower() outside ASCII.
     email_key: Mapped[str] = mapped_column(String(640), unique=True)
     username: Mapped[str] = mapped_column(String(50))
     username_key: Mapped[str] = mapped_column(sorted_text(50), unique=True)
     full_name: Mapped[str] = mapped_column(String(255))
-    # The words of the full name in their order, each with a blank before it; see services/search_words.py.
+    # The words of the full name in order, each with a space before it; see services/search_words.py.
     name_words: Mapped[str] = mapped_column(String(1024))
     password_hash: Mapped[str] = mapped_column(String(255))
     role: Mapped[UserRole] = mapped_column(
@@ -40,7 +40,7 @@ class User(Model):
 
 
 class UserRow(NamedTuple):
-    """A user as read. The password's hash is not part of it and so cannot leak from it."""
+    """A user as read. The password hash is not part of the row, so that it cannot leak."""
 
     id: UUID
     email: str
