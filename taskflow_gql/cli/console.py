@@ -1,7 +1,7 @@
-"""What the commands say, and the codes that they exit with.
+"""Output and exit codes of the commands.
 
-Exit codes: 0 done, 1 what was asked for is not so (`--check`, `doctor`, `healthcheck`), 2 bad usage or settings,
-3 a part that is needed cannot be reached.
+Exit codes: 0 success, 1 a check failed or the input was refused (`--check`, `doctor`, `healthcheck`, `create-admin`),
+2 bad usage or settings, 3 a file, port, database or Redis cannot be used.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def settings_or_exit() -> Settings:
 
 
 def typed(arguments: str) -> str:
-    """The command for a message, as the reader has to type it: after `make serve` it is not on the PATH."""
+    """The command in a form that the reader can run. After `make serve`, for example, `taskflow` is not on the PATH."""
     if shutil.which("taskflow"):
         return f"`taskflow {arguments}`"
     installed = Path(sys.executable).with_name("taskflow")
@@ -54,12 +54,12 @@ def typed(arguments: str) -> str:
 
 
 def run(work: Coroutine[Any, Any, Result], settings: Settings) -> Result:
-    """Run to the end; what goes wrong around us becomes one line that says what to do."""
+    """Run the coroutine. Errors of the configuration or the database exit with a one-line message."""
     try:
         return asyncio.run(work)
     except ConfigurationError as error:
         fail(str(error), BAD_SETTINGS)
-    # asyncpg's own errors come from COPY, which SQLAlchemy does not know.
+    # asyncpg raises its own errors from COPY, which bypasses SQLAlchemy.
     except (SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
         fail(f"The database at {shown_url(settings)} cannot be used: {reason(error)}", UNREACHABLE)
 
@@ -69,7 +69,7 @@ def shown_url(settings: Settings) -> str:
 
 
 def reason(error: BaseException) -> str:
-    """The driver's own words, on one line, without SQLAlchemy's around them."""
+    """The first line of the driver's message, without SQLAlchemy's additions."""
     cause = getattr(error, "orig", None) or error
     words = str(cause).strip().splitlines()
     first = words[0] if words else type(cause).__name__

@@ -1,4 +1,4 @@
-"""The commands for the data: migrate, seed, create-admin."""
+"""The commands migrate, seed and create-admin."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def seed(
 
     async def work() -> tuple[int, int]:
         await prepare_database(settings)
-        # No time limit: it may wait for another seeding.
+        # No time limit: the statement may wait for another `seed`.
         engine = create_engine(settings, command_timeout_seconds=None)
         try:
             return await seed_database(engine, Seeding(users=users, tasks=tasks, random_seed=random_seed), err)

@@ -1,4 +1,4 @@
-"""The commands that say how the server is: doctor, healthcheck."""
+"""The commands doctor and healthcheck."""
 
 from __future__ import annotations
 
@@ -107,12 +107,12 @@ def healthcheck(
 ) -> None:
     """Ask a running server whether it is ready; exit 1 when it is not. For container images."""
     settings = settings_or_exit()
-    # A server that listens on all addresses listens on this one.
+    # A server that listens on all addresses also listens on this one.
     host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host  # noqa: S104
     address = url or f"http://{bracketed(host)}:{settings.port}/ready"
     if not address.startswith(("http://", "https://")):
         fail(f"{address} is no http address", BAD_SETTINGS)
-    # Not through the proxy of the environment, which knows nothing of this machine's own addresses.
+    # Ignore the environment's proxy, which cannot reach this machine's loopback address.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(address, timeout=5) as response:

@@ -1,4 +1,4 @@
-"""What the server makes of an operation: its plan, the SQL that answers it, and the generated functions."""
+"""How the server executes an operation: the plan, the SQL statements and the generated functions."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ from taskflow_gql.stream.relay import Relay
 
 
 class _CompilingAtOnce(BatchingExecutor):
-    """A server compiles a document when it comes again; here it comes once."""
+    """Compiles a document on its first run. A server waits until it has seen the document before."""
 
     seen_before_planned = 1
 
 
 class Operation:
-    """A valid operation of a document, and what is made of it. Raises the first GraphQLError of any other."""
+    """A valid operation of a document, and how it is executed. An invalid one raises its first GraphQLError."""
 
     def __init__(
         self, settings: Settings, text: str, *, name: str | None = None, variables: dict[str, Any] | None = None
@@ -62,9 +62,9 @@ class Operation:
         )
 
     async def answer(self, username: str | None) -> Answer:
-        """Answer a query as a server would, to this person or to nobody, on connections that cannot write.
+        """Execute a query as a server would, for this person or without a token, on connections that cannot write.
 
-        Raises NotFound for somebody who could not sign in, and the first GraphQLError of a query that servers refuse.
+        Raises NotFound for an unknown or deactivated person, and the first GraphQLError if the query is refused.
         """
         assert self.type is OperationType.QUERY
         async with _parts(self._settings) as parts:
@@ -86,14 +86,15 @@ class Operation:
 @dataclass(frozen=True, slots=True)
 class Statement:
     sql: str
-    # One for each time that it was run.
+    # One entry for each execution.
     parameters: list[Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a query took: the statements in the order of their first run, but for the check of a token, of which there
-    was none.
+    """What a query executed: the statements in the order of their first execution.
+
+    The statement that checks a token is missing, because no token is used.
     """
 
     user: UserRow | None
@@ -119,8 +120,9 @@ _recorded: ContextVar[list[tuple[str, Any]] | None] = ContextVar("recorded", def
 
 @contextmanager
 def recording(database: Database) -> Iterator[list[tuple[str, Any]]]:
-    """The statements, with their parameters, that are run within and by tasks begun within; not those that the parts of
-    a server run meanwhile.
+    """Record the statements that the block and its asyncio tasks execute, with their parameters.
+
+    Statements of background tasks started outside the block are not recorded.
     """
     recorded: list[tuple[str, Any]] = []
 
@@ -140,20 +142,20 @@ def recording(database: Database) -> Iterator[list[tuple[str, Any]]]:
 
 @dataclass
 class _TrustingContext(Context):
-    """The context of somebody who needs no token."""
+    """A context for a given person, without a token."""
 
     trusted: UserRow | None = None
 
     async def viewer(self) -> Viewer | None:
         if self.trusted is not None:
             self._viewer = Viewer(self.trusted.id, self.trusted.role, session_id=make_id(), expires_at=clock.now())
-            # Comes with the check of a token.
+            # On a server, the check of the token loads the person too.
             self.loaders.people[self.trusted.id] = self.trusted
         return self._viewer
 
 
 class _LookingRelay(Relay):
-    """Looks for events without a position, as lists with a cursor do, and leaves them to a server."""
+    """Looks for events without a position, as lists with a cursor do, but leaves placing them to a server."""
 
     async def _place_all(self) -> None:
         return
@@ -166,7 +168,7 @@ async def _parts(settings: Settings) -> AsyncIterator[Parts]:
     fanout, passwords = Fanout(database, bus), PasswordHasher(threads=1)
     try:
         await fanout.start()
-        # Nobody shows a token here, so no key is needed that could check one.
+        # No tokens are checked here, so no key is needed.
         tokens = TokenSigner("", timedelta())
         yield Parts(settings, database, _LookingRelay(database, bus), fanout, passwords, tokens)
     finally:

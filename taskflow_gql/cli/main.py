@@ -1,4 +1,4 @@
-"""The `taskflow` command, put together from its parts."""
+"""The `taskflow` command and its subcommands."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The commands for the schema: export-schema, explain."""
+"""The commands export-schema and explain."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def export_schema(
     check: Annotated[bool, typer.Option("--check", help="Write nothing; exit 1 when the file differs.")] = False,
 ) -> None:
     """Write the schema as SDL, the contract that clients generate their code from."""
-    # The defaults, whatever the environment says: the schema is the same under all settings.
+    # Default settings, not those of the environment: the schema does not depend on them.
     text = (make_schema(Settings.model_construct()).as_str().rstrip() + "\n").encode()
     if str(path) == "-":
         if check:
@@ -68,7 +68,7 @@ def explain(
     A query is run for its statements, on connections that cannot write. Other operations are not run.
     """
     settings = settings_or_exit()
-    # Strawberry logs the errors of an answer, which are shown.
+    # Strawberry would log the errors of the answer, which are printed below.
     logging.getLogger("strawberry.execution").setLevel(logging.CRITICAL)
     text, values = read_text(path), read_variables(variables)
 
@@ -117,7 +117,7 @@ def read_variables(given: str) -> dict[str, Any]:
 
 
 def complaint(error: GraphQLError, path: Path) -> str:
-    """Where and what, on one line, with the option that helps."""
+    """The error on one line: its location, its message, and a hint to the right option."""
     name = "stdin" if str(path) == "-" else str(path)
     place = "".join(f":{at.line}:{at.column}" for at in (error.locations or [])[:1])
     hint = " Variables are given with --variables" if error.message.startswith("Variable ") else ""
@@ -129,7 +129,7 @@ def heading(words: str) -> None:
 
 
 def show_code(code: str, language: str) -> None:
-    """In colours on a terminal, and as it is elsewhere."""
+    """Print code, highlighted on a terminal."""
     out.print(Syntax("", language, theme="ansi_dark").highlight(code), soft_wrap=True)
 
 
@@ -154,7 +154,7 @@ def show_answer(answer: Answer) -> None:
 
 
 def shown_parameters(parameters: Any) -> str:
-    """On one line that is not too long."""
+    """Parameters on one line: at most 20 values of at most 60 characters."""
     values = list(parameters.values() if isinstance(parameters, dict) else parameters)
     shown = [repr(value) if isinstance(value, str) else str(value) for value in values[:20]]
     more = [f"and {len(values) - 20} more"] if len(values) > 20 else []

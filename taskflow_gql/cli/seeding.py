@@ -1,4 +1,4 @@
-"""Demonstration data: the same for the same random seed, a million tasks in minutes, in constant memory."""
+"""Demonstration data: reproducible by its random seed, a million tasks in minutes, in constant memory."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from taskflow_gql.models import Task, TaskCategory, TaskPriority, TaskStatus, Us
 from taskflow_gql.services.search_words import name_words, text_keys
 
 _BATCH = 5_000
-# The username or the address of a demonstration person.
+# Matches the username or the email address of a demonstration person.
 _DEMONSTRATION_KEY = re.compile(r"user([1-9][0-9]{0,8})(?:@example\.com)?")
 # argon2id of `password` with a fixed salt, so that the same seed makes the same bytes.
 _PASSWORD_HASH = "$argon2id$v=19$m=19456,t=2,p=1$ZGVtb25zdHJhdGlvbi0xNg$WTWe34Sp2x4Vz2O53xdOGywy8OCZ0RHIgYhCtwkGf9U"
 _FIRST_DAY = datetime(2025, 1, 1, tzinfo=UTC)
-# Short of today, so that what somebody makes now is newer than all of it.
+# Ends in the past, so that tasks created now are newer than all seeded ones.
 _DAYS = 365
 
-# Words for titles. Enough of them that a search finds some tasks and not all.
+# Words for titles, varied enough that a search finds some tasks and not all.
 _VERBS = (
     "Call",
     "Write",
@@ -59,7 +59,7 @@ class Seeding:
     users: int
     tasks: int
     random_seed: int
-    # Numbers of people whose username or address somebody has: they are passed over.
+    # Numbers to skip, because their username or email address is taken.
     taken: frozenset[int] = frozenset()
 
     @property
@@ -67,10 +67,10 @@ class Seeding:
         return islice((number for number in count(1) if number not in self.taken), self.users)
 
     def generator(self, table: int) -> random.Random:
-        """One for the people (0) and one for the tasks (1), so that more people leave the tasks as they are.
+        """One generator for people (0) and one for tasks (1), so that the number of people does not affect the tasks.
 
-        Each seeding of a database has another first number, so their ids differ. While user1 is free the data is that
-        of an empty database.
+        Each seeding of a database starts at another number, which is part of the seed, so that ids do not repeat. As
+        long as user1 is free, the data equals that of an empty database.
         """
         first = next(self.numbers)
         seed = self.random_seed + table
@@ -78,7 +78,7 @@ class Seeding:
 
 
 def _make_id(rng: random.Random, moment: datetime) -> UUID:
-    """A version 7 UUID of that moment whose random part comes from the generator."""
+    """A version 7 UUID for this time. Its random part comes from the generator."""
     milliseconds = int(moment.timestamp() * 1000)
     value = milliseconds << 80 | rng.getrandbits(80)
     value = value & ~(0xF << 76) | 0x7 << 76
@@ -138,18 +138,18 @@ def make_tasks(seeding: Seeding, user_ids: Sequence[UUID]) -> Iterator[dict[str,
 
 
 async def seed_database(engine: AsyncEngine, seeding: Seeding, console: Console) -> tuple[int, int]:
-    """Add people and tasks to what is there, and return the numbers of the first and the last of the people.
+    """Add people and tasks to the database. Returns the numbers of the first and the last person.
 
-    All in one transaction: a seeding that is stopped leaves nothing behind. The tasks are of the new people, because
-    a list of somebody else would change without an event.
+    Uses one transaction, so that an interrupted seeding leaves nothing behind. All tasks belong to the new people:
+    seeded rows have no events, and lists of other people must not change without one.
     """
     with Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console
     ) as progress:
         async with engine.execution_options(writes=True).begin() as connection:
             if connection.dialect.name == "postgresql":
-                # One seeding after the other: two at once would take the same names. On SQLite writers take turns.
-                # Any constant will do; it only has to be the same in every process.
+                # Serialise seedings, because two at once would take the same names. SQLite has one writer anyway.
+                # The number is arbitrary, but the same in every process.
                 await connection.execute(text("SELECT pg_advisory_xact_lock(7416543002)"))
             seeding = replace(seeding, taken=await _taken_numbers(connection))
             user_ids: list[UUID] = []
@@ -169,7 +169,7 @@ async def seed_database(engine: AsyncEngine, seeding: Seeding, console: Console)
                 await _insert(connection, Task.__table__, tasks)
                 progress.advance(bar, len(tasks))
     if engine.dialect.name == "postgresql":
-        # Without statistics the planner takes a million fresh rows for a handful.
+        # Without statistics the planner would assume that the new rows are few.
         async with engine.execution_options(isolation_level="AUTOCOMMIT").connect() as connection:
             await connection.exec_driver_sql("ANALYZE users, tasks")
     return min(seeding.numbers), max(seeding.numbers)
@@ -194,7 +194,7 @@ async def _insert(connection: AsyncConnection, table: Any, rows: list[dict[str, 
     if connection.dialect.name != "postgresql":
         await connection.execute(insert(table), rows)
         return
-    # COPY: ten times the speed of INSERT, at the same memory.
+    # COPY is ten times as fast as INSERT, with the same memory.
     raw = await connection.get_raw_connection()
     columns = list(rows[0])
     assert isinstance(table, Table)

@@ -1,4 +1,4 @@
-"""`taskflow serve`."""
+"""The command serve."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ def serve(
     workers: Annotated[int | None, typer.Option(help="Processes; TASKFLOW_WORKERS.", min=1)] = None,
 ) -> None:
     """Serve the API. On a SQLite file it migrates by itself; on PostgreSQL run `taskflow migrate` first."""
-    # Through the environment, because each worker reads its settings there.
+    # Passed on through the environment, from which each worker reads its settings.
     for name, value in (("HOST", host), ("PORT", port), ("WORKERS", workers)):
         if value is not None:
             os.environ[f"TASKFLOW_{name}"] = str(value)
     settings = settings_or_exit()
     try:
-        settings.signing_key  # noqa: B018  (made now, by one process, or the error shown now)
+        settings.signing_key  # noqa: B018  (creates the key once, before any worker, or raises now)
     except ConfigurationError as error:
         fail(str(error), BAD_SETTINGS)
     run(prepare_database(settings), settings)
@@ -62,7 +62,7 @@ def serve(
     if problem := problem_of_descriptors(settings):
         err.print(f"taskflow: {problem}", style="yellow", markup=False, soft_wrap=True)
     listener = listen(settings)
-    # Asked to stop, we end with exit code 0; uvicorn, when it has stopped, ends with the signal it was sent.
+    # uvicorn raises the signal again after its shutdown. These handlers then exit with code 0.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: sys.exit(0))
     configure_logging(settings)
@@ -80,21 +80,23 @@ def serve(
 
 
 def listen(settings: Settings) -> socket.socket:
-    """The port is taken here, before anything starts, so that a port in use is one line and not a stack. Who connects
-    meanwhile waits.
+    """Bind and listen before anything starts, so that a port in use gives a one-line error and not a stack trace.
+
+    Connections made before the server is ready wait in the backlog.
     """
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     if hasattr(socket, "TCP_USER_TIMEOUT"):
-        # The kernel cuts off a client that is gone, where the server waits for nothing and so notices nothing. It waits
-        # ten times as long, because a slow reader with a large receive buffer takes nothing for minutes.
+        # The kernel resets connections of lost clients, which the server does not notice while it expects nothing from
+        # them. In milliseconds. Ten times the server's own time-out, because a slow reader with a large receive buffer
+        # can acknowledge nothing for minutes.
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 10_000 * settings.stream_send_timeout_seconds)
     listener.set_inheritable(True)
     try:
         listener.bind((settings.host, settings.port))
-        # With SO_REUSEADDR the port is ours only now: two can bind it, one can listen.
+        # With SO_REUSEADDR two processes can bind the port, but only one can listen on it.
         listener.listen(2048)
     except OSError as error:
         listener.close()
