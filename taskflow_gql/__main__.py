@@ -1,10 +1,10 @@
-"""What `taskflow` and `python -m taskflow_gql` start."""
+"""The entry point of `taskflow` and `python -m taskflow_gql`."""
 
 from __future__ import annotations
 
 import gc
 
-# Imports make a great many objects and nearly no garbage. Looking for some took a fifth of the start.
+# Imports create many objects and almost no garbage. Collecting during them took a fifth of the start-up time.
 gc.disable()
 
 from taskflow_gql.cli.main import app  # noqa: E402

@@ -1,4 +1,4 @@
-"""The ASGI application: the parts of the server put together, and its routes."""
+"""The ASGI application: creates the parts of the server, manages their lifespan and defines the routes."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def create_app(
     executor: type[StrawberryGraphQLCoreExecutionContext] = BatchingExecutor,
     collector: Collector | None = None,
 ) -> Starlette:
-    """The server as an ASGI application. Nothing is opened before its lifespan."""
+    """The server as an ASGI application. It opens no connections before its lifespan starts."""
     settings = settings or load_settings()
     configure_logging(settings)
     bus = make_bus(settings.redis_url)
@@ -108,7 +108,7 @@ def create_app(
         Route("/health", health),
         Route("/health-check", health),
         Route("/ready", ready),
-        # The shortcut below takes these; tools that list the routes find them here.
+        # The shortcut below serves these two. They are listed for tools that inspect the routes.
         Route("/graphql", view),
         WebSocketRoute("/graphql", view),
         Route("/graphql/", without_slash, methods=["GET", "POST"]),
@@ -129,21 +129,22 @@ def create_app(
         ],
         lifespan=lifespan,
     )
-    # Starlette's redirects name the host that the client sent.
+    # Starlette's redirects repeat the Host header of the client.
     app.router.redirect_slashes = False
     app.state.parts = parts
     return app
 
 
 def create_server() -> Starlette:
-    """`create_app` for a process that does nothing else; uvicorn calls this in each worker."""
+    """`create_app` for a process that only serves; uvicorn calls it in each worker."""
     return create_app(collector=Collector())
 
 
 @contextmanager
 def draining_on_signals(fanout: Fanout) -> Iterator[None]:
-    """Completes the open streams when the server is asked to stop. uvicorn waits for responses to end, and that of a
-    stream would not; its own handlers, which are there already, are called as well.
+    """While the block runs, make SIGINT and SIGTERM complete the open streams and then call the previous handlers.
+
+    uvicorn waits for responses to end, and streams would not end by themselves. Its handlers are the previous ones.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -167,7 +168,7 @@ def draining_on_signals(fanout: Fanout) -> Iterator[None]:
 
 
 async def without_slash(request: Request) -> RedirectResponse:
-    """To `/graphql`, without naming a host: GraphiQL's page finds its files relative to that address."""
+    """Redirect to `/graphql` with a relative URL. GraphiQL's page loads its files relative to `/graphql`."""
     query = request.url.query
     return RedirectResponse(f"../graphql?{query}" if query else "../graphql")
 
@@ -186,12 +187,12 @@ async def _ready(database: Database, bus: Bus) -> JSONResponse:
         async with asyncio.timeout(_READY_TIMEOUT_SECONDS), database.read() as session:
             await session.execute(text("SELECT 1 FROM stream_state"))
     except (SQLAlchemyError, OSError, TimeoutError) as error:
-        log.warning("Not ready: the database: %s", error)
+        log.warning("Not ready: the database cannot be used: %s", error)
         failing.append("database")
     try:
         await bus.ping()
     except (RedisError, OSError, TimeoutError) as error:
-        log.warning("Not ready: Redis: %s", error)
+        log.warning("Not ready: Redis cannot be reached: %s", error)
         failing.append("redis")
     if failing:
         return JSONResponse({"status": "unavailable", "failing": failing}, 503)

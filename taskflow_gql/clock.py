@@ -1,4 +1,4 @@
-"""The time, in one place, so that tests can stop it."""
+"""The current time, in one place, so that tests can freeze it."""
 
 from __future__ import annotations
 

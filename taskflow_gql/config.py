@@ -24,7 +24,7 @@ from pydantic_settings import (
 from taskflow_gql.errors import ConfigurationError
 
 _PREFIX = "TASKFLOW_"
-# Not settings, and read all the same: by `create-admin`, and by this project's tests.
+# Known variables that are not settings: `create-admin` and this project's tests read them.
 _OTHER_VARIABLES = {
     "TASKFLOW_ADMIN_PASSWORD",
     "TASKFLOW_TEST_DATABASE_URL",
@@ -33,17 +33,17 @@ _OTHER_VARIABLES = {
     "TASKFLOW_FAULT_SEED",
 }
 
-# RFC 7518 wants a key at least as long as the hash of HS256.
+# RFC 7518 requires a key at least as long as the hash of HS256.
 MIN_SECRET_BYTES = 32
 
 
 def _either(name: str) -> AliasChoices:
-    """The names that platforms hand out without a prefix are read with and without ours; ours wins."""
+    """Accept a variable with and without the prefix, as platforms set it without one. The prefixed one wins."""
     return AliasChoices(f"{_PREFIX}{name}", name)
 
 
 class Settings(BaseSettings):
-    """Every setting of the server. `.env.example` lists them for people; a test holds the two together."""
+    """Every setting of the server. `.env.example` documents them, and a test compares the two."""
 
     model_config = SettingsConfigDict(
         env_prefix=_PREFIX, env_file=".env", extra="ignore", populate_by_name=True, env_ignore_empty=True
@@ -53,7 +53,7 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
     workers: int = Field(default=1, ge=1, le=64)
-    # Whose X-Forwarded-For and X-Forwarded-Proto are believed.
+    # Proxies whose X-Forwarded-For and X-Forwarded-Proto headers are trusted.
     trusted_proxies: Annotated[list[IPv4Network | IPv6Network], NoDecode] = []
 
     data_dir: Path = Path(".taskflow")
@@ -65,27 +65,27 @@ class Settings(BaseSettings):
     secret_key: SecretStr | None = Field(default=None, validation_alias=_either("SECRET_KEY"))
     access_token_expire_minutes: int = Field(default=30, ge=1, le=60 * 24 * 365)
 
-    # NoDecode: a comma separated list, not the JSON that pydantic-settings expects of a list.
+    # NoDecode: a comma-separated list. By default pydantic-settings expects JSON.
     cors_origins: Annotated[list[str] | None, NoDecode] = None
-    # Beside those that the server allows by itself.
+    # In addition to the headers that the server allows by default.
     cors_headers: Annotated[list[str], NoDecode] = []
     graphiql: bool | None = None
     introspection: bool | None = None
 
     max_body_bytes: int = Field(default=1024 * 1024, ge=1024)
     event_retention_days: int = Field(default=30, ge=1, le=36_500)
-    # How many events wait for one subscriber before it is left to read the table.
+    # Events queued for one subscriber. A slower subscriber reads them from the table instead.
     subscription_queue_size: int = Field(default=200, ge=1, le=100_000)
     max_subscriptions_per_connection: int = Field(default=100, ge=1)
     max_subscriptions_per_user: int = Field(default=1000, ge=1)
     max_sockets_per_address: int = Field(default=1000, ge=1)
     max_connections: int = Field(default=10_000, ge=1)
     max_connections_per_address: int = Field(default=2000, ge=1)
-    # A client has so long for the head of a request, and for its body.
+    # Time to receive the head of a request, and the same again for its body.
     request_timeout_seconds: int = Field(default=30, ge=1, le=3600)
-    # A connection whose client takes nothing for so long is cut off: answers, streams over HTTP, WebSockets.
+    # How long a client may read nothing of a response, stream or WebSocket before the connection is closed.
     stream_send_timeout_seconds: int = Field(default=30, ge=1)
-    # Of answers that wait because the client of a WebSocket does not read; for all sockets of a person twice as many.
+    # Unread answers of one WebSocket. All sockets of one person may have twice as many bytes.
     max_unsent_bytes: int = Field(default=64 * 1024 * 1024, ge=1024)
     max_websocket_message_bytes: int = Field(default=64 * 1024, ge=1024)
     max_query_depth: int = Field(default=15, ge=1, le=100)
@@ -169,7 +169,7 @@ class Settings(BaseSettings):
 
     @property
     def is_embedded(self) -> bool:
-        """One process on a SQLite file that nobody configured: the server looks after the file by itself."""
+        """Whether no database is configured, so that the server runs as one process on its own SQLite file."""
         return self.database_url is None
 
     @property
@@ -178,7 +178,7 @@ class Settings(BaseSettings):
 
     @property
     def allowed_origins(self) -> list[str]:
-        """Of which pages in browsers may call the server; `*` is all."""
+        """Origins whose pages may call the server from a browser; `*` allows all."""
         if self.cors_origins is not None:
             return self.cors_origins
         return [] if self.is_production else ["http://localhost:3000", "http://localhost:5173"]
@@ -189,7 +189,7 @@ class Settings(BaseSettings):
 
     @cached_property
     def signing_key(self) -> str:
-        """The configured secret, or the one kept in the data folder, made there on first use."""
+        """The configured secret, or else the one in the data folder, which is created on first use."""
         if self.secret_key is not None:
             return self.secret_key.get_secret_value()
         return _secret_kept_in(make_data_dir(self.data_dir) / "secret")
@@ -221,8 +221,8 @@ def make_data_dir(folder: Path) -> Path:
 
 def _secret_kept_in(path: Path) -> str:
     if not path.exists():
-        # Written aside with mode 0600 and linked into place whole: of two processes that start together one
-        # link succeeds, and nobody ever reads half a secret.
+        # Written to a temporary file with mode 0600, then linked to its name. If two processes start together, only one
+        # link succeeds, and neither can read a partial secret.
         aside = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
         try:
             with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
@@ -246,19 +246,19 @@ def _secret_kept_in(path: Path) -> str:
 
 
 def load_settings() -> Settings:
-    """Settings from the environment; raises ConfigurationError with one line that names every bad setting."""
+    """Settings from the environment. Raises ConfigurationError with a one-line message that names every bad setting."""
     try:
         return Settings()
     except ValidationError as error:
         problems: list[str] = []
         for problem in error.errors(include_url=False, include_input=False):
             message = problem["msg"].removeprefix("Value error, ")
-            # Of a setting with two names pydantic gives the variable's name, of the others the field's.
+            # pydantic gives the variable's name for a setting with two names, otherwise the field's name.
             name = "".join(str(part) for part in problem["loc"][:1]).upper()
             if name and not name.startswith(_PREFIX):
                 name = f"{_PREFIX}{name}"
             problems.append(f"{name}: {message}" if name else message)
-        # What is missing may be there under a misspelt name.
+        # A missing setting may be present under a misspelt name.
         problems.extend(unknown_variables())
         raise ConfigurationError("Bad settings: " + "; ".join(problems)) from error
     except (OSError, UnicodeDecodeError) as error:
@@ -266,7 +266,7 @@ def load_settings() -> Settings:
 
 
 def unknown_variables() -> list[str]:
-    """A sentence for each variable in the environment or in `.env` that has the prefix and is no setting."""
+    """A message for each variable in the environment or `.env` that has the prefix but is not a setting."""
     settings = [name.upper() for name in Settings.model_fields]
     given = {*EnvSettingsSource(Settings).env_vars, *DotEnvSettingsSource(Settings).env_vars}
     unknown = {name.upper() for name in given}.difference(_OTHER_VARIABLES, (_PREFIX + name for name in settings))
@@ -274,7 +274,7 @@ def unknown_variables() -> list[str]:
 
 
 def _unknown_variable(variable: str, settings: list[str]) -> str:
-    # Compared without the prefix, which would make all of them alike.
+    # Compared without the prefix, which would make all names similar.
     nearest = difflib.get_close_matches(variable.removeprefix(_PREFIX), settings, n=1)
     hint = f"did you mean {_PREFIX}{nearest[0]}?" if nearest else ".env.example lists all settings"
     return f"{variable} is not a setting: {hint}"

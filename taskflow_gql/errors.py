@@ -1,6 +1,7 @@
-"""The base of all errors that clients may see, and the refusals that every noun has.
+"""The base class of all errors that clients may see, and the generic ones.
 
-A noun's own errors stand beside its service. `operations/errors.py` renders them, in payloads `api/mutations.py` does.
+Errors of one noun are defined in its service. `operations/errors.py` renders errors, and `api/mutations.py` renders
+those in payloads.
 """
 
 from __future__ import annotations
@@ -10,10 +11,9 @@ from typing import Any, ClassVar
 
 
 class TaskflowError(Exception):
-    """A problem whose message may be shown to the person who caused it.
+    """A problem whose message may be shown to the client.
 
-    `field` is the path inside the mutation's input, outermost first; None when the problem is about the
-    whole request.
+    `field` is the path inside the mutation's input, outermost first; None if the problem concerns the whole request.
     """
 
     code: ClassVar[str]
@@ -25,12 +25,12 @@ class TaskflowError(Exception):
 
     @property
     def extensions(self) -> dict[str, object]:
-        """What the error says in its `extensions` beside the code."""
+        """Entries of the error's `extensions`, in addition to the code."""
         return {}
 
 
 class Unauthenticated(TaskflowError):
-    """Nobody, or nobody we can name. Always a top-level error, in mutations too."""
+    """The token is missing or invalid. Always a top-level error, also in mutations."""
 
     code = "UNAUTHENTICATED"
 
@@ -40,7 +40,7 @@ class CursorExpired(TaskflowError):
 
 
 class ServerStops(TaskflowError):
-    """Ends the streams of a server that is going away. Over a WebSocket nobody reads it: it becomes a close code."""
+    """Ends the streams of a server that shuts down. On a WebSocket it becomes a close code."""
 
     code = "SERVER_STOPS"
 
@@ -48,7 +48,7 @@ class ServerStops(TaskflowError):
         super().__init__("The server stops: come back with your last cursor")
 
 
-# When to try again where too much is open. No clock runs there, but others close what they have open.
+# Suggested when too many operations, streams or connections are open. A guess: they close at unknown times.
 RETRY_AFTER_SECONDS = 10
 
 
@@ -64,11 +64,11 @@ class TooManySubscriptions(TaskflowError):
 
 
 class Refusal(TaskflowError):
-    """What a mutation answers in `payload.errors`, and a query at the top level."""
+    """Reported in `payload.errors` by mutations, and at the top level by queries."""
 
     @property
     def payload(self) -> dict[str, Any]:
-        """What a mutation's payload shows beside `errors`, by field."""
+        """Values of further fields of the mutation's payload, by field name."""
         return {}
 
 
@@ -101,4 +101,4 @@ def refuse_if_any(refusals: Sequence[Refusal]) -> None:
 
 
 class ConfigurationError(Exception):
-    """A setting or a surrounding part is not as the server needs it; the message is one line and says what to do."""
+    """A setting or the environment is wrong. The message is one line and says what to do."""

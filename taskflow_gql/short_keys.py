@@ -1,4 +1,4 @@
-"""A cache whose keys are texts that clients choose."""
+"""A cache for keys that clients choose."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Value = TypeVar("Value")
 def cached_for_short_keys(
     maxsize: int, *, max_length: int
 ) -> Callable[[Callable[[Key], Value]], Callable[[Key], Value]]:
-    """`lru_cache` that does not keep longer keys: a bound of entries alone lets clients keep any number of bytes."""
+    """`lru_cache` that does not cache longer keys. Limiting only the number of entries would not limit their memory."""
 
     def decorate(function: Callable[[Key], Value]) -> Callable[[Key], Value]:
         cached = lru_cache(maxsize)(function)

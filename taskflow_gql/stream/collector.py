@@ -1,8 +1,8 @@
-"""When the garbage collector runs: nothing that a client sends makes it stop the server for long.
+"""Schedules garbage collection, so that no request can trigger a long pause.
 
-A full collection goes through every object that lives, the cached documents and plans above all, and stops everybody
-for as long: 0.4 s with full caches. Left to itself it comes when enough objects have become old, and a client can bring
-that about. Requests leave next to nothing that only a full collection finds, so it is rare here, and by the clock.
+A full collection traverses all live objects, most of which belong to cached documents and plans, and pauses the process
+for up to 0.4 s. By default it runs when enough objects have become old, which a client can provoke. Requests leave
+almost no garbage that only a full collection finds, so here it runs rarely, on a timer.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from itertools import count
 
 from taskflow_gql.stream.background import Background
 
-# Of the young objects after so many new ones, of the middle-aged every tenth time; both take some milliseconds. Of the
-# old never by itself.
+# The young generation is collected after this many new objects and the middle one every tenth time, which both take a
+# few milliseconds. The old one is never collected automatically.
 _THRESHOLDS = (5_000, 10, 1_000_000_000)
 _SECONDS_BETWEEN_ROUNDS = 600
-# Each round goes through what has become old since the last one, every third through everything: what was frozen in a
-# cache or a connection, and has become unreachable since, waits for half an hour.
+# Each round traverses only objects that became old since the last one. Every third round traverses all objects, so
+# frozen objects that have become unreachable, such as evicted cache entries, are freed within half an hour.
 _ROUNDS_UNTIL_FULL = 3
 
 
 class Collector:
-    """Takes over the full collections of this process, which does nothing else than serve."""
+    """Runs the full collections of a process that only serves."""
 
     def __init__(self) -> None:
         self._rounds = count(1)
@@ -45,6 +45,6 @@ class Collector:
 
 
 def collect_old() -> None:
-    """Collect what is unreachable, and put what is left where no collection looks until it is unfrozen."""
+    """Collect garbage, and freeze the remaining objects: collections skip them until they are unfrozen."""
     gc.collect()
     gc.freeze()
