@@ -1,1 +1,1 @@
-"""Rules and SQL. Functions that take the session first and the viewer second, and never commit: the edge does."""
+"""Rules and SQL. Functions take the session first and the viewer second. They never commit; their callers do."""

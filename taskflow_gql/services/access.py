@@ -1,4 +1,4 @@
-"""Who may see and change what. The only place that decides it, once in SQL and once in Python."""
+"""Access rules: which tasks and users a person may see or change. Only this module decides, in SQL and in Python."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from taskflow_gql.models import Event, Task, User, UserRole
 
 @dataclass(frozen=True, slots=True)
 class Viewer:
-    """The person behind a token that was checked for this operation."""
+    """The signed-in person. The token was checked for this operation."""
 
     id: UUID
     role: UserRole
@@ -36,18 +36,18 @@ class HasPeople(Protocol):
     def assignee_id(self) -> UUID | None: ...
 
 
-# Stands for the viewer's id in statements, which are built once and run for many. It has no value of its own, so that
-# running one without saying for whom fails.
+# The viewer's id as a parameter, because a statement is built once and run for many viewers. It has no default, so that
+# running a statement without a viewer fails.
 VIEWER_ID = bindparam("viewer_id", type_=Task.creator_id.type)
 
 
 def visible(*, is_admin: bool) -> ColumnElement[bool]:
-    """Condition on `tasks`, with the parameter VIEWER_ID."""
+    """Condition on `tasks` with the parameter VIEWER_ID: the viewer may see the task."""
     return true() if is_admin else or_(Task.creator_id == VIEWER_ID, Task.assignee_id == VIEWER_ID)
 
 
 def visible_scopes(*, is_admin: bool) -> list[ColumnElement[bool]]:
-    """`visible` cut into conditions of which each task meets at most one, and each of which an index answers."""
+    """`visible` split into disjoint conditions, each of which can use an index."""
     if is_admin:
         return [true()]
     is_assigned = and_(Task.assignee_id == VIEWER_ID, Task.creator_id != VIEWER_ID)
@@ -68,7 +68,7 @@ def events_visible(*, is_admin: bool) -> ColumnElement[bool]:
 
 
 def users_visible(*, is_admin: bool) -> ColumnElement[bool]:
-    """Condition on `users`, for lists. By id everybody is known: a task may name a deactivated person."""
+    """Condition on `users`, for lists only. Reads by id find everybody: a task may refer to a deactivated person."""
     return true() if is_admin else User.is_active.is_(True)
 
 

@@ -1,8 +1,8 @@
-"""Registering, signing in, and what people change about themselves.
+"""Registration, signing in, and changes to one's own account.
 
-A password's hash takes tens of milliseconds on purpose. It is made and checked between units of work, never inside
-one, where it would hold a connection, and on SQLite the only writer, for as long. So signing in and changing a
-password are two functions each, with the hash between them.
+Hashing a password takes tens of milliseconds on purpose. Callers hash between units of work: inside one it would hold a
+connection for that time, and on SQLite the only writer. So signing in and changing a password are two functions each,
+one before the hash and one after it.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class InvalidCredentials(Refusal):
 
 @dataclass(frozen=True, slots=True)
 class Registration:
-    """What a person typed, checked and stripped."""
+    """Checked and stripped input of a registration."""
 
     email: str
     username: str
@@ -74,7 +74,7 @@ class Registration:
 async def check_registration(
     session: DatabaseSession, *, email: str, username: str, full_name: str, password: str
 ) -> Registration:
-    """Raises Refusals with everything that is wrong, names that are taken among it."""
+    """Raises Refusals with all problems, including a taken username or email address."""
     problems: list[Refusal] = []
     registration = Registration(
         email=check_email(email, problems),
@@ -97,7 +97,7 @@ async def create_user(
     *,
     role: UserRole = UserRole.MEMBER,
 ) -> UserRow:
-    """Raises Refusals with EmailTaken and UsernameTaken when somebody else was quicker."""
+    """Raises Refusals with EmailTaken or UsernameTaken if another registration took the name after the check."""
     now = clock.now()
     values = {
         "id": make_id(),
@@ -139,7 +139,7 @@ async def _taken(session: DatabaseSession, registration: Registration) -> list[R
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """Somebody who may be the one who signs in; `password_hash` is None where nobody can."""
+    """The active user who may be signing in, and the hash to verify. Both are None if there is no such user."""
 
     user: UserRow | None
     password_hash: str | None
@@ -155,7 +155,7 @@ async def find_viewer_candidate(session: DatabaseSession, viewer: Viewer) -> Can
 
 
 async def _read_candidate(session: DatabaseSession, condition: ColumnElement[bool]) -> Candidate:
-    # A username has no @ and an address has one, so at most one row matches.
+    # Usernames have no @ and addresses have one, so at most one row matches.
     statement = select(User.password_hash, *USER_COLUMNS).where(condition, User.is_active)
     row = (await session.execute(statement)).first()
     if row is None:
@@ -164,7 +164,7 @@ async def _read_candidate(session: DatabaseSession, condition: ColumnElement[boo
 
 
 def require_match(candidate: Candidate, matches: bool) -> UserRow:
-    """One answer for an unknown name, a wrong password and a deactivated user."""
+    """Raises the same InvalidCredentials for an unknown name, a wrong password and a deactivated user."""
     if candidate.user is None or not matches:
         raise InvalidCredentials("Incorrect username or password")
     return candidate.user
@@ -173,11 +173,11 @@ def require_match(candidate: Candidate, matches: bool) -> UserRow:
 async def open_session(
     session: DatabaseSession, user: UserRow, *, password_hash: str, lifetime: timedelta
 ) -> tuple[UUID, datetime]:
-    """The new session's id and the time of its beginning.
+    """Create a session. Returns its id and its start time.
 
-    The password was checked before this transaction; the row is locked and looked at again, so that a password
-    changed or a user deactivated in between does not get a session. (`key_share`: tasks that refer to the person are
-    not kept waiting.)
+    The password was verified before this transaction. The row is locked and checked again, so that there is no session
+    if the password was changed or the user deactivated in between; this raises InvalidCredentials. The lock is
+    `key_share`, so that inserts of tasks that refer to the user do not wait.
     """
     statement = select(User.id).where(User.id == user.id, User.is_active, User.password_hash == password_hash)
     if (await session.execute(statement.with_for_update(key_share=True))).first() is None:
@@ -191,14 +191,14 @@ async def open_session(
 
 
 class SignIns(NamedTuple):
-    """What is known of some tokens: their people, and those of their sessions that stand, each with its person."""
+    """The users of some tokens, and pairs of user id and session id for those of their sessions that still exist."""
 
     users: dict[UUID, UserRow]
     sessions: set[tuple[UUID, UUID]]
 
 
 async def read_sign_ins(session: DatabaseSession, tokens: Collection[AccessToken]) -> SignIns:
-    """For `require_viewer`."""
+    """Read what `require_viewer` needs to check these tokens, in one statement."""
     users: dict[UUID, UserRow] = {}
     sessions: set[tuple[UUID, UUID]] = set()
     parameters = {
@@ -212,7 +212,7 @@ async def read_sign_ins(session: DatabaseSession, tokens: Collection[AccessToken
     return SignIns(users, sessions)
 
 
-# Run with every request, and so built once. Without a session there is still the person, for the reason.
+# An outer join: without a session the user is still read, because `require_viewer` gives the reason for refusal.
 _SIGN_INS = Statement(
     select(*USER_COLUMNS, Session.id.label("session_id"))
     .outerjoin(Session, (Session.user_id == User.id) & among_few(Session.id, "session_ids"))
@@ -221,7 +221,7 @@ _SIGN_INS = Statement(
 
 
 def require_viewer(sign_ins: SignIns, token: AccessToken) -> tuple[Viewer, UserRow]:
-    """The person behind a token whose signature is good. Raises Unauthenticated with the reason."""
+    """The person of a token whose signature was verified. Raises Unauthenticated with the reason."""
     user = sign_ins.users.get(token.user_id)
     if user is None or is_expired(token.expires_at):
         raise could_not_validate()
@@ -234,7 +234,7 @@ def require_viewer(sign_ins: SignIns, token: AccessToken) -> tuple[Viewer, UserR
 
 
 async def roles_by_session(session: DatabaseSession, session_ids: Collection[UUID]) -> dict[UUID, UserRole]:
-    """The roles of the people of those sessions that still stand and whose people are active."""
+    """The users' roles, by session id. Sessions that have ended or belong to deactivated users are left out."""
     rows = await session.run(_ROLES_BY_SESSION, {"session_ids": session_ids})
     return dict(rows)
 
@@ -254,17 +254,17 @@ def check_new_password(new_password: str) -> str:
 
 
 async def change_password(session: DatabaseSession, viewer: Viewer, *, old_hash: str, new_hash: str) -> None:
-    """Replace the hash and end the viewer's other sessions."""
+    """Replace the hash and delete the viewer's other sessions. Raises InvalidCredentials if `old_hash` is outdated."""
     statement = update(User).where(User.id == viewer.id, User.password_hash == old_hash)
     statement = statement.values(password_hash=new_hash, updated_at=clock.now())
     if (await session.execute(statement.returning(User.id))).first() is None:
-        # Somebody changed it between our check and now, so what was checked is no longer the password.
+        # The password was changed after the check, so the verified one is no longer valid.
         raise InvalidCredentials("The current password is not correct", field="currentPassword")
     await session.execute(delete(Session).where(Session.user_id == viewer.id, Session.id != viewer.session_id))
 
 
 async def update_profile(session: DatabaseSession, viewer: Viewer, changes: dict[str, Any]) -> UserRow:
-    """`changes` holds what was given of `full_name` and `email`; None is refused."""
+    """`changes` may contain `full_name` and `email`. Raises Refusals for None and for invalid values."""
     problems: list[Refusal] = []
     values: dict[str, Any] = {}
     if "full_name" in changes:

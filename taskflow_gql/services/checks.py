@@ -1,7 +1,7 @@
-"""What people type: which text can be kept, and the form of names, addresses, titles, passwords and dates.
+"""Checks of input: names, addresses, titles, passwords and dates.
 
-Each `check_` function returns the value as it will be stored and adds what is wrong with it to `problems`, so that
-all problems of an input are reported together.
+Each `check_` function returns the value as it will be stored and appends its problems to `problems`, so that all
+problems of an input are reported together.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _USERNAME = re.compile(r"[A-Za-z0-9_.-]*")
 def check_email(email: str, problems: list[Refusal]) -> str:
     email = email.strip()
     try:
-        # Form only: whether mail arrives is found out by sending some, not by asking a name server now.
+        # Syntax only: only sending mail shows whether it arrives, so do not query a name server here.
         validate_email(email, check_deliverability=False, test_environment=True)
     except EmailNotValidError as error:
         problems.append(BadUserInput(f"Email address is not valid: {error}", field="email"))
@@ -78,7 +78,7 @@ def check_description(description: str | None, problems: list[Refusal]) -> str |
 
 
 def check_due_date(due_date: datetime | None, problems: list[Refusal]) -> datetime | None:
-    """The first and the last moment are left out: PostgreSQL would sort them among tasks without a due date."""
+    """Refuses the first and the last time: PostgreSQL would sort them among tasks without a due date."""
     if due_date is not None and not FIRST_MOMENT < due_date < LAST_MOMENT:
         message = "Due date must be after 0001-01-01T00:00:00Z and before 9999-12-31T23:59:59.999999Z"
         problems.append(BadUserInput(message, field="dueDate"))

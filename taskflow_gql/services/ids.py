@@ -1,4 +1,4 @@
-"""Ids: version 7 UUIDs, made here, unique over all types."""
+"""Ids: version 7 UUIDs, unique across all types."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from uuid_utils.compat import uuid7
 
 from taskflow_gql.errors import BadUserInput
 
-# uuid.UUID() also takes braces, `urn:uuid:` and stray hyphens; one id has one spelling, in either case.
+# uuid.UUID() also accepts braces, `urn:uuid:` and misplaced hyphens. Here an id has one form, in either case.
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE | re.ASCII)
 
 

@@ -1,7 +1,8 @@
-"""Keyset paging: the order of a list, cursors that name it, and the page around a cursor.
+"""Keyset paging: orders of lists, cursors, and pages before or after a cursor.
 
-A cursor holds the sort keys of one row, not its number, so a page neither shifts while rows come and go nor costs
-more the deeper it lies. It may also hold where the change stream stood when the first page of its list was read.
+A cursor holds the sort keys of one row and not an offset. So pages do not shift when rows are inserted or deleted, and
+later pages do not cost more. It may also hold the position of the change stream when the first page of its list was
+read.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ Row = TypeVar("Row")
 
 @dataclass(frozen=True, slots=True)
 class SortKey(Generic[Row]):
-    """One key of an order. The column is never null; where `value` may be, `null_as` is what the column has then."""
+    """One key of an order. The column is never null; if `value` can be None, `null_as` is the column's value then."""
 
     name: str
     type: type
@@ -41,7 +42,7 @@ class SortKey(Generic[Row]):
     null_as: ColumnElement[Any] | None = None
 
     def bound(self, value: Any) -> ColumnElement[Any]:
-        """The value of a cursor, to compare the column with; a parameter stands for itself."""
+        """A cursor's value as an expression to compare the column with. A parameter is returned unchanged."""
         if isinstance(value, ColumnElement):
             return value
         if value is None and self.null_as is not None:
@@ -54,17 +55,17 @@ class SortKey(Generic[Row]):
 
 
 class Boundary(NamedTuple):
-    """What a cursor holds."""
+    """The content of a cursor."""
 
-    # The sort keys of its row.
+    # The sort keys of the cursor's row.
     keys: list[Any]
-    # Where the stream stood when the list was begun. None when no page up to this one selected `changesCursor`.
+    # The position of the stream when the list was begun. None if no page up to this one selected `changesCursor`.
     begun: StreamPlace | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Order(Generic[Row]):
-    """Sort keys, the first decides. The last key is unique, so that every row has one place."""
+    """Sort keys, in decreasing significance. The last key is unique, so the order is total."""
 
     keys: tuple[SortKey[Row], ...]
     signature: str = field(init=False)
@@ -72,7 +73,7 @@ class Order(Generic[Row]):
     def __post_init__(self) -> None:
         object.__setattr__(self, "signature", ",".join(key.signature for key in self.keys))
 
-    # Orders are equal when they sort alike: loaders are found by the order among other things.
+    # Orders with the same signature are equal, because caches use orders as part of their keys.
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Order) and self.signature == other.signature
 
@@ -86,7 +87,7 @@ class Order(Generic[Row]):
         return base64.urlsafe_b64encode(orjson.dumps(values)).decode().rstrip("=")
 
     def boundary(self, cursor: str, *, argument: str) -> Boundary:
-        """Raises BadUserInput for a cursor that is damaged or of another order."""
+        """Decode a cursor. Raises BadUserInput if it is damaged or of another order."""
         try:
             padded = cursor.encode("ascii") + b"=" * (-len(cursor) % 4)
             signature, *encoded = orjson.loads(base64.b64decode(padded, altchars=b"-_", validate=True))
@@ -102,15 +103,15 @@ class Order(Generic[Row]):
         return [key.column.desc() if key.descending is not backward else key.column.asc() for key in self.keys]
 
     def beyond(self, boundary: Sequence[Any], *, backward: bool) -> ColumnElement[bool]:
-        """The rows after the boundary, or before it, going by this order."""
+        """The condition for rows after the boundary in this order, or before it if `backward`."""
         directions = {key.descending is not backward for key in self.keys}
         values = [key.bound(value) for key, value in zip(self.keys, boundary, strict=True)]
         if len(directions) == 1:
-            # Row-value comparison: one range of one index, on both databases.
+            # A row-value comparison, which is one range of one index on both databases.
             columns = tuple_(*(key.column for key in self.keys))
             bound = tuple_(*values)
             return columns < bound if directions.pop() else columns > bound
-        # Mixed directions: the same, written out key by key.
+        # Mixed directions: the same comparison, written out for each key.
         alternatives = []
         for place, key in enumerate(self.keys):
             equal = [other.column == value for other, value in zip(self.keys[:place], values, strict=False)]
@@ -138,7 +139,7 @@ def _encode(value: Any) -> str | int | None:
 
 
 def _decode(value: object, key: SortKey[Any]) -> Any:
-    """The value of this sort key; raises ValueError for what no cursor of ours holds."""
+    """The value of this sort key. Raises ValueError for a value that no cursor of this server contains."""
     kind = key.type
     if value is None and key.null_as is not None:
         return None
@@ -147,13 +148,13 @@ def _decode(value: object, key: SortKey[Any]) -> Any:
             moment = _EPOCH + value * _MICROSECOND
         except OverflowError as error:
             raise ValueError("no such time") from error
-        # PostgreSQL could not tell them from `null_as`, and no row has them.
+        # PostgreSQL could not distinguish these two from `null_as`, and no row contains them.
         if key.null_as is not None and moment in (FIRST_MOMENT, LAST_MOMENT):
             raise ValueError("no such time in a row")
         return moment
     if kind is UUID and type(value) is str:
         return UUID(hex=value)
-    # PostgreSQL takes no more for an integer.
+    # The range of a PostgreSQL integer.
     if kind is int and type(value) is int and abs(value) < 2**31:
         return value
     if kind is str and type(value) is str and is_storable(value):
@@ -163,7 +164,7 @@ def _decode(value: object, key: SortKey[Any]) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class PageRequest:
-    """The paging arguments of a connection field, checked."""
+    """The checked paging arguments of a connection field."""
 
     size: int
     after: str | None
@@ -179,21 +180,21 @@ class PageRequest:
         last: int | None = None,
         before: str | None = None,
     ) -> PageRequest:
-        """Raises BadUserInput for sizes out of 1..100 and for first together with last."""
+        """Raises BadUserInput for sizes outside 1..100, and if both first and last are given."""
         if first is not None and last is not None:
             raise BadUserInput("Give first or last, not both")
         for name, size in (("first", first), ("last", last)):
             if size is not None and not 1 <= size <= MAX_PAGE_SIZE:
                 raise BadUserInput(f"{name} must be from 1 to {MAX_PAGE_SIZE}, not {size}")
-        # `before` alone means the page that ends just before it, as `last` does.
+        # `before` alone means the page that ends just before the cursor, as it does with `last`.
         backward = last is not None or (first is None and before is not None and after is None)
         return cls(size=first or last or DEFAULT_PAGE_SIZE, after=after, before=before, backward=backward)
 
 
 def list_begun(order: Order[Any], request: PageRequest) -> StreamPlace | None:
-    """Where the stream stood when the list of this page was begun, by its cursors; the older one of two.
+    """The position of the stream when the list of this page was begun, from its cursors; the older one of two.
 
-    Raises BadUserInput for bad cursors, and for those of two databases.
+    Raises BadUserInput for invalid cursors, and for cursors of two different databases.
     """
     given = (("after", request.after), ("before", request.before))
     cursors = [order.boundary(cursor, argument=argument) for argument, cursor in given if cursor is not None]
@@ -205,9 +206,9 @@ def list_begun(order: Order[Any], request: PageRequest) -> StreamPlace | None:
 
 @dataclass(frozen=True, slots=True)
 class PageShape:
-    """What a page's statement is built by; what changes from request to request are its parameters.
+    """Everything that a page's statement depends on, apart from its parameters.
 
-    `after` and `before` say which keys of the boundary are null, and are None without a boundary.
+    `after` and `before` say which keys of the boundary are null. They are None without a boundary.
     """
 
     limit: int
@@ -217,7 +218,7 @@ class PageShape:
 
 
 def shape_of(order: Order[Any], request: PageRequest) -> tuple[PageShape, dict[str, Any]]:
-    """The shape, and the parameters that its statement wants. Raises BadUserInput for bad cursors."""
+    """The shape, and the parameters that its statement takes. Raises BadUserInput for invalid cursors."""
     parameters: dict[str, Any] = {}
 
     def nulls(cursor: str | None, argument: str) -> tuple[bool, ...] | None:
@@ -229,7 +230,7 @@ def shape_of(order: Order[Any], request: PageRequest) -> tuple[PageShape, dict[s
                 parameters[f"{argument}_{place}"] = value
         return tuple(value is None for value in keys)
 
-    # One row more than the page has: it tells whether the list goes on.
+    # One row more than the page, to learn whether the list continues.
     shape = PageShape(
         limit=request.size + 1,
         backward=request.backward,
@@ -239,18 +240,18 @@ def shape_of(order: Order[Any], request: PageRequest) -> tuple[PageShape, dict[s
     return shape, parameters
 
 
-# Not frozen: a list of people makes one for each, and a frozen one takes three times as long to make.
+# Not frozen, because creating a frozen one takes three times as long, and a list of people creates one for each.
 @dataclass(slots=True)
 class Page(Generic[Row]):
-    """The rows of one page, in the list's order whichever way it was read."""
+    """The rows of one page, in the list's order also when read backward."""
 
     rows: list[Row]
     order: Order[Row]
     has_next: bool
     has_previous: bool
-    # How many rows the whole list has, when that was asked for and could be read along.
+    # The number of rows of the whole list, if the page's statement counted it.
     total: int | None = None
-    # Where the stream stood when the list was begun, when that is known.
+    # The position of the stream when the list was begun, if known.
     begun: StreamPlace | None = None
 
     def cursor(self, row: Row) -> str:
@@ -263,12 +264,13 @@ def page_of(
     order: Order[Any],
     shape: PageShape,
 ) -> Subquery:
-    """The page's rows and one row more, ordered by `sort_columns`.
+    """The page's rows and one more. Sort them by `sort_columns`.
 
-    `scopes` are conditions of which each row meets at most one. Each is read by itself, from an index that fits it,
-    no further than the page is long: an OR of the two would have all rows read and sorted.
+    `scopes` are disjoint conditions. Each one is a separate SELECT with its own index and limit, because an OR of them
+    would read and sort all rows.
     """
-    # Not a parameter: PostgreSQL would plan for a tenth of the table, and because that is dear, plan anew each time.
+    # A literal. For a parameter PostgreSQL assumes a tenth of the table, so the generic plan looks too expensive and it
+    # re-plans every execution.
     limit: ColumnElement[int] = literal_column(str(shape.limit))
     parts = [
         select(*columns, *_labelled(order))
@@ -292,7 +294,7 @@ def page_of_each(
     order: Order[Any],
     shape: PageShape,
 ) -> Subquery:
-    """The same page for each parent of the parameter `parent_ids`, with `parent_id` beside the columns."""
+    """The same page for each parent in the parameter named `parent_ids`. Has an additional column `parent_id`."""
     return top_of_each(
         select(*columns, *_labelled(order)).where(where, *_bounds(order, shape)),
         parent=parent,
@@ -304,7 +306,7 @@ def page_of_each(
 
 
 def _bounds(order: Order[Any], shape: PageShape) -> list[ColumnElement[bool]]:
-    """The conditions that `after` and `before` make."""
+    """The conditions for `after` and `before`."""
     conditions = []
     for argument, nulls in (("after", shape.after), ("before", shape.before)):
         if nulls is not None:
@@ -321,7 +323,7 @@ def _labelled(order: Order[Any]) -> list[ColumnElement[Any]]:
 
 
 def sort_columns(page: Subquery, order: Order[Any], shape: PageShape) -> list[ColumnElement[Any]]:
-    """The order of the rows of a page as it was read: towards the end, or towards the start."""
+    """The ORDER BY for the rows of a page, in the direction of reading."""
     return [
         page.c[f"sort_{place}"].desc() if key.descending is not shape.backward else page.c[f"sort_{place}"].asc()
         for place, key in enumerate(order.keys)
@@ -335,7 +337,7 @@ def make_page(
     total: int | None = None,
     begun: StreamPlace | None = None,
 ) -> Page[Row]:
-    """The page from its rows and the one row more, in the order in which they were read."""
+    """The page, from its rows and the additional one, in the direction of reading."""
     goes_on = len(rows) > request.size
     rows = rows[: request.size]
     has_next, has_previous = goes_on, request.after is not None

@@ -1,7 +1,7 @@
-"""One filter language, two back ends: a condition in SQL and a predicate over a task's values.
+"""Filters of tasks, with two interpreters: a condition in SQL and a predicate in Python.
 
-A filter is a tree of `AllOf`, `AnyOf`, `Not` and comparisons. Both back ends decide alike for every task; a property
-test holds them together. A comparison with a null value is false, and so its negation is true, in SQL too.
+A filter is a tree of `AllOf`, `AnyOf`, `Not` and comparisons. Both interpreters agree on every task, which a property
+test checks. A comparison with a null field is false, so its negation is true, in SQL too.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ class Operator(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """The place of a value that is given when the statement is run, as the parameter of this name."""
+    """A placeholder for a value. The statement takes the value as the parameter of this name."""
 
     name: str
 
 
 @dataclass(frozen=True, slots=True)
 class Compare:
-    """One comparison of a field of TaskRow. Text is compared by its casefold(); `value` has it folded already."""
+    """A comparison of one field of TaskRow. Text is compared by its casefold(); `value` is already casefolded."""
 
     field: str
     operator: Operator
@@ -60,7 +60,7 @@ class Compare:
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """Every word starts a word of title or description. No words: every task."""
+    """Each of the words is a prefix of a word in the title or description. Without words, finds every task."""
 
     words: tuple[str, ...] | Slot
 
@@ -92,7 +92,7 @@ Filter: TypeAlias = Compare | Search | Overdue | AllOf | AnyOf | Not
 EVERYTHING = AllOf(())
 
 _NULLABLE = {"description", "due_date", "completed_at", "assignee_id"}
-# Text is compared case-insensitively, through a column that holds its casefold(); enums through their ranks.
+# Text is compared by a column with its casefold(), enums by their ranks.
 _KEY_COLUMN: dict[str, Any] = {
     "title": Task.title_key,
     "description": Task.description_key,
@@ -115,19 +115,22 @@ def search_for(text: str) -> Search:
 
 
 def without_values(filter_: Filter) -> tuple[Filter, dict[str, Any]]:
-    """The filter with slots for its values, and the values: filters that differ in nothing else are one statement."""
+    """The filter with slots in place of its values, and the values by slot name.
+
+    Filters that differ only in their values then share one statement.
+    """
     values: dict[str, Any] = {}
-    return _emptied(filter_, values), values
+    return _with_slots(filter_, values), values
 
 
-def _emptied(part: Filter, values: dict[str, Any]) -> Filter:
+def _with_slots(part: Filter, values: dict[str, Any]) -> Filter:
     match part:
         case AllOf(parts):
-            return AllOf(tuple(_emptied(inner, values) for inner in parts))
+            return AllOf(tuple(_with_slots(inner, values) for inner in parts))
         case AnyOf(parts):
-            return AnyOf(tuple(_emptied(inner, values) for inner in parts))
+            return AnyOf(tuple(_with_slots(inner, values) for inner in parts))
         case Not(inner):
-            return Not(_emptied(inner, values))
+            return Not(_with_slots(inner, values))
         case Search(words):
             return Search(_slot(words, values)) if words else part
         case Overdue(now):
@@ -146,12 +149,12 @@ def _slot(value: Any, values: dict[str, Any]) -> Slot:
 
 Result = TypeVar("Result")
 
-# A statement of a larger filter holds megabytes of SQLAlchemy's objects. Clients can make any number of them.
+# The statement of a larger filter holds megabytes of SQLAlchemy objects, and clients can send any number of filters.
 _MAX_CACHED_PARTS = 30
 
 
 def cached_for_small_filters(maxsize: int) -> Callable[[Callable[..., Result]], Callable[..., Result]]:
-    """`lru_cache` for a function whose first argument is a filter; the results of large filters are not kept."""
+    """`lru_cache` for a function whose first argument is a filter. It does not cache results for large filters."""
 
     def decorate(function: Callable[..., Result]) -> Callable[..., Result]:
         cached = lru_cache(maxsize)(function)
@@ -178,7 +181,7 @@ def _is_small(filter_: Filter) -> bool:
 
 
 def condition(filter_: Filter) -> ColumnElement[bool]:
-    """The filter as a condition on `tasks`; true or false for every row, never null."""
+    """The filter as a condition on `tasks`. It is true or false for every row, never null."""
     match filter_:
         case AllOf(parts):
             return and_(true(), *map(condition, parts))
@@ -195,16 +198,17 @@ def condition(filter_: Filter) -> ColumnElement[bool]:
             return _compare_column(field, op, value)
 
 
-# Of a search with more results than this the newest are found sooner by walking the list than by sorting all results.
+# If a search has more results than this, scanning the list in order finds the first page faster than sorting them all.
 _MANY_RESULTS = 5000
 
 
 def search_scopes(filter_: Filter) -> list[ColumnElement[bool]]:
-    """`condition` cut in two, of which each task meets at most one, if the filter is a search or a search and more.
+    """`condition` split into two disjoint conditions, if the filter is a search or a conjunction with one.
 
-    No planner knows how many words begin with some letters. Taken for frequent, a rare word is looked for through the
-    whole list; taken for rare, all results of a frequent one are sorted. So the index is asked first, up to a limit,
-    and only the half that fits what it found is run: the other half's condition is false before it reads a row.
+    No planner can estimate how many tasks match a word prefix. If it assumes many, it scans the whole list for a rare
+    word; if it assumes few, it sorts all results of a frequent one. So the statement first counts results in the index,
+    up to a limit, and the count selects one of the two plans. The condition of the other one is false before it reads a
+    row.
     """
     searches = [part for part in _conjuncts(filter_) if isinstance(part, Search) and part.words]
     if not searches:
@@ -236,7 +240,7 @@ def _compare_column(field: str, op: Operator, value: Any) -> ColumnElement[bool]
             compared = among(column, _bound(_ranked(field, value), ValueList(column.type)))
             if op is Operator.NOT_IN:
                 compared = not_(compared)
-        # Not LIKE: SQLite's has a limit on the pattern's length and a mind of its own about case.
+        # Not LIKE: in SQLite it limits the length of the pattern and ignores case for ASCII letters.
         case Operator.CONTAINS:
             compared = position_of(column, _bound(value, column.type)) > 0
         case Operator.STARTS_WITH:
@@ -248,7 +252,7 @@ def _compare_column(field: str, op: Operator, value: Any) -> ColumnElement[bool]
 
 
 def _ranked(field: str, value: Any) -> Any:
-    """The places of the enum's values where the column holds places."""
+    """The value, or values, as ranks if the field is compared by its rank."""
     if field not in _RANKED or isinstance(value, Slot):
         return value
     places = {each: place for place, each in enumerate(_RANKED[field])}
@@ -260,7 +264,7 @@ def _bound(value: Any, type_: TypeEngine[Any]) -> ColumnElement[Any]:
 
 
 def matches(filter_: Filter, task: TaskRow, now: datetime) -> bool:
-    """Whether the filter's condition, made at this time, finds the task. A filter is made once for many times."""
+    """Whether `condition(filter_)`, made at this time, would find the task. Raises TypeError for a filter with slots."""
     match filter_:
         case AllOf(parts):
             return all(matches(part, task, now) for part in parts)
@@ -279,14 +283,14 @@ def matches(filter_: Filter, task: TaskRow, now: datetime) -> bool:
     raise TypeError(f"{filter_} has no value")
 
 
-# The events of a moment are matched with the filters of many subscribers, which may search a hundred times each.
+# A few recent events are matched with the filters of many subscribers, each of which may search a hundred times.
 @lru_cache(maxsize=16)
 def _sorted_words(title: str, description: str | None) -> list[str]:
     return sorted(search_words(title, description).split())
 
 
 def _starts_one_of(start: str, words: list[str]) -> bool:
-    # The first word that is not before it begins with it, if any does.
+    # If any word starts with it, the first word that is not less than it does.
     place = bisect_left(words, start)
     return place < len(words) and words[place].startswith(start)
 

@@ -27,9 +27,9 @@ class TaskOrderField(StrEnum):
 
 
 def order_by(keys: Sequence[tuple[TaskOrderField, bool]]) -> Order[TaskRow]:
-    """The order by these fields, the first decides, each descending or not; by id where all are equal.
+    """The order by these pairs of a field and whether it is descending; the first pair decides, then the next.
 
-    A field that was named before decides nothing any more and is left out.
+    Tasks that are equal in all of them are sorted by id. A repeated field has no effect and is dropped.
     """
     return _order_by(tuple(keys))
 
@@ -40,7 +40,7 @@ def _order_by(keys: tuple[tuple[TaskOrderField, bool], ...]) -> Order[TaskRow]:
     for field, descending in keys:
         descending_by_field.setdefault(field, descending)
     sort_keys = [_sort_key(field, descending) for field, descending in descending_by_field.items()]
-    # The id goes the way of the first key: with one direction throughout, a page is one range of an index.
+    # The id has the direction of the first key: if all directions are equal, a page is one range of an index.
     id_descends = sort_keys[0].descending
     return Order((*sort_keys, SortKey("id", UUID, Task.id, lambda task: task.id, descending=id_descends)))
 

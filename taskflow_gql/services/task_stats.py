@@ -1,4 +1,4 @@
-"""Counts over the tasks that somebody may see."""
+"""Counts of the tasks that a viewer may see."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class TaskStats(NamedTuple):
 
 
 async def task_stats(session: DatabaseSession, viewer: Viewer, filter_: Filter, now: datetime) -> TaskStats:
-    """One statement, which reads each task once."""
+    """All counts, from one statement that reads each task once."""
     filter_, values = without_values(filter_)
     parameters = {**values, "viewer_id": viewer.id, "now": now}
     ((total, *counts),) = await session.run(_stats_statement(filter_, viewer.is_admin), parameters)
@@ -46,7 +46,7 @@ async def task_stats(session: DatabaseSession, viewer: Viewer, filter_: Filter, 
 
 @cached_for_small_filters(maxsize=128)
 def _stats_statement(filter_: Filter, is_admin: bool) -> Statement:
-    """Wants `viewer_id`, `now` and the filter's values."""
+    """Parameters: `viewer_id`, `now` and the filter's values."""
     conditions = [
         *(Task.status == status for status in TaskStatus),
         *(Task.priority == priority for priority in TaskPriority),

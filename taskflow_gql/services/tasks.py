@@ -1,4 +1,4 @@
-"""Tasks: reading them, and every change to them."""
+"""Reading tasks, and all changes to them."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ if TYPE_CHECKING:
 
 
 class TaskChanges(TypedDict, total=False):
-    """What a client gave of an update; left out is unchanged, None clears where that is allowed."""
+    """The fields of an update. Absent fields stay unchanged; None clears a field that can be cleared."""
 
     title: str | None
     description: str | None
@@ -87,12 +87,12 @@ class TaskChanges(TypedDict, total=False):
     assignee_id: str | None
 
 
-# Fields of TaskChanges that cannot be cleared, with the names that people see.
+# Fields of TaskChanges that cannot be cleared, and their names in messages.
 _REQUIRED = {"title": "Title", "status": "Status", "priority": "Priority", "category": "Category"}
 
 
 class VersionConflict(Refusal):
-    """`task` is the task as it stands now, so that the client can merge and try again."""
+    """`task` is the current task, so that the client can merge and retry."""
 
     code = "VERSION_CONFLICT"
 
@@ -117,10 +117,10 @@ class AssigneeNotFound(Refusal):
 
 @dataclass(frozen=True, slots=True)
 class TaskColumns:
-    """What is read of a task, and of the two people beside it.
+    """The columns to read of a task, and of its creator and assignee.
 
-    The rows hold these columns only. With `creator` and `assignee` they also have attributes of these names: the
-    person's row, with those columns.
+    The rows have only these columns. If `creator` or `assignee` is given, they also have an attribute of that name: the
+    person's row with those columns, or None.
     """
 
     task: tuple[str, ...] = TaskRow._fields
@@ -128,7 +128,7 @@ class TaskColumns:
     assignee: tuple[str, ...] | None = None
 
     def with_keys(self, order: Order[TaskRow]) -> TaskColumns:
-        """These, and what a cursor in this order is made of."""
+        """These columns, and those that cursors in this order consist of."""
         missing = [key.name for key in order.keys if key.name not in self.task]
         return replace(self, task=(*self.task, *missing)) if missing else self
 
@@ -151,7 +151,7 @@ async def get_task(
 async def tasks_by_id(
     session: DatabaseSession, viewer: Viewer, task_ids: Collection[UUID], columns: TaskColumns = ALL_COLUMNS
 ) -> dict[UUID, TaskRow]:
-    """Those of the tasks that the viewer may see."""
+    """The tasks with these ids, by id, without those that the viewer may not see."""
     statement = _tasks_by_id(viewer.is_admin, columns)
     found: list[TaskRow] = await session.run(statement, {"task_ids": task_ids, "viewer_id": viewer.id})
     return {task.id: task for task in found}
@@ -164,7 +164,7 @@ def _tasks_by_id(is_admin: bool, columns: TaskColumns) -> Statement:
 
 
 def _select(tasks: Any, columns: TaskColumns) -> tuple[Select[Any], Build]:
-    """These columns of the tasks and of their people, and how a row is built of them."""
+    """A SELECT of these columns of the tasks and their people, and how to build a row from them."""
     selected = [getattr(tasks, name) for name in columns.task]
     parts: list[int | Build] = [*range(len(selected))]
     statement: Select[Any] = select(*selected)
@@ -180,20 +180,20 @@ def _select(tasks: Any, columns: TaskColumns) -> tuple[Select[Any], Build]:
 
 @dataclass(frozen=True, slots=True)
 class TaskQuery:
-    """Which tasks, in which order, and which page of them."""
+    """A list of tasks: its filter and order, and the page to read."""
 
     request: PageRequest
     filter: Filter = EVERYTHING
     order: Order[TaskRow] = NEWEST_FIRST
     columns: TaskColumns = ALL_COLUMNS
-    # Whether `list_tasks` is to count the whole list as well.
+    # Whether `list_tasks` also counts the whole list.
     with_total: bool = False
-    # Where the stream stood when the list was begun, for the page's cursors.
+    # The position of the stream when the list was begun, for the page's cursors.
     begun: StreamPlace | None = None
 
 
 class Relation(StrEnum):
-    """How a task belongs to a person."""
+    """How a task relates to a person."""
 
     CREATED = "created"
     ASSIGNED = "assigned"
@@ -203,7 +203,7 @@ _COLUMN_OF_RELATION = {Relation.CREATED: Task.creator_id, Relation.ASSIGNED: Tas
 
 
 async def list_tasks(session: DatabaseSession, viewer: Viewer, query: TaskQuery) -> Page[TaskRow]:
-    """The total is None on a page without rows: there is none for it to come with."""
+    """One page. Its total is None on an empty page, because the total is a column of the rows."""
     shape, parameters = shape_of(query.order, query.request)
     filter_, values = without_values(query.filter)
     statement = _page_statement(filter_, viewer.is_admin, query.order, shape, query.columns, query.with_total)
@@ -215,8 +215,8 @@ async def list_tasks(session: DatabaseSession, viewer: Viewer, query: TaskQuery)
     return make_page(rows, query.order, query.request, total, query.begun)
 
 
-# Building a statement costs more than running it. There are as many as there are shapes of filters and sets of columns;
-# each holds some hundred kilobytes of SQLAlchemy's objects.
+# Cached, because building a statement costs more than running it. There is one for each combination of filter shape,
+# columns and so on, and each holds some hundred kilobytes of SQLAlchemy objects.
 @cached_for_small_filters(maxsize=128)
 def _page_statement(
     filter_: Filter,
@@ -226,10 +226,11 @@ def _page_statement(
     columns: TaskColumns,
     with_total: bool,
 ) -> Statement:
-    """Wants `viewer_id`, the filter's values and the parameters of the shape; gives tasks, or pairs of a task and the
-    total.
+    """Parameters: `viewer_id`, the filter's values and those of the shape.
+
+    Rows: tasks, or pairs of a task and the total.
     """
-    # Somebody's own tasks are few enough to be searched as they come.
+    # One person's tasks are few enough to search without the two scopes of `search_scopes`.
     filters = search_scopes(filter_) if is_admin else [condition(filter_)]
     scopes = [and_(scope, one) for scope in visible_scopes(is_admin=is_admin) for one in filters]
     page = page_of(_columns_of_page(columns), scopes, order, shape)
@@ -241,7 +242,7 @@ def _page_statement(
 
 
 def _columns_of_page(columns: TaskColumns) -> list[Any]:
-    """Those that are read, and those by which people are found."""
+    """The columns to read, and the foreign keys to look up people by."""
     names = dict.fromkeys([*columns.task, *(f"{relation}_id" for relation in columns.people)])
     return [getattr(Task, name) for name in names]
 
@@ -249,7 +250,7 @@ def _columns_of_page(columns: TaskColumns) -> list[Any]:
 async def list_tasks_of_users(
     session: DatabaseSession, viewer: Viewer, relation: Relation, user_ids: Collection[UUID], query: TaskQuery
 ) -> dict[UUID, Page[TaskRow]]:
-    """The same page for each person, of those of their tasks that the viewer may see: one statement for all."""
+    """The same page for each person, of their tasks that the viewer may see. One statement reads all pages."""
     shape, parameters = shape_of(query.order, query.request)
     filter_, values = without_values(query.filter)
     statement = _pages_statement(filter_, viewer.is_admin, relation, query.order, shape, query.columns)
@@ -272,8 +273,9 @@ def _pages_statement(
     shape: PageShape,
     columns: TaskColumns,
 ) -> Statement:
-    """Wants `viewer_id`, `user_ids`, the filter's values and the parameters of the shape; gives pairs of the person
-    whose page it is and a task.
+    """Parameters: `viewer_id`, `user_ids`, the filter's values and those of the shape.
+
+    Rows: pairs of the id of the person whose page it is, and a task.
     """
     page = page_of_each(
         _columns_of_page(columns),
@@ -298,7 +300,7 @@ async def count_tasks(session: DatabaseSession, viewer: Viewer, filter_: Filter)
 
 @cached_for_small_filters(maxsize=128)
 def _count_statement(filter_: Filter, is_admin: bool) -> Statement:
-    """Wants `viewer_id` and the filter's values."""
+    """Parameters: `viewer_id` and the filter's values."""
     return Statement(_count(is_admin, filter_))
 
 
@@ -317,7 +319,7 @@ async def count_tasks_of_users(
 
 @cached_for_small_filters(maxsize=128)
 def _counts_statement(filter_: Filter, is_admin: bool, relation: Relation) -> Statement:
-    """Wants `viewer_id`, `user_ids` and the filter's values."""
+    """Parameters: `viewer_id`, `user_ids` and the filter's values. Rows: pairs of a user id and a count."""
     column = _COLUMN_OF_RELATION[relation]
     found = and_(among(column, "user_ids"), visible(is_admin=is_admin), condition(filter_))
     return Statement(select(column, func.count()).where(found).group_by(column))
@@ -384,7 +386,7 @@ async def update_task(
         values["title"] = check_title(values["title"], problems)
     check_description(values.get("description"), problems)
     check_due_date(values.get("due_date"), problems)
-    # Only a new assignee is looked up: who was assigned and then deactivated does not block other changes.
+    # Check only a new assignee: a present one who was deactivated does not block other changes.
     if values.get("assignee_id") not in (None, str(task.assignee_id)):
         values["assignee_id"] = await _check_assignee(session, values["assignee_id"], problems)
     elif "assignee_id" in values:
@@ -423,7 +425,7 @@ async def toggle_task_completion(
 async def delete_task(
     session: DatabaseSession, viewer: Viewer, task_id: str, *, expected_version: int | None = None
 ) -> TaskRow:
-    """The task as it last stood."""
+    """Delete the task and return its last state."""
     task = await _require_task_for_update(session, viewer, task_id)
     if not may_delete(viewer, task):
         raise Forbidden("Only its creator or an admin can delete a task")
@@ -435,7 +437,7 @@ async def delete_task(
 
 
 async def _require_task_for_update(session: DatabaseSession, viewer: Viewer, task_id: str) -> TaskRow:
-    """Locked until the transaction ends, so that what is checked is what is changed."""
+    """The task, locked until the transaction ends, so that it cannot change between the checks and the write."""
     parameters = {"task_id": parse_id(task_id, field="id"), "viewer_id": viewer.id}
     for row in await session.run(_task_for_update(viewer.is_admin), parameters):
         return TaskRow._make(row)
@@ -461,7 +463,7 @@ async def _check_assignee(session: DatabaseSession, assignee_id: str | None, pro
     except BadUserInput as problem:
         problems.append(problem)
         return None
-    # FOR SHARE: the person cannot be deactivated between this check and the commit.
+    # FOR SHARE, so that the person cannot be deactivated between this check and the commit.
     if not await session.run(_ACTIVE_USER, {"user_id": key}):
         problems.append(AssigneeNotFound())
     return key
@@ -473,7 +475,7 @@ _ACTIVE_USER = Statement(
 
 
 async def _change_task(session: DatabaseSession, viewer: Viewer, task: TaskRow, values: dict[str, Any]) -> TaskRow:
-    """Write what differs and record it. A change that changes nothing is no change: no version, no event."""
+    """Write the values that differ and record an event. If none differ, there is no new version and no event."""
     values = {name: value for name, value in values.items() if getattr(task, name) != value}
     if not values:
         return task
@@ -504,6 +506,6 @@ _DELETE = delete(Task).where(Task.id == bindparam("task_id"))
 
 @cache
 def _update(columns: frozenset[str]) -> Update:
-    """Of the columns that a change writes; there are few combinations."""
+    """An UPDATE of these columns. Cached without a limit: there are few combinations."""
     values: dict[str, Any] = {name: bindparam(f"new_{name}") for name in sorted(columns)}
     return update(Task).where(Task.id == bindparam("task_id")).values(values)

@@ -1,4 +1,4 @@
-"""People as others see them, and what admins do with them."""
+"""Reading users, and the changes that admins make to them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from taskflow_gql.services.paging import (
 from taskflow_gql.services.search_words import name_words, words_of
 
 BY_USERNAME: Order[UserRow] = Order(
-    # Usernames are letters, digits and `_.-`, so casefold() of the name is the key that the row was stored with.
+    # Equals the stored username_key: casefold() of a username, which has only ASCII letters, digits and `_.-`.
     keys=(SortKey("username", str, User.username_key, lambda user: user.username.casefold()),)
 )
 
@@ -46,7 +46,7 @@ _USERS_BY_ID = Statement(select(*USER_COLUMNS).where(among_few(User.id, "user_id
 
 
 async def users_by_id(session: DatabaseSession, user_ids: Collection[UUID]) -> dict[UUID, UserRow]:
-    """Anybody, active or not: whoever may read a task may know who made it."""
+    """Users by id, including deactivated ones: everyone who may read a task may know who created it."""
     found: list[UserRow] = await session.run(_USERS_BY_ID, {"user_ids": user_ids})
     return {user.id: user for user in found}
 
@@ -59,7 +59,7 @@ async def list_users(
     search: str | None = None,
     columns: tuple[str, ...] = UserRow._fields,
 ) -> Page[UserRow]:
-    """The rows hold these columns only."""
+    """The rows have only these columns."""
     shape, parameters = shape_of(BY_USERNAME, request)
     by_name, values = _search(search)
     rows = await session.run(_users_page(viewer.is_admin, by_name, shape, columns), {**parameters, **values})
@@ -73,7 +73,7 @@ async def count_users(session: DatabaseSession, viewer: Viewer, *, search: str |
 
 
 class _By(StrEnum):
-    """What a search can be found in."""
+    """The columns that a search looks at."""
 
     NOTHING = "nothing, and so in everybody"
     USERNAME = "username"
@@ -90,7 +90,7 @@ def _search(search: str | None) -> tuple[_By, dict[str, str]]:
 
 
 def _found(by: _By) -> ColumnElement[bool]:
-    """`start` is the start of the username, or `words` of a word of the full name and the words behind it."""
+    """The username starts with `start`, or the full name contains `words`, the last of which may be a prefix."""
     if by is _By.NOTHING:
         return true()
     start = bindparam("start", type_=Text)
@@ -101,7 +101,7 @@ def _found(by: _By) -> ColumnElement[bool]:
 
 @lru_cache(maxsize=128)
 def _users_page(is_admin: bool, by: _By, shape: PageShape, columns: tuple[str, ...]) -> Statement:
-    """Wants the values of the search and the parameters of the shape."""
+    """Parameters: the values of the search and those of the shape."""
     scope = and_(users_visible(is_admin=is_admin), _found(by))
     page = page_of([getattr(User, name) for name in columns], [scope], BY_USERNAME, shape)
     found = select(*(page.c[name] for name in columns)).order_by(*sort_columns(page, BY_USERNAME, shape))
@@ -110,7 +110,7 @@ def _users_page(is_admin: bool, by: _By, shape: PageShape, columns: tuple[str, .
 
 @cache
 def _users_count(is_admin: bool, by: _By) -> Statement:
-    """Wants the values of the search."""
+    """Parameters: the values of the search."""
     return Statement(select(func.count()).select_from(User).where(users_visible(is_admin=is_admin), _found(by)))
 
 
@@ -125,7 +125,7 @@ async def set_user_role(session: DatabaseSession, viewer: Viewer, user_id: str, 
 
 
 async def deactivate_user(session: DatabaseSession, viewer: Viewer, user_id: str) -> UserRow:
-    """Also ends every session of the user."""
+    """Deactivate the user and delete all their sessions."""
     require_admin(viewer)
     user = await _require_user_for_update(session, user_id)
     if not user.is_active:
@@ -144,8 +144,8 @@ async def reactivate_user(session: DatabaseSession, viewer: Viewer, user_id: str
 
 
 async def _require_user_for_update(session: DatabaseSession, user_id: str) -> UserRow:
-    # The admins first, in one order: two admins who demote each other at once must queue here, not deadlock, and
-    # the second must see what the first did.
+    # Lock the admins first, in a fixed order. Two admins who demote each other at the same time must queue here and not
+    # deadlock, and the second must see the change of the first.
     key = parse_id(user_id, field="userId")
     await _active_admins_for_update(session)
     row = (await session.execute(select(*USER_COLUMNS).where(User.id == key).with_for_update(key_share=True))).first()
