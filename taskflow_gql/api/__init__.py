@@ -1,1 +1,1 @@
-"""The GraphQL API: types with their resolvers, one file a noun, and the edge that opens and closes units of work."""
+"""The GraphQL API: types with resolvers, one file for each noun. Resolvers open and close the units of work."""

@@ -1,4 +1,4 @@
-"""Signing in and what people change about themselves."""
+"""Registration, signing in, and changes to one's own account."""
 
 from __future__ import annotations
 

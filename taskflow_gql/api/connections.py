@@ -1,4 +1,4 @@
-"""Connections: a page of rows as the contract shows it."""
+"""Relay connections: paging arguments and `PageInfo`."""
 
 from __future__ import annotations
 

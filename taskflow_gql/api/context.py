@@ -1,4 +1,4 @@
-"""What every resolver has at hand: the parts of the server, the person behind the token, and the loaders."""
+"""The context of resolvers: the parts of the server, the viewer and the loaders."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ from taskflow_gql.services.access import Viewer
 from taskflow_gql.stream.fanout import Fanout
 from taskflow_gql.stream.relay import Relay
 
-# Read sessions that one operation has open at once. The pool's other connections are for other requests.
+# How many read sessions one operation may have open at once. This leaves connections for other requests.
 MAX_READS = 3
 _NO_TURNS = nullcontext()
 
 
 @dataclass(frozen=True)
 class Parts:
-    """The parts of the server that live as long as the process."""
+    """The parts of the server, which live as long as the process."""
 
     settings: Settings
     database: Database
@@ -53,7 +53,7 @@ class Parts:
 
 @dataclass
 class Context:
-    """One operation's context. On a WebSocket the connection holds one, from which each operation makes its own."""
+    """The context of one operation. A WebSocket also has one, from which each of its operations makes its own."""
 
     parts: Parts
     connection: HTTPConnection
@@ -61,7 +61,7 @@ class Context:
     connection_params: dict[str, Any] | None = None
     document: Document | None = None
     turns: AbstractAsyncContextManager[object] = _NO_TURNS
-    # Whose connection it is, on a WebSocket, once that is known.
+    # The person who opened the WebSocket; None until identified.
     person: UUID | None = field(default=None, init=False)
     begun_at: datetime = field(default_factory=clock.now, init=False)
     reads: BoundedReads = field(init=False)
@@ -74,14 +74,14 @@ class Context:
         self.reads = BoundedReads(self.parts.database, MAX_READS)
 
     def begin(self, document: Document) -> Self:
-        """This context, for its first operation; a fresh one for each further operation."""
+        """Return this context for the first operation, and a fresh one for each further operation."""
         if self.document is not None:
             return self.for_operation(document)
         self.document = document
         return self
 
     def for_operation(self, document: Document | None = None) -> Self:
-        """A fresh context: nothing that one operation has loaded, or whom it found behind the token, serves another."""
+        """Return a fresh context. Operations share neither loaded data nor the viewer."""
         return replace(self, document=document)
 
     @property
@@ -91,7 +91,7 @@ class Context:
         return self._loaders
 
     def begin_event(self, viewer: Viewer, cursor: str) -> None:
-        """Before the next event of a subscription is resolved: forget what was loaded for the last one."""
+        """Prepare for the next event of a subscription: drop what was loaded for the previous one."""
         self._loaders = None
         self._viewer = viewer
         # For the `id:` of server-sent events.
@@ -105,28 +105,28 @@ class Context:
     async def write(self) -> AsyncIterator[DatabaseSession]:
         async with self.parts.database.write() as session:
             yield session
-        # What was loaded for an earlier field of this mutation may have changed.
+        # The write may have changed what was loaded for an earlier field of this mutation.
         self._loaders = None
 
     @property
     def batch_loaders(self) -> dict[Any, Any]:
-        """The loaders of batched fields, where another executor than the compiling one runs them."""
+        """The loaders of batched fields, for executors other than the compiling one."""
         return self.loaders.of_batches
 
     @property
     def last_event_id(self) -> str | None:
-        """The cursor with which a browser's EventSource comes back to an SSE stream."""
+        """The cursor that an SSE client sends when it reconnects."""
         return self.connection.headers.get("last-event-id") or None
 
     @cached_property
     def token(self) -> str | None:
-        """The credentials as sent, or None when there are none."""
+        """The token as sent, or None if there is none. `connection_init` has precedence over the header."""
         for key, value in (self.connection_params or {}).items():
             if key.lower() == "authorization" and isinstance(value, str):
                 if token := _token_of(value):
                     return token
                 break
-        # Not through Starlette's Headers, which decode all there are.
+        # Starlette's Headers would decode all headers.
         for name, header in self.connection.scope["headers"]:
             if name == b"authorization":
                 return _token_of(header.decode("latin-1"))
@@ -137,7 +137,7 @@ class Context:
         token = self.token
         if token is None:
             return None
-        # Sibling fields run at the same time; the first one asks, the others wait for what it finds.
+        # Sibling fields run concurrently. The first one does the look-up, and the others wait for its result.
         async with self._authenticating:
             if self._viewer is None:
                 claims = self.parts.tokens.read(token)
@@ -147,23 +147,23 @@ class Context:
 
     @property
     def known_viewer(self) -> Viewer | None:
-        """The person whom an earlier resolver of this operation has found behind the token.
+        """The viewer, if an earlier resolver of this operation has authenticated them.
 
-        For fields of rows that only somebody signed in can have read, and which are asked for row by row.
+        For fields that run once for each row, of rows that only a signed-in person can have read.
         """
         return self._viewer
 
     def is_viewer(self, user_id: UUID) -> bool:
-        """Whether this is the person behind the token, or one who has just signed in by this operation."""
+        """Whether this is the person of the token, or a person who has just signed in by this operation."""
         return user_id in self._signed_in or (self._viewer is not None and self._viewer.id == user_id)
 
     def note_sign_in(self, user: UserRow) -> None:
-        """Shows the person their own private fields in the answer. Later fields still need a token."""
+        """Let the answer show this person their own private fields. Later fields still need a token."""
         self._signed_in.add(user.id)
 
     @property
     def needs(self) -> Needs | None:
-        """What the document asks for; None where everything is to be read."""
+        """The columns and relations that the document selects; None means all."""
         needs: Needs | None = self.document.needs if self.document else None
         return needs
 
@@ -179,7 +179,7 @@ class Context:
 
 
 def _token_of(authorization: str) -> str | None:
-    """With or without `Bearer`."""
+    """The token of an Authorization header, with or without `Bearer`."""
     scheme, _, rest = authorization.strip().partition(" ")
     token = rest.strip() if scheme.lower() == "bearer" else authorization.strip()
     return token or None

@@ -1,4 +1,4 @@
-"""The enums of the models, with the descriptions that client authors read."""
+"""GraphQL enums and their descriptions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from taskflow_gql.services.task_orders import TaskOrderField
 def describe_enum(enum: type[Enum], description: str, **values: str) -> None:
     """Make the enum a GraphQL type. Every value needs a description.
 
-    strawberry.enum_value() would put the descriptions into the enum's own body, where the models have no use for them.
+    strawberry.enum_value() would need the descriptions in the body of the enum, and the models do not use them.
     """
     definition: Any = strawberry.enum(enum, description=description).__strawberry_definition__  # type: ignore[attr-defined]
     for value in definition.values:

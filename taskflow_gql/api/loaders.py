@@ -1,4 +1,4 @@
-"""Batched reads of related rows. They live for one operation, so that they never answer with what was true before."""
+"""Batched reads of related rows. They live for one operation, so that they never return stale rows."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ class Loaders:
         self._caught_up: asyncio.Future[None] | None = None
         self._stream_place: asyncio.Future[StreamPlace] | None = None
         self._history: dict[tuple[int, int], DataLoader[UUID, list[EventRow]]] = {}
-        # Whoever asks came with the check of the token.
+        # People already read. The check of the token has added the viewer.
         self.people: dict[UUID, UserRow] = {}
-        # The loaders of batched fields, where they are not run by the compiling executor.
+        # The loaders of batched fields, for executors other than the compiling one.
         self.of_batches: dict[Any, Any] = {}
-        # One loader for each way of asking: the same field under two aliases may have two sets of arguments.
+        # One loader for each set of arguments, because a field can be selected under several aliases.
         self._task_counts_of_users: dict[tuple[Relation, Filter], DataLoader[UUID, int]] = {}
 
     def task_counts_of_users(self, viewer: Viewer, relation: Relation, filter_: Filter) -> DataLoader[UUID, int]:
-        # Not through `self`, which keeps this: the two would hold each other until the garbage collector comes.
+        # Not `self._reads`: `self` keeps the function, so referring to `self` would create a reference cycle.
         reads = self._reads
 
         async def load(user_ids: Sequence[UUID]) -> list[int]:
@@ -55,14 +55,15 @@ class Loaders:
         return self._history.setdefault((position, limit), DataLoader(load))
 
     async def catch_up(self, relay: Relay) -> None:
-        """`Relay.catch_up`, once for all fields of the operation."""
+        """Call `Relay.catch_up` once for all fields of the operation."""
         if self._caught_up is None:
             self._caught_up = asyncio.ensure_future(relay.catch_up())
         await self._caught_up
 
     async def stream_place(self) -> StreamPlace:
-        """Where the stream stood when this was first called in this operation; the same for all its lists, because a
-        place from before a list was read is as good for it.
+        """The position of the stream, read once for each operation.
+
+        All its lists can share it: any position from before a list was read is correct for the list.
         """
         if self._stream_place is None:
             self._stream_place = asyncio.ensure_future(self._read_stream_place())

@@ -1,4 +1,4 @@
-"""The one way into every mutation: who asks, the unit of work, and refusals as part of the payload."""
+"""The decorators of all mutations: they authenticate, run a unit of work and put refusals into the payload."""
 
 from __future__ import annotations
 
@@ -50,23 +50,23 @@ class UserError:
 
 
 def payload_errors() -> Any:
-    """The field `errors: list[UserError]`, the last one of every payload. Every other field has a default."""
+    """The field `errors: list[UserError]`, the last one of every payload. All other fields must have defaults."""
     return strawberry.field(
         default_factory=list, description="Empty, or everything that is wrong; then nothing was changed."
     )
 
 
 Payload = TypeVar("Payload")
-# What a prepared mutation does in its unit of work.
+# The part of a prepared mutation that runs in its unit of work.
 Write: TypeAlias = Callable[[DatabaseSession], Awaitable[Payload]]
 
 
 def mutation(description: str, *, input: str) -> Callable[[Any], Any]:
-    """Decorates a static method `(session, viewer, input) -> payload` of a class of mutations.
+    """Decorate a static method `(session, viewer, input) -> payload` of a class of mutations.
 
-    It runs in one unit of work, for the person behind the token. The unit is committed when it returns, and rolled back
-    when it raises. A `Refusal` becomes the payload's `errors`. `description` and `input` describe the field and its
-    argument for client authors.
+    The method runs in one unit of work, for the signed-in viewer. The unit is committed when the method returns, and
+    rolled back when it raises. A `Refusal` becomes the payload's `errors`. `description` and `input` describe the field
+    and its argument for client authors.
     """
 
     def decorate(method: Any) -> StrawberryField:
@@ -83,8 +83,10 @@ def mutation(description: str, *, input: str) -> Callable[[Any], Any]:
 
 
 def prepared_mutation(description: str, *, input: str) -> Callable[[Any], Any]:
-    """Decorates a static method `(context, input) -> Write[payload]`, for mutations with slow work before the unit of
-    work begins, such as hashing a password. The method asks for the viewer itself if it needs one.
+    """Decorate a static method `(context, input) -> Write[payload]`, for mutations with slow work such as hashing.
+
+    The method runs before the unit of work begins, and the function that it returns runs inside it. The method
+    authenticates by itself if it needs the viewer.
     """
 
     def decorate(method: Any) -> StrawberryField:

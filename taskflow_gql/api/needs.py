@@ -1,11 +1,11 @@
-"""Which columns and relations of its rows a document asks for.
+"""Finds the columns and relations of rows that a document selects.
 
-Columns make up most of the cost of a page: they are read, sent and made into values. A type of the schema has rows if
-its `is_type_of` is an `IsInstance` of a row class. Each of its fields says what it reads of the row:
+Most of the cost of a page is reading, sending and converting columns, so only needed ones are read. A type of the
+schema has rows if its `is_type_of` is an `IsInstance` of a row class. Its fields declare what they read of the row:
 
 - a field with the name of a column, without a resolver, reads that column;
 - a `Batched` field reads its key, or nothing if the row carries the object (`carried_as`);
-- any other field names its columns with `metadata=needs("status", "due_date")`. If it does not, all columns are read.
+- any other field names its columns with `metadata=needs("status", "due_date")`; without that, all columns are read.
 """
 
 from __future__ import annotations
@@ -41,20 +41,20 @@ Derived = TypeVar("Derived")
 
 
 def needs(*columns: str) -> dict[str, Any]:
-    """Metadata of a field that reads these columns of its row, and the id."""
+    """Metadata of a field that reads these columns of its row. The id is always read."""
     return {_NEEDS: frozenset(columns)}
 
 
 class FieldNeeds(NamedTuple):
-    # None: all of them.
+    # None means all columns.
     columns: Set[str] | None
-    # The relation that the row carries.
+    # The relation whose object the row should carry.
     relation: str | None = None
 
 
 @dataclass(frozen=True)
 class RowType:
-    """A type of the schema with rows, its interfaces, and the needs of its fields by their names in GraphQL."""
+    """A type of the schema that has rows: its interfaces, and the needs of its fields by their GraphQL names."""
 
     row_class: Any
     interfaces: tuple[str, ...]
@@ -62,15 +62,15 @@ class RowType:
 
 
 class Needs:
-    """What one document asks for."""
+    """The fields, columns and relations that one document selects."""
 
     def __init__(self, selected: Mapping[str, Set[str]], counted: Set[str], row_types: Mapping[str, RowType]) -> None:
         self._selected = selected
-        # The connections whose only list in the document is counted for sure.
+        # Connection types that the document selects exactly once, with an unconditional `totalCount`.
         self.counted = counted
         self._of_rows: dict[Any, set[FieldNeeds]] = defaultdict(set)
         for name, row_type in row_types.items():
-            # A field of an interface is a field of each type behind it.
+            # A field selected on an interface is selected on each type that implements it.
             fields = {field for type_name in (name, *row_type.interfaces) for field in selected.get(type_name, ())}
             for field in fields:
                 self._of_rows[row_type.row_class].add(row_type.fields.get(field, FieldNeeds(None)))
@@ -81,7 +81,7 @@ class Needs:
         return not self._selected.get(type_name, frozenset()).isdisjoint(fields)
 
     def columns(self, row_class: Any) -> tuple[str, ...]:
-        """The columns of the rows of this class, the id always among them, in the order of the class."""
+        """The columns to read for rows of this class, always including the id, in the order of the class."""
         all_columns: tuple[str, ...] = row_class._fields
         needed = {"id"}
         for field in self._of_rows[row_class]:
@@ -93,7 +93,7 @@ class Needs:
         return {field.relation for field in self._of_rows[row_class] if field.relation}
 
     def derive(self, find: Callable[[Needs], Derived]) -> Derived:
-        """`find(self)`, found once for the document."""
+        """`find(self)`, cached for the document."""
         if find not in self._derived:
             self._derived[find] = find(self)
         found: Derived = self._derived[find]

@@ -29,7 +29,7 @@ class Node:
     async def by_ids(
         context: Context, session: DatabaseSession, viewer: Viewer, ids: Sequence[UUID]
     ) -> Mapping[UUID, Any]:
-        """The objects of this type with these ids, as far as the viewer may see them. Every type has its own."""
+        """The objects of this type with these ids that the viewer may see, by id. Every type implements it."""
         raise NotImplementedError
 
 

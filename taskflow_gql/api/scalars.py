@@ -1,4 +1,4 @@
-"""Scalars of the contract."""
+"""The scalar DateTime."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from strawberry.types.scalar import ScalarDefinition
 
 from taskflow_gql.execution import AsItIs
 
-# RFC 3339: a `T`, seconds, and an offset. fromisoformat() alone would also take week dates and bare dates.
+# RFC 3339 requires a time with seconds and an offset. fromisoformat() also accepts week dates and bare dates.
 _RFC_3339 = re.compile(r"\d{4}-\d{2}-\d{2}[Tt ]\d{2}:\d{2}:\d{2}(\.\d{1,9})?([Zz]|[+-]\d{2}:\d{2})", re.ASCII)
 
 
-# How much of what was sent an error quotes.
+# Characters of the input that an error quotes.
 _MAX_QUOTED = 200
 _repr = Repr()
 _repr.maxstring = _repr.maxlong = _MAX_QUOTED
 
 
 def parse_datetime(value: Any) -> datetime:
-    """The instant in UTC; GraphQLError, hence BAD_USER_INPUT, for anything else."""
+    """The time in UTC. Raises GraphQLError, which becomes BAD_USER_INPUT, for anything else."""
     if not isinstance(value, str) or not _RFC_3339.fullmatch(value):
         raise _not_rfc_3339(_repr.repr(value))
-    # Python keeps microseconds; more digits are cut, as PostgreSQL would.
+    # datetime has microseconds; drop further digits.
     text = re.sub(r"(\.\d{6})\d+", r"\1", value.upper().replace(" ", "T"))
     try:
         return datetime.fromisoformat(text).astimezone(UTC)
@@ -36,7 +36,7 @@ def parse_datetime(value: Any) -> datetime:
 
 
 def parse_datetime_literal(node: ValueNode, _variables: object = None) -> datetime:
-    """The same for a value in a document. graphql-core's own way to it leaves the errors without locations."""
+    """As `parse_datetime`, for a literal. By default graphql-core would raise errors without locations."""
     if not isinstance(node, StringValueNode):
         raise _not_rfc_3339(print_ast(node), node)
     try:
@@ -57,7 +57,7 @@ DATE_TIME: ScalarDefinition = strawberry.scalar(
         "`2026-01-31T08:00:00+00:00`; input needs an offset (`Z` or `+02:00`) and keeps microseconds."
     ),
     specified_by_url="https://www.rfc-editor.org/rfc/rfc3339",
-    # As it is: orjson writes it the same, ten times as fast as `isoformat()`.
+    # Passed through: orjson writes the same text as `isoformat()`, ten times as fast.
     serialize=AsItIs(datetime),
     parse_value=parse_datetime,
     parse_literal=parse_datetime_literal,

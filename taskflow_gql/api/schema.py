@@ -1,4 +1,4 @@
-"""The schema: all nouns together."""
+"""The schema, composed of the types of all nouns."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ class Mutation(AccountMutations, TaskMutations, UserMutations):
     pass
 
 
-# What costs many times as much as another value: a look-up for each object, or a text of 10,000 characters. With these
-# weights an operation within the default limit keeps others waiting for some tenths of a second at most
+# Fields that cost many times as much as other values: a look-up for each object, or a text of 10,000 characters. With
+# these weights, an operation within the default limit blocks others for at most some tenths of a second
 # (tests/test_hostile.py).
 PRICES = Prices(
     {"history": 50, "totalCount": 50, "description": 50},

@@ -1,4 +1,4 @@
-"""What the server says about itself."""
+"""The name and version of the server."""
 
 from __future__ import annotations
 

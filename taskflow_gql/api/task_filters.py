@@ -1,7 +1,7 @@
-"""The filter language of the contract, and its way into `services/task_filters.py`.
+"""The filter inputs of the schema, and their conversion to filters of `services/task_filters.py`.
 
-In every input here null is the same as left out, so that a client may send the same variables whether or not a person
-has chosen something. (To find what has no value there is `isNull`.)
+In all these inputs null means the same as absent, so that a client can always send the same variables. `isNull` finds
+fields without a value.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from taskflow_gql.services.task_filters import (
     search_for,
 )
 
-# Far more than a person can click together, far less than a database could choke on.
+# Far more than a user interface builds, and far less than a database can handle.
 MAX_DEPTH = 10
 MAX_COMPARISONS = 200
 MAX_LIST_LENGTH = 500
-# All lists together. Each value is an argument of the statement, some twice; PostgreSQL takes 32,767.
+# All lists of a filter together.
 MAX_VALUES = 5000
 
 _EMPTY_LIST = "An empty list finds nothing."
@@ -167,7 +167,7 @@ TaskFilterArgument = Annotated[
 
 
 def filter_of(given: TaskFilter | None, viewer: Viewer, now: datetime) -> Filter:
-    """Raises BadUserInput for malformed ids, an empty `or`, and more than the limits allow."""
+    """Convert the input. Raises BadUserInput for malformed ids, an empty `or` and exceeded limits."""
     if given is None:
         return EVERYTHING
     made = _task_filter(given, viewer, now, depth=1)
@@ -213,7 +213,7 @@ def _task_filter(given: TaskFilter, viewer: Viewer, now: datetime, *, depth: int
     return parts[0] if len(parts) == 1 else AllOf(tuple(parts))
 
 
-# The attributes of the comparator inputs, with what each of them means.
+# The operators, by the attributes of the comparison inputs.
 _OPERATORS = {
     "eq": Operator.EQ,
     "ne": Operator.NE,
@@ -230,7 +230,7 @@ _OPERATORS = {
 
 
 def _comparisons(field: str, given: Any, convert: Callable[[Any], Any] = lambda value: value) -> list[Filter]:
-    """One comparison for each attribute of a comparator input that has a value."""
+    """One comparison for each attribute of a comparison input that has a value."""
     made: list[Filter] = []
     if given is None:
         return made
@@ -261,14 +261,14 @@ def _person(field: str, given: UserFilter | None, viewer: Viewer) -> list[Filter
 
 
 def _text(value: str) -> str:
-    # Variables have been looked through already; this is for literals in the document.
+    # `operations/cost.py` has already checked variables. This check is for literals in the document.
     if not is_storable(value):
         raise BadUserInput("U+0000 and half surrogate pairs are in no text that is kept here")
     return value.casefold()
 
 
 def _count_comparisons(filter_: Filter) -> int:
-    """Nothing is free: ten thousand empty filters are a tree as large as ten thousand comparisons."""
+    """Count the leaves. Empty filters count too, because ten thousand of them are as large as that many comparisons."""
     match filter_:
         case AllOf(parts) | AnyOf(parts):
             return max(1, sum(map(_count_comparisons, parts)))

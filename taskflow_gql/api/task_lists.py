@@ -1,4 +1,4 @@
-"""What the lists of tasks have in common: their arguments, checked."""
+"""Lists of tasks: their arguments, and the query that they make."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _CONNECTION = "TaskConnection"
 
 @dataclass(slots=True)
 class TaskList:
-    """A page of tasks, and how to count the whole list, which is done only when asked for."""
+    """A page of tasks, and a function that counts the whole list, called only if `totalCount` is selected."""
 
     page: Page[TaskRow]
     count: Callable[[], Awaitable[int]]
@@ -57,15 +57,15 @@ async def task_query(
     filter: TaskFilter | None,
     order: list[TaskOrder] | None,
 ) -> TaskQuery:
-    """Raises BadUserInput for arguments that are out of bounds.
+    """Convert the arguments to a query. Raises BadUserInput for invalid ones.
 
-    The query knows where the stream stood before its page is read: by the cursor that the page goes on from, so that
-    the pages of a list agree, or else, if the document selects `changesCursor`, by the stream's state now.
+    The query contains the position of the stream before the page is read. It comes from the page's cursor, so that all
+    pages of a list have the same one. Without it, the current position is used if the document selects `changesCursor`.
     """
     keys = [(key.field, key.direction is OrderDirection.DESC) for key in order or []]
     sorted_by = order_by(keys) if keys else NEWEST_FIRST
     request = PageRequest.of(first=first, after=after, last=last, before=before)
-    # The operation's own moment, so that the same filter of fifty parents is one filter to their loader.
+    # The time of the operation, not the current time: the filters of fifty parents are then equal and share a loader.
     made = filter_of(filter, viewer, context.begun_at)
     return TaskQuery(
         request=request,
@@ -78,7 +78,7 @@ async def task_query(
 
 
 def columns_of_tasks(context: Context) -> TaskColumns:
-    """What the document reads of tasks, and of the people that come with them."""
+    """The columns that the document reads of tasks, and of the people that are joined to them."""
     return ALL_COLUMNS if context.needs is None else context.needs.derive(_columns)
 
 
@@ -92,13 +92,13 @@ def _columns(needs: Needs) -> TaskColumns:
 
 
 def _columns_of_list(context: Context, order: Order[TaskRow]) -> TaskColumns:
-    """Cursors are made of the columns that the list is sorted by."""
+    """The columns, including the sort keys if the document selects cursors."""
     columns, needs = columns_of_tasks(context), context.needs
     makes_cursors = needs is None or needs.selects(_CONNECTION, "edges", "pageInfo")
     return columns.with_keys(order) if makes_cursors else columns
 
 
 async def _stream_place(context: Context) -> StreamPlace | None:
-    """Where the stream stands before the list is read, if the document selects `changesCursor`."""
+    """The current position of the stream, if the document selects `changesCursor`."""
     selected = context.needs is not None and context.needs.selects(_CONNECTION, "changesCursor")
     return await context.loaders.stream_place() if selected else None

@@ -1,4 +1,4 @@
-"""Tasks: the Task type, the queries that find them, and the mutations that change them."""
+"""Tasks: the type, its queries and its mutations."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ class TaskEdge:
 
 @strawberry.type(description="A page of tasks.")
 class TaskConnection:
-    """Made of a `TaskList`."""
+    """Its fields resolve from a `TaskList`."""
 
     @strawberry.field(description="The tasks of this page with their cursors.")
     @staticmethod

@@ -1,4 +1,4 @@
-"""People: the User type, the queries that find them, and what admins change."""
+"""Users: the type, its queries, and the mutations of admins."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from taskflow_gql.services.access import Viewer
 from taskflow_gql.services.paging import Page, PageRequest
 from taskflow_gql.services.tasks import Relation
 
-# People have tasks and tasks have people; one of the two modules has to name the other's type lazily.
+# Users have tasks and tasks have users, so one of the two modules must refer to the other lazily.
 _TASK_CONNECTION: Any = Annotated["TaskConnection", strawberry.lazy("taskflow_gql.api.tasks")]  # noqa: F821
 
 
 async def users_by_id(context: Context, user_ids: Sequence[UUID]) -> dict[UUID, UserRow]:
-    """For batched fields: the people of all objects of a level at once."""
+    """The users with these ids, for batched fields. Users already loaded by this operation are not read again."""
     people = context.loaders.people
     missing = [user_id for user_id in user_ids if user_id not in people]
     if missing:
@@ -52,7 +52,7 @@ async def _tasks_of_users(
     filter: TaskFilter | None,
     order_by: list[TaskOrder] | None,
 ) -> dict[UUID, TaskList]:
-    """The same page for each person: one statement for all."""
+    """The same page for each user, read in one statement."""
     viewer = await context.require_viewer()
     query = await task_query(context, viewer, first, after, last, before, filter, order_by)
     async with context.read() as session:
@@ -95,7 +95,7 @@ class User(Node):
         filter: TaskFilterArgument = None,
         order_by: TaskOrderArgument = None,
     ) -> TaskList:
-        raise NotImplementedError  # only the signature counts
+        raise NotImplementedError  # only the signature is used
 
     @strawberry.field(
         graphql_type=_TASK_CONNECTION,
@@ -111,7 +111,7 @@ class User(Node):
         filter: TaskFilterArgument = None,
         order_by: TaskOrderArgument = None,
     ) -> TaskList:
-        raise NotImplementedError  # only the signature counts
+        raise NotImplementedError  # only the signature is used
 
     is_type_of = IsInstance(UserRow)
 
@@ -201,7 +201,7 @@ class UserQueries:
 
 
 def _columns_of_list(context: Context) -> tuple[str, ...]:
-    """Cursors are made of usernames."""
+    """The columns to read, including the username if the document selects cursors."""
     needs = context.needs
     if needs is None:
         return UserRow._fields
