@@ -35,10 +35,6 @@ class Unauthenticated(TaskflowError):
     code = "UNAUTHENTICATED"
 
 
-class CursorExpired(TaskflowError):
-    code = "CURSOR_EXPIRED"
-
-
 class ServerStops(TaskflowError):
     """Ends the streams of a server that shuts down. On a WebSocket it becomes a close code."""
 
@@ -50,17 +46,6 @@ class ServerStops(TaskflowError):
 
 # Suggested when too many operations, streams or connections are open. A guess: they close at unknown times.
 RETRY_AFTER_SECONDS = 10
-
-
-class TooManySubscriptions(TaskflowError):
-    code = "RATE_LIMITED"
-
-    def __init__(self, limit: int) -> None:
-        super().__init__(f"You have {limit} subscriptions open, which is the limit: close some first")
-
-    @property
-    def extensions(self) -> dict[str, object]:
-        return {"retryAfter": RETRY_AFTER_SECONDS}
 
 
 class Refusal(TaskflowError):

@@ -109,11 +109,6 @@ class Context:
         self._loaders = None
 
     @property
-    def batch_loaders(self) -> dict[Any, Any]:
-        """The loaders of batched fields, for executors other than the compiling one."""
-        return self.loaders.of_batches
-
-    @property
     def last_event_id(self) -> str | None:
         """The cursor that an SSE client sends when it reconnects."""
         return self.connection.headers.get("last-event-id") or None

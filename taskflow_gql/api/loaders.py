@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Any
 from uuid import UUID
 
 from strawberry.dataloader import DataLoader
@@ -28,8 +27,6 @@ class Loaders:
         self._history: dict[tuple[int, int], DataLoader[UUID, list[EventRow]]] = {}
         # People already read. The check of the token has added the viewer.
         self.people: dict[UUID, UserRow] = {}
-        # The loaders of batched fields, for executors other than the compiling one.
-        self.of_batches: dict[Any, Any] = {}
         # One loader for each set of arguments, because a field can be selected under several aliases.
         self._task_counts_of_users: dict[tuple[Relation, Filter], DataLoader[UUID, int]] = {}
 

@@ -32,7 +32,7 @@ from taskflow_gql.database.private import alias_of_class
 from taskflow_gql.database.types import Model, UtcDateTime, ValueList
 
 
-class _Condition(FunctionElement[bool]):
+class Condition(FunctionElement[bool]):
     """The base class of conditions."""
 
     type = Boolean()
@@ -43,7 +43,7 @@ class _Condition(FunctionElement[bool]):
         return self
 
 
-class _MatchesWords(_Condition):
+class _MatchesWords(Condition):
     inherit_cache = True
 
 
@@ -128,7 +128,7 @@ def _before_all_times_on_sqlite(_: Any, _compiler: SQLCompiler, **_options: Any)
     return "''"
 
 
-class _Among(_Condition):
+class _Among(Condition):
     inherit_cache = True
 
 
@@ -228,7 +228,7 @@ def _looked_up_on_postgresql(element: _LookedUp, compiler: SQLCompiler, **option
     return compiler.process(row.lateral(element.name), **options)
 
 
-class _HasId(_Condition):
+class _HasId(Condition):
     """The join condition of `_LookedUp`: `true` on PostgreSQL, whose subquery contains it."""
 
     inherit_cache = True

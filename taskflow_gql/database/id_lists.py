@@ -9,8 +9,9 @@ from uuid import UUID
 from sqlalchemy import ARRAY, Boolean, ColumnElement, Dialect, Text, TypeDecorator, Uuid
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
-from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeEngine
+
+from taskflow_gql.database.constructs import Condition
 
 
 class IdList(TypeDecorator[Collection[UUID]]):
@@ -35,7 +36,7 @@ class IdList(TypeDecorator[Collection[UUID]]):
         return None if value is None else [UUID(hex=digits) for digits in value.split()]
 
 
-class _Includes(FunctionElement[bool]):
+class _Includes(Condition):
     type = Boolean()
     inherit_cache = True
 

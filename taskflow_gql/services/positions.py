@@ -11,11 +11,15 @@ from sqlalchemy import BigInteger, Integer, Select, bindparam, delete, func, sel
 
 from taskflow_gql.database.sessions import DatabaseSession
 from taskflow_gql.database.statements import Statement
-from taskflow_gql.errors import BadUserInput, CursorExpired
+from taskflow_gql.errors import BadUserInput, TaskflowError
 from taskflow_gql.models import Event, StreamState
 
 if TYPE_CHECKING:
     from sqlalchemy import Table
+
+
+class CursorExpired(TaskflowError):
+    code = "CURSOR_EXPIRED"
 
 
 class StreamStateRow(NamedTuple):

@@ -264,7 +264,7 @@ def _bound(value: Any, type_: TypeEngine[Any]) -> ColumnElement[Any]:
 
 
 def matches(filter_: Filter, task: TaskRow, now: datetime) -> bool:
-    """Whether `condition(filter_)`, made at this time, would find the task. Raises TypeError for a filter with slots."""
+    """Whether `condition(filter_)`, made at this time, finds the task. Raises TypeError for a filter with slots."""
     match filter_:
         case AllOf(parts):
             return all(matches(part, task, now) for part in parts)

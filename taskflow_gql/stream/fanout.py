@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from uuid import UUID
 
 from taskflow_gql.database.units import Database
-from taskflow_gql.errors import BadUserInput, ServerStops, TaskflowError, TooManySubscriptions
+from taskflow_gql.errors import RETRY_AFTER_SECONDS, BadUserInput, ServerStops, TaskflowError
 from taskflow_gql.services.access import Viewer
 from taskflow_gql.services.events import EventRow, events_after
 from taskflow_gql.services.positions import (
@@ -28,6 +28,17 @@ log = logging.getLogger(__name__)
 _BATCH = 500
 # How long to wait for news before reading the table anyway: a message may have been lost.
 _POLL_SECONDS = 1.0
+
+
+class TooManySubscriptions(TaskflowError):
+    code = "RATE_LIMITED"
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"You have {limit} subscriptions open, which is the limit: close some first")
+
+    @property
+    def extensions(self) -> dict[str, object]:
+        return {"retryAfter": RETRY_AFTER_SECONDS}
 
 
 class Subscriber:

@@ -15,14 +15,14 @@ import pytest
 
 from taskflow_gql.database.sessions import DatabaseSession
 from taskflow_gql.database.units import Database
-from taskflow_gql.errors import BadUserInput, CursorExpired, ServerStops, TooManySubscriptions, Unauthenticated
+from taskflow_gql.errors import BadUserInput, ServerStops, Unauthenticated
 from taskflow_gql.models import EventKind, TaskField, UserRole
 from taskflow_gql.services import tasks
 from taskflow_gql.services.access import Viewer
 from taskflow_gql.services.events import EventRow
-from taskflow_gql.services.positions import encode_cursor, expire_events, place_events
+from taskflow_gql.services.positions import CursorExpired, encode_cursor, expire_events, place_events
 from taskflow_gql.stream.bus import MemoryBus
-from taskflow_gql.stream.fanout import Fanout, Subscriber
+from taskflow_gql.stream.fanout import Fanout, Subscriber, TooManySubscriptions
 from taskflow_gql.stream.relay import Relay
 from tests.support.client import PATIENCE_SECONDS
 from tests.support.factories import make_task, make_user, make_viewer

@@ -11,10 +11,9 @@ from sqlalchemy import func, select, update
 
 from taskflow_gql import clock
 from taskflow_gql.database.units import Database
-from taskflow_gql.errors import CursorExpired
 from taskflow_gql.models import Event
 from taskflow_gql.services.events import events_after
-from taskflow_gql.services.positions import expire_events, place_events, read_stream_state, require_kept
+from taskflow_gql.services.positions import CursorExpired, expire_events, place_events, read_stream_state, require_kept
 from taskflow_gql.stream.retention import Retention
 from tests.support.factories import make_task, make_user, make_viewer
 
