@@ -602,7 +602,7 @@ async def test_unread_responses_are_bounded_per_address(caplog: pytest.LogCaptur
                 read.append(await read_all_of(client, size))
     assert 1 <= len([one for one in read if one >= size]) <= 2
     (warning,) = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert "does not read" in warning
+    assert "has not read" in warning
     assert "TASKFLOW_MAX_UNSENT_BYTES" in warning
 
 
