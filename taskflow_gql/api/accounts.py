@@ -121,7 +121,7 @@ class AccountMutations:
         async with context.read() as session:
             candidate = await accounts.find_viewer_candidate(session, viewer)
         if not await passwords.verify(input.current_password, candidate.password_hash):
-            raise accounts.InvalidCredentials("The current password is not correct", field="currentPassword")
+            raise accounts.InvalidCredentials("The current password is not correct", field="current_password")
         new_hash = await passwords.hash(new_password)
 
         async def write(session: DatabaseSession) -> ChangePasswordPayload:

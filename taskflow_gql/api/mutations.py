@@ -8,6 +8,7 @@ from typing import Annotated, Any, TypeAlias, TypeVar, get_args, get_type_hints
 
 import strawberry
 from strawberry.types.field import StrawberryField
+from strawberry.utils.str_converters import to_camel_case
 
 from taskflow_gql.api.context import Context, Info
 from taskflow_gql.api.enums import describe_enum
@@ -131,7 +132,13 @@ def _field(
 def _refused(refused: Refusal | Refusals, payload_type: Any) -> Any:
     refusals = refused.refusals if isinstance(refused, Refusals) else [refused]
     errors = [
-        UserError(code=ErrorCode(refusal.code), message=refusal.message, field=refusal.field) for refusal in refusals
+        UserError(
+            code=ErrorCode(refusal.code),
+            message=refusal.message,
+            # Services name the fields of inputs as Python does.
+            field=refusal.field and [to_camel_case(name) for name in refusal.field],
+        )
+        for refusal in refusals
     ]
     shown = {name: value for one in refusals for name, value in one.payload.items()}
     return payload_type(errors=errors, **{name: shown[name] for name in shown.keys() & payload_type.__annotations__})

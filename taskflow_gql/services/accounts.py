@@ -248,7 +248,7 @@ _ROLES_BY_SESSION = Statement(
 
 def check_new_password(new_password: str) -> str:
     problems: list[Refusal] = []
-    check_password(new_password, problems, field="newPassword")
+    check_password(new_password, problems, field="new_password")
     refuse_if_any(problems)
     return new_password
 
@@ -259,7 +259,7 @@ async def change_password(session: DatabaseSession, viewer: Viewer, *, old_hash:
     statement = statement.values(password_hash=new_hash, updated_at=clock.now())
     if (await session.execute(statement.returning(User.id))).first() is None:
         # The password was changed after the check, so the verified one is no longer valid.
-        raise InvalidCredentials("The current password is not correct", field="currentPassword")
+        raise InvalidCredentials("The current password is not correct", field="current_password")
     await session.execute(delete(Session).where(Session.user_id == viewer.id, Session.id != viewer.session_id))
 
 
@@ -269,7 +269,7 @@ async def update_profile(session: DatabaseSession, viewer: Viewer, changes: dict
     values: dict[str, Any] = {}
     if "full_name" in changes:
         if changes["full_name"] is None:
-            problems.append(BadUserInput("Full name cannot be null", field="fullName"))
+            problems.append(BadUserInput("Full name cannot be null", field="full_name"))
         else:
             values["full_name"] = check_full_name(changes["full_name"], problems)
             values["name_words"] = name_words(values["full_name"])

@@ -48,9 +48,9 @@ def check_username(username: str, problems: list[Refusal]) -> str:
 def check_full_name(full_name: str, problems: list[Refusal]) -> str:
     full_name = full_name.strip()
     if not full_name:
-        problems.append(BadUserInput("Full name must not be empty", field="fullName"))
+        problems.append(BadUserInput("Full name must not be empty", field="full_name"))
     elif len(full_name) > MAX_FULL_NAME_LENGTH:
-        problems.append(BadUserInput("Full name must be at most 255 characters long", field="fullName"))
+        problems.append(BadUserInput("Full name must be at most 255 characters long", field="full_name"))
     return full_name
 
 
@@ -81,5 +81,5 @@ def check_due_date(due_date: datetime | None, problems: list[Refusal]) -> dateti
     """Refuses the first and the last time: PostgreSQL would sort them among tasks without a due date."""
     if due_date is not None and not FIRST_MOMENT < due_date < LAST_MOMENT:
         message = "Due date must be after 0001-01-01T00:00:00Z and before 9999-12-31T23:59:59.999999Z"
-        problems.append(BadUserInput(message, field="dueDate"))
+        problems.append(BadUserInput(message, field="due_date"))
     return due_date

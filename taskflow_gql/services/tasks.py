@@ -99,7 +99,7 @@ class VersionConflict(Refusal):
     def __init__(self, task: TaskRow, expected_version: int) -> None:
         super().__init__(
             f"The task is at version {task.version}, not {expected_version}: read it again and repeat the change",
-            field="expectedVersion",
+            field="expected_version",
         )
         self.task = task
 
@@ -112,7 +112,7 @@ class AssigneeNotFound(Refusal):
     code = "ASSIGNEE_NOT_FOUND"
 
     def __init__(self) -> None:
-        super().__init__("Assignee not found", field="assigneeId")
+        super().__init__("Assignee not found", field="assignee_id")
 
 
 @dataclass(frozen=True, slots=True)
@@ -459,7 +459,7 @@ async def _check_assignee(session: DatabaseSession, assignee_id: str | None, pro
     if assignee_id is None:
         return None
     try:
-        key = parse_id(assignee_id, field="assigneeId")
+        key = parse_id(assignee_id, field="assignee_id")
     except BadUserInput as problem:
         problems.append(problem)
         return None

@@ -146,11 +146,11 @@ async def reactivate_user(session: DatabaseSession, viewer: Viewer, user_id: str
 async def _require_user_for_update(session: DatabaseSession, user_id: str) -> UserRow:
     # Lock the admins first, in a fixed order. Two admins who demote each other at the same time must queue here and not
     # deadlock, and the second must see the change of the first.
-    key = parse_id(user_id, field="userId")
+    key = parse_id(user_id, field="user_id")
     await _active_admins_for_update(session)
     row = (await session.execute(select(*USER_COLUMNS).where(User.id == key).with_for_update(key_share=True))).first()
     if row is None:
-        raise NotFound("There is no such user", field="userId")
+        raise NotFound("There is no such user", field="user_id")
     return UserRow._make(row)
 
 
@@ -166,7 +166,7 @@ async def _active_admins_for_update(session: DatabaseSession) -> list[UUID]:
 
 def _refuse_last_admin(user: UserRow, active_admins: list[UUID]) -> None:
     if active_admins == [user.id]:
-        raise Forbidden("This is the last active admin: make somebody else an admin first", field="userId")
+        raise Forbidden("This is the last active admin: make somebody else an admin first", field="user_id")
 
 
 async def _update_user(session: DatabaseSession, user_id: UUID, **values: object) -> UserRow:
