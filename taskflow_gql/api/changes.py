@@ -145,13 +145,8 @@ class ChangeQueries:
             return await changes_since(session, viewer, position, made, size=size)
 
 
-@strawberry.type(
-    description=(
-        "What changes while you watch: over `graphql-transport-ws`, as server-sent events (`Accept: "
-        "text/event-stream`) or as a multipart response, all at this same address."
-    )
-)
-class Subscription:
+@strawberry.type
+class TaskSubscriptions:
     # A coroutine that returns the stream: bad arguments are reported before it begins.
     @strawberry.subscription(
         description=(
@@ -183,7 +178,7 @@ class Subscription:
 
 async def _stream(info: Info, viewer: Viewer, filter_: Filter, position: int | None) -> AsyncIterator[TaskChange]:
     # Closed with the subscription instead of by the garbage collector.
-    async with aclosing(info.context.parts.fanout.events(viewer, after=position)) as events:
+    async with aclosing(info.context.parts.fanout.events(viewer, TaskRow, after=position)) as events:
         async for viewer_now, event in events:
             change = change_for(viewer_now, event, filter_)
             if change is not None:

@@ -9,7 +9,7 @@ from strawberry.schema.config import StrawberryConfig
 from strawberry.schema.schema import StrawberryGraphQLCoreExecutionContext
 
 from taskflow_gql.api.accounts import AccountMutations
-from taskflow_gql.api.changes import ChangeQueries, Subscription
+from taskflow_gql.api.changes import ChangeQueries, TaskSubscriptions
 from taskflow_gql.api.needs import Analysis
 from taskflow_gql.api.nodes import MAX_NODES, NodeQueries
 from taskflow_gql.api.scalars import DATE_TIME
@@ -36,6 +36,16 @@ class Query(ServerQueries, NodeQueries, UserQueries, TaskQueries, ChangeQueries)
     )
 )
 class Mutation(AccountMutations, TaskMutations, UserMutations):
+    pass
+
+
+@strawberry.type(
+    description=(
+        "What changes while you watch: over `graphql-transport-ws`, as server-sent events (`Accept: "
+        "text/event-stream`) or as a multipart response, all at this same address."
+    )
+)
+class Subscription(TaskSubscriptions):
     pass
 
 

@@ -1,7 +1,7 @@
 """Tables, their constraints, and the named tuples that reads return."""
 
 from taskflow_gql.database.types import Model
-from taskflow_gql.models.event import Event, EventKind, StreamState, SubjectType
+from taskflow_gql.models.event import Event, EventKind, Recorded, StreamState
 from taskflow_gql.models.session import Session
 from taskflow_gql.models.task import (
     COLUMN_BY_FIELD,
@@ -15,16 +15,22 @@ from taskflow_gql.models.task import (
 )
 from taskflow_gql.models.user import USER_COLUMNS, User, UserRole, UserRow
 
+# The nouns whose changes are recorded, by their subject type in the record.
+RECORDED = {
+    "TASK": Recorded(TaskRow, COLUMN_BY_FIELD),
+}
+
 __all__ = [
     "COLUMN_BY_FIELD",
+    "RECORDED",
     "TASK_COLUMNS",
     "USER_COLUMNS",
     "Event",
     "EventKind",
     "Model",
+    "Recorded",
     "Session",
     "StreamState",
-    "SubjectType",
     "Task",
     "TaskCategory",
     "TaskField",

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from sqlalchemy import JSON, BigInteger, CheckConstraint, Enum, Index, Integer, String, text
@@ -18,10 +18,12 @@ from taskflow_gql.database.types import Model, UtcDateTime
 _BigId = BigInteger().with_variant(Integer, "sqlite")
 
 
-class SubjectType(StrEnum):
-    """The nouns whose changes are recorded."""
+class Recorded(NamedTuple):
+    """A noun whose changes are recorded."""
 
-    TASK = "TASK"
+    row_class: type[Any]
+    # The column behind each field that people change, in the order in which changes are reported.
+    column_by_field: Mapping[Any, str]
 
 
 class EventKind(StrEnum):
@@ -53,7 +55,7 @@ class Event(Model):
 
     id: Mapped[int] = mapped_column(_BigId, primary_key=True)
     position: Mapped[int | None] = mapped_column(BigInteger, unique=True)
-    # Values of SubjectType, without a CHECK: a server passes over the types of a newer release that it does not know.
+    # Names of `RECORDED`, without a CHECK: a server passes over the types of a newer release that it does not know.
     subject_type: Mapped[str] = mapped_column(String(16))
     # No foreign keys: the record outlives its subjects.
     subject_id: Mapped[UUID] = mapped_column()

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
+from typing import Any, Protocol
 from uuid import UUID
 
 from sqlalchemy import ColumnElement, and_, bindparam, or_, true
 
 from taskflow_gql.database.id_lists import includes
 from taskflow_gql.errors import Forbidden
-from taskflow_gql.models import Event, Task, User, UserRole
+from taskflow_gql.models import Event, Task, TaskRow, User, UserRole
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +80,10 @@ def may_see(viewer: Viewer, task: HasPeople) -> bool:
 def people_who_see(task: HasPeople) -> set[UUID]:
     """Everybody, besides admins, for whom `may_see` holds."""
     return {task.creator_id} if task.assignee_id is None else {task.creator_id, task.assignee_id}
+
+
+# For nouns whose rows name the people who see them. For any other noun each event is written with its audience.
+PEOPLE_WHO_SEE: dict[type, Callable[[Any], set[UUID]]] = {TaskRow: people_who_see}
 
 
 def may_update(viewer: Viewer, task: HasPeople) -> bool:

@@ -76,7 +76,7 @@ async def changes_since(
     """
     # Read before the events: an event placed after it belongs to the next page.
     last_position = (await read_stream_state(session)).last_position
-    events = await events_after(session, position, viewer=viewer, limit=_SCAN)
+    events = await events_after(session, position, viewer=viewer, row_class=TaskRow, limit=_SCAN)
     # Checked after the events: retention may have deleted some of them before they were read.
     await require_kept(session, position)
     changes: list[Change] = []

@@ -18,8 +18,8 @@ from taskflow_gql.database.constructs import top_of_each
 from taskflow_gql.database.sessions import DatabaseSession
 from taskflow_gql.database.statements import Statement
 from taskflow_gql.database.writes import write_both
-from taskflow_gql.models import COLUMN_BY_FIELD, Event, EventKind, SubjectType, Task, TaskField, TaskRow
-from taskflow_gql.services.access import Viewer, events_visible, people_who_see
+from taskflow_gql.models import RECORDED, Event, EventKind, Task, TaskRow
+from taskflow_gql.services.access import PEOPLE_WHO_SEE, Viewer, events_visible
 
 if TYPE_CHECKING:
     from sqlalchemy import Table
@@ -33,15 +33,16 @@ class EventRow:
 
     id: int
     position: int
-    subject_type: SubjectType
+    row_class: type[Any]
     subject_id: UUID
     kind: EventKind
     actor_id: UUID | None
     # The people, besides admins, who may see the subject before or after the change.
     audience: frozenset[UUID]
-    changed_fields: tuple[TaskField, ...]
-    before: TaskRow | None
-    after: TaskRow | None
+    # Fields and rows of the subject's noun.
+    changed_fields: tuple[Any, ...]
+    before: Any
+    after: Any
     occurred_at: datetime
 
 
@@ -108,12 +109,13 @@ def _conversion_of(type_: Any, conversions: Mapping[type, _Conversion]) -> _Conv
 class Subject:
     """What the record has to know of a noun."""
 
-    type: SubjectType
+    name: str
+    row_class: type[Any]
     codec: RowCodec[Any]
     # The column behind each field that people change, in the order in which changes are reported.
     column_by_field: Mapping[Any, str]
-    # The people, besides admins, who may see a row.
-    audience: Callable[[Any], set[UUID]]
+    # The people, besides admins, who may see a row. None if its rows do not name them.
+    audience: Callable[[Any], set[UUID]] | None
 
     def changed_fields(self, before: Any, after: Any) -> list[Any]:
         """Empty for a row that is new or gone."""
@@ -124,6 +126,9 @@ class Subject:
         ]
 
     def audience_of(self, before: Any, after: Any) -> frozenset[UUID]:
+        """Raises TypeError for a noun whose rows do not name the people who see them."""
+        if self.audience is None:
+            raise TypeError(f"Events of {self.name} are written with their audience")
         return frozenset().union(*(self.audience(row) for row in (before, after) if row is not None))
 
     def write(self, row: Any) -> dict[str, Any] | None:
@@ -133,10 +138,17 @@ class Subject:
         return None if value is None else self.codec.read(value)
 
 
-TASKS = Subject(SubjectType.TASK, RowCodec(TaskRow), COLUMN_BY_FIELD, people_who_see)
-
-_SUBJECT_OF_ROW: dict[type, Subject] = {TaskRow: TASKS}
-_SUBJECTS = {str(subject.type): subject for subject in _SUBJECT_OF_ROW.values()}
+_SUBJECTS = {
+    name: Subject(
+        name,
+        noun.row_class,
+        RowCodec(noun.row_class),
+        noun.column_by_field,
+        PEOPLE_WHO_SEE.get(noun.row_class),
+    )
+    for name, noun in RECORDED.items()
+}
+SUBJECT_OF_ROW = {subject.row_class: subject for subject in _SUBJECTS.values()}
 _FIELDS = {name: {str(field): field for field in subject.column_by_field} for name, subject in _SUBJECTS.items()}
 
 
@@ -150,8 +162,9 @@ async def write_with_event(
     values: Mapping[str, Any],
     *,
     kind: EventKind,
-    before: TaskRow | None,
-    after: TaskRow | None,
+    before: Any,
+    after: Any,
+    audience: Collection[UUID] | None = None,
 ) -> None:
     """Run a write with the values of its parameters, and record it in the same transaction.
 
@@ -159,13 +172,13 @@ async def write_with_event(
     its changes.
     """
     row = before if after is None else after
-    subject = _SUBJECT_OF_ROW[type(row)]
+    subject = SUBJECT_OF_ROW[type(row)]
     recorded = {
-        "subject_type": subject.type,
-        "subject_id": cast("TaskRow", row).id,
+        "subject_type": subject.name,
+        "subject_id": row.id,
         "kind": kind,
         "actor_id": viewer.id,
-        "audience": subject.audience_of(before, after),
+        "audience": subject.audience_of(before, after) if audience is None else audience,
         "changed_fields": ",".join(subject.changed_fields(before, after)),
         "before": subject.write(before),
         "after": subject.write(after),
@@ -217,12 +230,12 @@ def event_of_row(row: Any) -> EventRow:
     return EventRow(
         id=id_,
         position=position,
-        subject_type=subject.type,
+        row_class=subject.row_class,
         subject_id=subject_id,
         kind=kind,
         actor_id=actor_id,
         # Events stored before revision 0003 have their audience in other columns, which say the same as the rows.
-        audience=frozenset(audience) or subject.audience_of(before, after),
+        audience=frozenset(audience) if audience or not subject.audience else subject.audience_of(before, after),
         # A field that no longer exists is left out.
         changed_fields=tuple(known_fields[name] for name in fields.split(",") if name in known_fields),
         before=before,
@@ -237,20 +250,26 @@ def _is_of(*types: str) -> ColumnElement[bool]:
 
 
 async def events_after(
-    session: DatabaseSession, position: int, *, viewer: Viewer | None = None, limit: int
+    session: DatabaseSession,
+    position: int,
+    *,
+    viewer: Viewer | None = None,
+    row_class: type[Any] | None = None,
+    limit: int,
 ) -> list[EventRow]:
     """Placed events in order of position; with a viewer, those that this person may see before or after the change."""
     # Without a viewer all events, as an admin sees them.
-    statement = _events_after(is_admin=viewer is None or viewer.is_admin)
+    types = tuple(_SUBJECTS) if row_class is None else (SUBJECT_OF_ROW[row_class].name,)
+    statement = _events_after(types, is_admin=viewer is None or viewer.is_admin)
     parameters = {"position": position, "most": limit, "viewer_id": viewer and viewer.id}
     return [event_of_row(row) for row in await session.run(statement, parameters)]
 
 
 @cache
-def _events_after(*, is_admin: bool) -> Statement:
+def _events_after(types: tuple[str, ...], *, is_admin: bool) -> Statement:
     """During an upgrade a newer release may record nouns that this one does not know. It passes over them."""
     after = select(*EVENT_COLUMNS).where(
-        Event.position > bindparam("position"), _is_of(*_SUBJECTS), events_visible(is_admin=is_admin)
+        Event.position > bindparam("position"), _is_of(*types), events_visible(is_admin=is_admin)
     )
     return Statement(after.order_by(Event.position).limit(bindparam("most", type_=Integer)))
 
@@ -270,7 +289,7 @@ async def history_of_tasks(
 @cache
 def _histories(is_admin: bool, limit: int) -> Statement:
     rows = select(*EVENT_COLUMNS).where(
-        Event.position > bindparam("position"), _is_of(SubjectType.TASK), events_visible(is_admin=is_admin)
+        Event.position > bindparam("position"), _is_of(SUBJECT_OF_ROW[TaskRow].name), events_visible(is_admin=is_admin)
     )
     page = top_of_each(
         rows,

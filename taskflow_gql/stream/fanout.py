@@ -7,6 +7,7 @@ import logging
 from collections import defaultdict
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from contextlib import asynccontextmanager
+from typing import Any
 from uuid import UUID
 
 from taskflow_gql.database.units import Database
@@ -219,12 +220,15 @@ class Fanout:
             if not group:
                 self._by_user.pop(viewer.id, None)
 
-    async def events(self, viewer: Viewer, *, after: int | None = None) -> AsyncGenerator[tuple[Viewer, EventRow]]:
-        """The events that `subscribe` delivers, one by one, each with the viewer as known at delivery."""
+    async def events(
+        self, viewer: Viewer, row_class: type[Any], *, after: int | None = None
+    ) -> AsyncGenerator[tuple[Viewer, EventRow]]:
+        """The events of one noun that `subscribe` delivers, one by one, each with the viewer as known at delivery."""
         async with self.subscribe(viewer, after=after) as subscriber:
             while True:
                 for event in await subscriber.next_batch(self._database):
-                    yield subscriber.viewer, event
+                    if event.row_class is row_class:
+                        yield subscriber.viewer, event
 
     async def _read_on(self, _was_woken: bool) -> None:
         count = _BATCH

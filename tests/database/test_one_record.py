@@ -282,10 +282,10 @@ async def test_the_history_of_a_task_is_complete(
     ]
     assert [event.position for event in seen_by_bob] == [2, 6, 7]
     assert isinstance(history[0].after, TaskRow)
-    assert history[-1].after == history[-1].before._replace(  # type: ignore[union-attr]
+    assert history[-1].after == history[-1].before._replace(
         title="New",
         version=3,
-        updated_at=history[-1].after.updated_at,  # type: ignore[union-attr]
+        updated_at=history[-1].after.updated_at,
     )
 
 

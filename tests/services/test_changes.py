@@ -10,7 +10,6 @@ import pytest
 
 from taskflow_gql.models import (
     EventKind,
-    SubjectType,
     TaskCategory,
     TaskPriority,
     TaskRow,
@@ -43,7 +42,7 @@ BOBS = MINE._replace(assignee_id=BOB.id)
 EVENT = EventRow(
     id=1,
     position=1,
-    subject_type=SubjectType.TASK,
+    row_class=TaskRow,
     subject_id=MINE.id,
     kind=EventKind.UPDATED,
     actor_id=ANN.id,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -16,14 +17,15 @@ from hypothesis import strategies as st
 
 from taskflow_gql.models import (
     EventKind,
-    SubjectType,
     TaskCategory,
     TaskField,
     TaskPriority,
     TaskRow,
     TaskStatus,
 )
-from taskflow_gql.services.events import EVENT_COLUMNS, TASKS, EventRow, RowCodec, event_of_row
+from taskflow_gql.services.events import EVENT_COLUMNS, SUBJECT_OF_ROW, EventRow, RowCodec, event_of_row
+
+TASKS = SUBJECT_OF_ROW[TaskRow]
 
 NOW = datetime(2026, 1, 31, 8, 0, 0, 1, tzinfo=UTC)
 TASK = TaskRow(
@@ -64,7 +66,7 @@ events = st.builds(
     EventRow,
     id=st.integers(1),
     position=st.integers(1),
-    subject_type=st.just(SubjectType.TASK),
+    row_class=st.just(TaskRow),
     subject_id=st.uuids(),
     kind=st.sampled_from(EventKind),
     actor_id=st.none() | st.uuids(),
@@ -80,6 +82,7 @@ events = st.builds(
 def test_an_event_is_read_as_it_was_written(event: EventRow) -> None:
     kept: dict[str, Any] = {
         **{name: getattr(event, name) for name in EventRow.__slots__},
+        "subject_type": "TASK",
         "audience": list(event.audience),
         "changed_fields": ",".join(event.changed_fields),
         # Through JSON, as in the table.
@@ -255,3 +258,9 @@ def test_changed_fields_are_those_that_people_change_in_their_order() -> None:
     followers: dict[str, Any] = {"version": 2, "updated_at": NOW.replace(year=2027), "completed_at": NOW}
     assert TASKS.changed_fields(TASK, TASK._replace(**followers)) == []
     assert TASKS.changed_fields(TASK, TASK._replace(**everything, **followers)) == list(TaskField)
+
+
+def test_a_noun_without_people_in_its_rows_is_recorded_with_an_audience() -> None:
+    others = replace(TASKS, name="OTHER", audience=None)
+    with pytest.raises(TypeError, match="Events of OTHER are written with their audience"):
+        others.audience_of(None, TASK)

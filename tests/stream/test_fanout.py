@@ -16,7 +16,7 @@ import pytest
 from taskflow_gql.database.sessions import DatabaseSession
 from taskflow_gql.database.units import Database
 from taskflow_gql.errors import BadUserInput, ServerStops, Unauthenticated
-from taskflow_gql.models import EventKind, TaskField, UserRole
+from taskflow_gql.models import EventKind, TaskField, TaskRow, UserRole
 from taskflow_gql.services import tasks
 from taskflow_gql.services.access import Viewer
 from taskflow_gql.services.events import EventRow
@@ -98,7 +98,7 @@ async def hear(subscriber: Subscriber, database: Database, count: int) -> list[s
 def title_of(event: EventRow) -> str:
     task = event.after or event.before
     assert task is not None
-    return task.title
+    return str(task.title)
 
 
 def numbered(count: int, start: int = 0) -> list[str]:
@@ -379,7 +379,7 @@ async def test_an_ended_subscription_leaves_no_subscriber(database: Database, bu
             del subscriber
             gc.collect()
             assert left() is None
-        waiting = asyncio.ensure_future(anext(fanout.events(ann)))
+        waiting = asyncio.ensure_future(anext(fanout.events(ann, TaskRow)))
         await asyncio.sleep(0)
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):

@@ -14,7 +14,7 @@ from taskflow_gql import clock
 from taskflow_gql.config import Settings
 from taskflow_gql.database.engines import create_engine
 from taskflow_gql.database.units import Database
-from taskflow_gql.models import Event, EventKind, SubjectType
+from taskflow_gql.models import Event, EventKind
 from taskflow_gql.services import tasks
 from taskflow_gql.services.access import Viewer
 from taskflow_gql.services.events import EventRow, events_after
@@ -251,7 +251,7 @@ async def test_a_backlog_is_placed_in_the_order_of_its_ids(settings: Settings) -
 def an_event(n: int) -> dict[str, Any]:
     return {
         "kind": EventKind.UPDATED,
-        "subject_type": SubjectType.TASK,
+        "subject_type": "TASK",
         "subject_id": uuid4(),
         "audience": [uuid4()],
         "changed_fields": "TITLE",
