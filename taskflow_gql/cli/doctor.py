@@ -32,7 +32,7 @@ from taskflow_gql.database.engines import create_engine
 from taskflow_gql.database.migrations import current_revision, head_revision
 from taskflow_gql.errors import ConfigurationError
 from taskflow_gql.stream.bus import make_bus
-from taskflow_gql.transport.connections import problem_of_descriptors, raise_descriptor_limit
+from taskflow_gql.transport.descriptors import problem_of_descriptors, raise_descriptor_limit
 
 
 def doctor() -> None:

@@ -35,7 +35,8 @@ from taskflow_gql.config import Settings, unknown_variables
 from taskflow_gql.errors import ConfigurationError
 from taskflow_gql.stream.bus import make_bus
 from taskflow_gql.telemetry.logs import configure_logging
-from taskflow_gql.transport.connections import problem_of_descriptors, raise_descriptor_limit, uvicorn_config
+from taskflow_gql.transport.descriptors import problem_of_descriptors, raise_descriptor_limit
+from taskflow_gql.transport.server import uvicorn_config
 
 log = logging.getLogger(__name__)
 

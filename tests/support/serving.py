@@ -15,7 +15,7 @@ from taskflow_gql.app import create_app
 from taskflow_gql.config import Settings
 from taskflow_gql.database.units import Database
 from taskflow_gql.execution.strawberry import BatchingExecutor
-from taskflow_gql.transport.connections import uvicorn_config
+from taskflow_gql.transport.server import uvicorn_config
 from tests.support.client import Api
 
 SECRET = "only for tests, and long enough for HS256"

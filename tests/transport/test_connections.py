@@ -16,8 +16,10 @@ from typing import Any
 import pytest
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from taskflow_gql.transport import connections
-from taskflow_gql.transport.connections import MAX_HEAD_BYTES, MAX_HEADERS, problem_of_descriptors, uvicorn_config
+from taskflow_gql.transport import protocols
+from taskflow_gql.transport.descriptors import problem_of_descriptors
+from taskflow_gql.transport.protocols import MAX_HEAD_BYTES, MAX_HEADERS
+from taskflow_gql.transport.server import uvicorn_config
 from taskflow_gql.transport.streaming import Connections, EndlessResponse
 from tests.support.client import PATIENCE_SECONDS, Api
 from tests.support.serving import listening, make_settings, serving
@@ -397,7 +399,7 @@ async def test_a_body_is_not_read_forever_after_the_response() -> None:
 
 
 async def test_idle_connections_are_closed_and_busy_ones_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "_KEEP_ALIVE_SECONDS", 1)
+    monkeypatch.setattr(protocols, "_KEEP_ALIVE_SECONDS", 1)
     go_on = asyncio.Event()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
