@@ -24,6 +24,7 @@ from taskflow_gql.app import create_app
 from taskflow_gql.config import Settings
 from taskflow_gql.database.observers import DatabaseObserver
 from taskflow_gql.database.units import Database
+from taskflow_gql.execution import run
 from taskflow_gql.models import UserRole
 from tests.support.client import Api, Person
 from tests.support.factories import make_task, make_user, make_viewer
@@ -145,6 +146,12 @@ def test_the_relations_and_their_queries_are_derived_from_the_schema() -> None:
     }
     assert "creator { id" in query_of("User", "createdTasks")
     assert "createdTasks(first: 2) { edges { cursor node { id" in query_of("Task", "creator")
+
+
+@pytest.fixture(autouse=True)
+def completion_in_one_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a slow machine the executor completes a page in several parts, and each part loads its relations."""
+    monkeypatch.setattr(run, "MAX_PART_SECONDS", 60)
 
 
 @pytest.mark.parametrize(("type_name", "name"), RELATIONS)

@@ -915,6 +915,7 @@ def locked_folder(open_folder: Path) -> Path:
     return open_folder
 
 
+@pytest.mark.slow
 async def test_serve_reports_a_data_folder_that_it_may_not_make(locked_folder: Path) -> None:
     said = refusal(await real_taskflow("serve", script=AS_NOBODY, folder=locked_folder), 2)
     assert said == (
@@ -922,11 +923,13 @@ async def test_serve_reports_a_data_folder_that_it_may_not_make(locked_folder: P
     )
 
 
+@pytest.mark.slow
 async def test_serve_reports_a_data_folder_that_it_may_not_write(locked_folder: Path) -> None:
     said = refusal(await real_taskflow("serve", script=AS_NOBODY, folder=locked_folder, TASKFLOW_DATA_DIR="."), 2)
     assert said == "No right to read and write the data folder .. Give rights on it, or set TASKFLOW_DATA_DIR"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "problem"),
     [
