@@ -1,4 +1,4 @@
-"""What a Strawberry project gains from the compiling executor: the example schema beside Strawberry's default executor.
+"""The example schema under the compiling executor and under Strawberry's default executor, in pairs.
 
     python -m bench.foreign
 

@@ -87,7 +87,7 @@ err = Console(stderr=True)
 
 @dataclass(frozen=True)
 class Site:
-    """What the load generator needs to know. Task k is created by user 2k and assigned to user 2k + 1."""
+    """Addresses and ids for the load generator. Task k is created by user 2k and assigned to user 2k + 1."""
 
     database_url: str
     ports: tuple[int, ...]

@@ -92,7 +92,7 @@ class Statement:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a query executed: the statements in the order of their first execution.
+    """The statements that a query executed, in the order of their first execution.
 
     The statement that checks a token is missing, because no token is used.
     """

@@ -13,7 +13,7 @@ from sqlalchemy.pool import PoolProxiedConnection, QueuePool
 
 from taskflow_gql.database.private import max_connections, return_to_pool
 
-# What asyncpg raises on a connection that the server has closed or is closing.
+# Errors of asyncpg on a connection that the server has closed or is closing.
 CONNECTION_LOST = (
     asyncpg.PostgresConnectionError,
     asyncpg.AdminShutdownError,

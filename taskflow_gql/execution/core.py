@@ -1,4 +1,4 @@
-"""What the executor uses of graphql-core beyond its documented names, gathered in one place.
+"""The parts of graphql-core that the executor uses beyond its documented names, gathered in one place.
 
 `tests/execution/test_libraries.py` checks each part and names the one that a new version has changed.
 """

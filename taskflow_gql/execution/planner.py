@@ -28,7 +28,7 @@ _MAX_QUICKS = 8
 
 
 class Adapter(Protocol):
-    """What is known of a schema's fields and types beyond graphql-core. Classes of executors implement it."""
+    """Knowledge of a schema's fields and types beyond graphql-core. Executor classes implement it."""
 
     def batch_of(self, schema: GraphQLSchema, field: GraphQLField) -> Batch | None: ...
 

@@ -30,7 +30,7 @@ from .completion import resume
 from .core import FieldDetailsList, GroupedFieldSet, IncrementalExecutor, arguments_of, root_fields
 from .tree import Field, Fill, Info, Level, Position, Selection, Slot, Wait, in_context, is_below, path_of
 
-# What one completion has asked for under one field: the completion's context (None for the caller's), whether this is
+# The requests of one completion under one field: the completion's context (None for the caller's), whether this is
 # the only thing that it has left, the field, and the objects.
 _Asked: TypeAlias = "tuple[Context | None, bool, Field, list[Slot]]"
 
@@ -66,7 +66,7 @@ class Run:
         self.executor = executor
         self.is_awaitable: Callable[[Any], bool] = executor.is_awaitable
         self.answer: dict[str, Any] = {}
-        # What the current completion has left.
+        # The requests of the current completion: the objects by field.
         self.asked: defaultdict[Field, list[Slot]] = defaultdict(list)
         self._waits: list[Wait] = []
         self._arguments: dict[Field, dict[str, Any]] = {}

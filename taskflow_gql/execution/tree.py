@@ -71,7 +71,7 @@ def is_below(position: Position, above: Position) -> bool:
 
 
 class Execution(Protocol):
-    """What generated functions and completions use of the execution under way. `run.Run` implements it."""
+    """The part of a running execution that generated functions and completions use. `run.Run` implements it."""
 
     # The parts that graphql-core's executor does.
     executor: IncrementalExecutor
@@ -110,7 +110,7 @@ Complete = Callable[[Execution, Any, Position, Info | None], Any]
 
 
 class Planning(Protocol):
-    """What a plan uses of the planner to grow. `planner.Planner` implements it."""
+    """The part of the planner that a plan uses to grow. `planner.Planner` implements it."""
 
     def fields_of(self, selection: Selection) -> list[Field]: ...
 

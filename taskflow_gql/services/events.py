@@ -107,7 +107,7 @@ def _conversion_of(type_: Any, conversions: Mapping[type, _Conversion]) -> _Conv
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What the record has to know of a noun."""
+    """A noun as the record knows it: its codec, its fields, and the people who see its rows."""
 
     name: str
     row_class: type[Any]

@@ -108,7 +108,7 @@ async def expire_events(session: DatabaseSession, older_than: datetime, *, limit
 
 
 async def read_stream_end(session: DatabaseSession) -> tuple[int, frozenset[int]]:
-    """Where "from now on" begins: the last position, and the ids of committed events without a position.
+    """The start of "from now on": the last position, and the ids of committed events without a position.
 
     An event committed before this read has a position up to the first or an id in the second. An event committed after
     it has neither.

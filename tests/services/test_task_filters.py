@@ -14,7 +14,7 @@ from taskflow_gql.database.sessions import DatabaseSession
 from taskflow_gql.database.units import Database
 from taskflow_gql.errors import BadUserInput
 from taskflow_gql.models import Task, TaskRow
-from taskflow_gql.services.task_filters import Filter, condition, matches
+from taskflow_gql.services.task_filters import AllOf, Filter, Not, Search, cached_for_small_filters, condition, matches
 from tests.support.task_filters import (
     IDS,
     NOW,
@@ -162,3 +162,17 @@ def test_a_filter_over_the_limits_or_with_bad_values_is_refused_with_a_reason(
 ) -> None:
     with pytest.raises(BadUserInput, match=message):
         read_filter(too_much)
+
+
+def test_results_of_large_filters_are_not_cached() -> None:
+    """A statement of a large filter takes megabytes, and clients can make any number of them."""
+    made: list[Filter] = []
+
+    @cached_for_small_filters(maxsize=8)
+    def make(filter_: Filter) -> int:
+        made.append(filter_)
+        return len(made)
+
+    small, large = (AllOf((Search(("a",)),) * count) for count in (20, 190))
+    assert [make(small), make(small)] == [1, 1]
+    assert [make(large), make(large), make(Not(large))] == [2, 3, 4]
