@@ -69,6 +69,23 @@ class Forbidden(Refusal):
     code = "FORBIDDEN"
 
 
+class VersionConflict(Refusal):
+    """The payload's field `noun` is the current row, so that the client can merge and retry."""
+
+    code = "VERSION_CONFLICT"
+
+    def __init__(self, noun: str, row: Any, expected_version: int) -> None:
+        super().__init__(
+            f"The {noun} is at version {row.version}, not {expected_version}: read it again and repeat the change",
+            field="expected_version",
+        )
+        self._payload = {noun: row}
+
+    @property
+    def payload(self) -> dict[str, Any]:
+        return self._payload
+
+
 class Refusals(TaskflowError):
     """Several problems of one input, reported together. Never empty."""
 

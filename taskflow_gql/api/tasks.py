@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 from uuid import UUID
 
 import strawberry
@@ -19,12 +19,14 @@ from taskflow_gql.api.task_filters import TaskFilterArgument, filter_of
 from taskflow_gql.api.task_lists import TaskList, TaskOrderArgument, columns_of_tasks, task_query
 from taskflow_gql.api.users import User, users_by_id
 from taskflow_gql.database.sessions import DatabaseSession
+from taskflow_gql.errors import Refusal
 from taskflow_gql.execution import IsInstance
 from taskflow_gql.execution.strawberry import Batched
 from taskflow_gql.models import TaskCategory, TaskPriority, TaskRow, TaskStatus, UserRow
 from taskflow_gql.services import access, task_stats, tasks
 from taskflow_gql.services.access import Viewer
 from taskflow_gql.services.changes import ChangePage, history_page
+from taskflow_gql.services.ids import parse_id, parse_optional_id
 from taskflow_gql.services.paging import PageRequest
 from taskflow_gql.services.positions import encode_cursor
 from taskflow_gql.services.task_orders import NEWEST_FIRST
@@ -221,7 +223,7 @@ class TaskQueries:
     ) -> TaskRow | None:
         viewer = await info.context.require_viewer()
         async with info.context.read() as session:
-            return await tasks.get_task(session, viewer, id, columns_of_tasks(info.context))
+            return await tasks.get_task(session, viewer, parse_id(id), columns_of_tasks(info.context))
 
     @strawberry.field(
         graphql_type=TaskConnection,
@@ -373,6 +375,7 @@ class TaskMutations:
     @mutation("Make a task, for yourself or for somebody else.", input="The task.")
     @staticmethod
     async def create_task(session: DatabaseSession, viewer: Viewer, input: CreateTaskInput) -> CreateTaskPayload:
+        problems: list[Refusal] = []
         task = await tasks.create_task(
             session,
             viewer,
@@ -381,15 +384,17 @@ class TaskMutations:
             priority=input.priority,
             category=input.category,
             due_date=input.due_date,
-            assignee_id=input.assignee_id,
+            assignee_id=parse_optional_id(input.assignee_id, "assignee_id", problems),
+            problems=problems,
         )
         return CreateTaskPayload(task=task)
 
     @mutation("Change what is given of a task. Its creator, or an ADMIN.", input="The changes.")
     @staticmethod
     async def update_task(session: DatabaseSession, viewer: Viewer, input: UpdateTaskInput) -> UpdateTaskPayload:
+        id, problems = parse_id(input.id, field="id"), list[Refusal]()
         task = await tasks.update_task(
-            session, viewer, input.id, _given(input), expected_version=input.expected_version
+            session, viewer, id, _given(input, problems), expected_version=input.expected_version, problems=problems
         )
         return UpdateTaskPayload(task=task)
 
@@ -399,7 +404,7 @@ class TaskMutations:
         session: DatabaseSession, viewer: Viewer, input: SetTaskStatusInput
     ) -> SetTaskStatusPayload:
         task = await tasks.set_task_status(
-            session, viewer, input.id, input.status, expected_version=input.expected_version
+            session, viewer, parse_id(input.id, field="id"), input.status, expected_version=input.expected_version
         )
         return SetTaskStatusPayload(task=task)
 
@@ -411,18 +416,22 @@ class TaskMutations:
     async def toggle_task_completion(
         session: DatabaseSession, viewer: Viewer, input: ToggleTaskCompletionInput
     ) -> ToggleTaskCompletionPayload:
-        task = await tasks.toggle_task_completion(session, viewer, input.id, expected_version=input.expected_version)
+        task = await tasks.toggle_task_completion(
+            session, viewer, parse_id(input.id, field="id"), expected_version=input.expected_version
+        )
         return ToggleTaskCompletionPayload(task=task)
 
     @mutation("Delete a task for good. Its creator, or an ADMIN.", input="Which task.")
     @staticmethod
     async def delete_task(session: DatabaseSession, viewer: Viewer, input: DeleteTaskInput) -> DeleteTaskPayload:
-        task = await tasks.delete_task(session, viewer, input.id, expected_version=input.expected_version)
+        task = await tasks.delete_task(
+            session, viewer, parse_id(input.id, field="id"), expected_version=input.expected_version
+        )
         return DeleteTaskPayload(deleted_task_id=strawberry.ID(str(task.id)))
 
 
-def _given(input: UpdateTaskInput) -> tasks.TaskChanges:
-    changes: tasks.TaskChanges = {
+def _given(input: UpdateTaskInput, problems: list[Refusal]) -> tasks.TaskUpdate:
+    given: dict[str, Any] = {
         "title": input.title,
         "description": input.description,
         "status": input.status,
@@ -431,4 +440,7 @@ def _given(input: UpdateTaskInput) -> tasks.TaskChanges:
         "due_date": input.due_date,
         "assignee_id": input.assignee_id,
     }
-    return {name: value for name, value in changes.items() if value is not strawberry.UNSET}  # type: ignore[return-value]
+    given = {name: value for name, value in given.items() if value is not strawberry.UNSET}
+    if "assignee_id" in given:
+        given["assignee_id"] = parse_optional_id(given["assignee_id"], "assignee_id", problems)
+    return cast("tasks.TaskUpdate", given)

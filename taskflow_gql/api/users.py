@@ -23,6 +23,7 @@ from taskflow_gql.execution.strawberry import Batched
 from taskflow_gql.models import UserRole, UserRow
 from taskflow_gql.services import tasks, users
 from taskflow_gql.services.access import Viewer
+from taskflow_gql.services.ids import parse_id
 from taskflow_gql.services.paging import Page, PageRequest
 from taskflow_gql.services.tasks import Relation
 
@@ -171,7 +172,7 @@ class UserQueries:
     ) -> UserRow | None:
         viewer = await info.context.require_viewer()
         async with info.context.read() as session:
-            return await users.get_user(session, viewer, id)
+            return await users.get_user(session, viewer, parse_id(id))
 
     @strawberry.field(description="Everyone who is active (for an ADMIN everyone), by username.")
     async def users(
@@ -258,7 +259,8 @@ class UserMutations:
     )
     @staticmethod
     async def set_user_role(session: DatabaseSession, viewer: Viewer, input: SetUserRoleInput) -> SetUserRolePayload:
-        return SetUserRolePayload(user=await users.set_user_role(session, viewer, input.user_id, input.role))
+        user_id = parse_id(input.user_id, field="user_id")
+        return SetUserRolePayload(user=await users.set_user_role(session, viewer, user_id, input.role))
 
     @mutation(
         "Lock somebody out: every session of theirs ends at once, their tasks stay. For ADMINs. The last active ADMIN "
@@ -269,11 +271,13 @@ class UserMutations:
     async def deactivate_user(
         session: DatabaseSession, viewer: Viewer, input: DeactivateUserInput
     ) -> DeactivateUserPayload:
-        return DeactivateUserPayload(user=await users.deactivate_user(session, viewer, input.user_id))
+        user_id = parse_id(input.user_id, field="user_id")
+        return DeactivateUserPayload(user=await users.deactivate_user(session, viewer, user_id))
 
     @mutation("Let somebody sign in again. For ADMINs.", input="Who.")
     @staticmethod
     async def reactivate_user(
         session: DatabaseSession, viewer: Viewer, input: ReactivateUserInput
     ) -> ReactivateUserPayload:
-        return ReactivateUserPayload(user=await users.reactivate_user(session, viewer, input.user_id))
+        user_id = parse_id(input.user_id, field="user_id")
+        return ReactivateUserPayload(user=await users.reactivate_user(session, viewer, user_id))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
@@ -24,6 +24,7 @@ from taskflow_gql.errors import (
     Forbidden,
     NotFound,
     Refusal,
+    VersionConflict,
     refuse_if_any,
 )
 from taskflow_gql.models import (
@@ -47,7 +48,7 @@ from taskflow_gql.services.access import (
 )
 from taskflow_gql.services.checks import check_description, check_due_date, check_title
 from taskflow_gql.services.events import write_with_event
-from taskflow_gql.services.ids import make_id, parse_id
+from taskflow_gql.services.ids import make_id
 from taskflow_gql.services.paging import (
     Order,
     Page,
@@ -75,7 +76,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Table
 
 
-class TaskChanges(TypedDict, total=False):
+class TaskUpdate(TypedDict, total=False):
     """The fields of an update. Absent fields stay unchanged; None clears a field that can be cleared."""
 
     title: str | None
@@ -84,28 +85,11 @@ class TaskChanges(TypedDict, total=False):
     priority: TaskPriority | None
     category: TaskCategory | None
     due_date: datetime | None
-    assignee_id: str | None
+    assignee_id: UUID | None
 
 
-# Fields of TaskChanges that cannot be cleared, and their names in messages.
+# Fields of TaskUpdate that cannot be cleared, and their names in messages.
 _REQUIRED = {"title": "Title", "status": "Status", "priority": "Priority", "category": "Category"}
-
-
-class VersionConflict(Refusal):
-    """`task` is the current task, so that the client can merge and retry."""
-
-    code = "VERSION_CONFLICT"
-
-    def __init__(self, task: TaskRow, expected_version: int) -> None:
-        super().__init__(
-            f"The task is at version {task.version}, not {expected_version}: read it again and repeat the change",
-            field="expected_version",
-        )
-        self.task = task
-
-    @property
-    def payload(self) -> dict[str, Any]:
-        return {"task": self.task}
 
 
 class AssigneeNotFound(Refusal):
@@ -142,10 +126,9 @@ ALL_COLUMNS = TaskColumns()
 
 
 async def get_task(
-    session: DatabaseSession, viewer: Viewer, task_id: str, columns: TaskColumns = ALL_COLUMNS
+    session: DatabaseSession, viewer: Viewer, task_id: UUID, columns: TaskColumns = ALL_COLUMNS
 ) -> TaskRow | None:
-    key = parse_id(task_id)
-    return (await tasks_by_id(session, viewer, [key], columns)).get(key)
+    return (await tasks_by_id(session, viewer, [task_id], columns)).get(task_id)
 
 
 async def tasks_by_id(
@@ -334,13 +317,16 @@ async def create_task(
     priority: TaskPriority,
     category: TaskCategory,
     due_date: datetime | None,
-    assignee_id: str | None,
+    assignee_id: UUID | None,
+    problems: Sequence[Refusal] = (),
 ) -> TaskRow:
-    problems: list[Refusal] = []
+    """`problems` are those already found in the input. They are reported together with those found here."""
+    problems = list(problems)
     title = check_title(title, problems)
     description = check_description(description, problems)
     due_date = check_due_date(due_date, problems)
-    assignee = await _check_assignee(session, assignee_id, problems)
+    if assignee_id is not None:
+        await _check_assignee(session, assignee_id, problems)
     refuse_if_any(problems)
 
     now = clock.now()
@@ -354,7 +340,7 @@ async def create_task(
         due_date=due_date,
         completed_at=None,
         creator_id=viewer.id,
-        assignee_id=assignee,
+        assignee_id=assignee_id,
         version=1,
         created_at=now,
         updated_at=now,
@@ -367,17 +353,19 @@ async def create_task(
 async def update_task(
     session: DatabaseSession,
     viewer: Viewer,
-    task_id: str,
-    changes: TaskChanges,
+    task_id: UUID,
+    changes: TaskUpdate,
     *,
     expected_version: int | None = None,
+    problems: Sequence[Refusal] = (),
 ) -> TaskRow:
+    """`problems` are those already found in the input. They are reported together with those found here."""
     task = await _require_task_for_update(session, viewer, task_id)
     if not may_update(viewer, task):
         raise Forbidden("Only its creator or an admin can update a task")
     _require_version(task, expected_version)
 
-    problems: list[Refusal] = []
+    problems = list(problems)
     values: dict[str, Any] = {**changes}
     for field, name in _REQUIRED.items():
         if field in values and values[field] is None:
@@ -387,10 +375,8 @@ async def update_task(
     check_description(values.get("description"), problems)
     check_due_date(values.get("due_date"), problems)
     # Check only a new assignee: a present one who was deactivated does not block other changes.
-    if values.get("assignee_id") not in (None, str(task.assignee_id)):
-        values["assignee_id"] = await _check_assignee(session, values["assignee_id"], problems)
-    elif "assignee_id" in values:
-        values["assignee_id"] = task.assignee_id if values["assignee_id"] else None
+    if values.get("assignee_id") not in (None, task.assignee_id):
+        await _check_assignee(session, values["assignee_id"], problems)
     refuse_if_any(problems)
     return await _change_task(session, viewer, task, values)
 
@@ -398,7 +384,7 @@ async def update_task(
 async def set_task_status(
     session: DatabaseSession,
     viewer: Viewer,
-    task_id: str,
+    task_id: UUID,
     status: TaskStatus,
     *,
     expected_version: int | None = None,
@@ -411,7 +397,7 @@ async def set_task_status(
 
 
 async def toggle_task_completion(
-    session: DatabaseSession, viewer: Viewer, task_id: str, *, expected_version: int | None = None
+    session: DatabaseSession, viewer: Viewer, task_id: UUID, *, expected_version: int | None = None
 ) -> TaskRow:
     """COMPLETED becomes PENDING; anything else becomes COMPLETED."""
     task = await _require_task_for_update(session, viewer, task_id)
@@ -423,7 +409,7 @@ async def toggle_task_completion(
 
 
 async def delete_task(
-    session: DatabaseSession, viewer: Viewer, task_id: str, *, expected_version: int | None = None
+    session: DatabaseSession, viewer: Viewer, task_id: UUID, *, expected_version: int | None = None
 ) -> TaskRow:
     """Delete the task and return its last state."""
     task = await _require_task_for_update(session, viewer, task_id)
@@ -436,9 +422,9 @@ async def delete_task(
     return task
 
 
-async def _require_task_for_update(session: DatabaseSession, viewer: Viewer, task_id: str) -> TaskRow:
+async def _require_task_for_update(session: DatabaseSession, viewer: Viewer, task_id: UUID) -> TaskRow:
     """The task, locked until the transaction ends, so that it cannot change between the checks and the write."""
-    parameters = {"task_id": parse_id(task_id, field="id"), "viewer_id": viewer.id}
+    parameters = {"task_id": task_id, "viewer_id": viewer.id}
     for row in await session.run(_task_for_update(viewer.is_admin), parameters):
         return TaskRow._make(row)
     raise NotFound("There is no such task, or you may not see it", field="id")
@@ -452,21 +438,13 @@ def _task_for_update(is_admin: bool) -> Statement:
 
 def _require_version(task: TaskRow, expected_version: int | None) -> None:
     if expected_version is not None and expected_version != task.version:
-        raise VersionConflict(task, expected_version)
+        raise VersionConflict("task", task, expected_version)
 
 
-async def _check_assignee(session: DatabaseSession, assignee_id: str | None, problems: list[Refusal]) -> UUID | None:
-    if assignee_id is None:
-        return None
-    try:
-        key = parse_id(assignee_id, field="assignee_id")
-    except BadUserInput as problem:
-        problems.append(problem)
-        return None
+async def _check_assignee(session: DatabaseSession, assignee_id: UUID, problems: list[Refusal]) -> None:
     # FOR SHARE, so that the person cannot be deactivated between this check and the commit.
-    if not await session.run(_ACTIVE_USER, {"user_id": key}):
+    if not await session.run(_ACTIVE_USER, {"user_id": assignee_id}):
         problems.append(AssigneeNotFound())
-    return key
 
 
 _ACTIVE_USER = Statement(

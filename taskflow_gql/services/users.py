@@ -17,7 +17,6 @@ from taskflow_gql.database.statements import Build, Statement
 from taskflow_gql.errors import Forbidden, NotFound
 from taskflow_gql.models import USER_COLUMNS, Session, User, UserRole, UserRow
 from taskflow_gql.services.access import Viewer, require_admin, users_visible
-from taskflow_gql.services.ids import parse_id
 from taskflow_gql.services.paging import (
     Order,
     Page,
@@ -37,8 +36,8 @@ BY_USERNAME: Order[UserRow] = Order(
 )
 
 
-async def get_user(session: DatabaseSession, viewer: Viewer, user_id: str) -> UserRow | None:
-    return (await users_by_id(session, [parse_id(user_id)])).get(UUID(user_id))
+async def get_user(session: DatabaseSession, viewer: Viewer, user_id: UUID) -> UserRow | None:
+    return (await users_by_id(session, [user_id])).get(user_id)
 
 
 _WHOLE = Build(UserRow, tuple(range(len(USER_COLUMNS))))
@@ -114,7 +113,7 @@ def _users_count(is_admin: bool, by: _By) -> Statement:
     return Statement(select(func.count()).select_from(User).where(users_visible(is_admin=is_admin), _found(by)))
 
 
-async def set_user_role(session: DatabaseSession, viewer: Viewer, user_id: str, role: UserRole) -> UserRow:
+async def set_user_role(session: DatabaseSession, viewer: Viewer, user_id: UUID, role: UserRole) -> UserRow:
     require_admin(viewer)
     user = await _require_user_for_update(session, user_id)
     if user.role is role:
@@ -124,7 +123,7 @@ async def set_user_role(session: DatabaseSession, viewer: Viewer, user_id: str, 
     return await _update_user(session, user.id, role=role)
 
 
-async def deactivate_user(session: DatabaseSession, viewer: Viewer, user_id: str) -> UserRow:
+async def deactivate_user(session: DatabaseSession, viewer: Viewer, user_id: UUID) -> UserRow:
     """Deactivate the user and delete all their sessions."""
     require_admin(viewer)
     user = await _require_user_for_update(session, user_id)
@@ -135,7 +134,7 @@ async def deactivate_user(session: DatabaseSession, viewer: Viewer, user_id: str
     return await _update_user(session, user.id, is_active=False)
 
 
-async def reactivate_user(session: DatabaseSession, viewer: Viewer, user_id: str) -> UserRow:
+async def reactivate_user(session: DatabaseSession, viewer: Viewer, user_id: UUID) -> UserRow:
     require_admin(viewer)
     user = await _require_user_for_update(session, user_id)
     if user.is_active:
@@ -143,12 +142,13 @@ async def reactivate_user(session: DatabaseSession, viewer: Viewer, user_id: str
     return await _update_user(session, user.id, is_active=True)
 
 
-async def _require_user_for_update(session: DatabaseSession, user_id: str) -> UserRow:
+async def _require_user_for_update(session: DatabaseSession, user_id: UUID) -> UserRow:
     # Lock the admins first, in a fixed order. Two admins who demote each other at the same time must queue here and not
     # deadlock, and the second must see the change of the first.
-    key = parse_id(user_id, field="user_id")
     await _active_admins_for_update(session)
-    row = (await session.execute(select(*USER_COLUMNS).where(User.id == key).with_for_update(key_share=True))).first()
+    row = (
+        await session.execute(select(*USER_COLUMNS).where(User.id == user_id).with_for_update(key_share=True))
+    ).first()
     if row is None:
         raise NotFound("There is no such user", field="user_id")
     return UserRow._make(row)

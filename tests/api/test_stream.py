@@ -180,6 +180,7 @@ async def test_without_a_cursor_the_stream_begins_now(api: Api) -> None:
         assert rest == list(range(heard + 1, number + 1))
 
 
+@pytest.mark.slow
 async def test_many_changes_while_away_are_all_told(api: Api, database: Database) -> None:
     ann = await api.register("ann")
     start = await end_of_stream(api, ann)
@@ -761,6 +762,7 @@ async def test_a_changed_password_ends_the_other_sessions_streams_and_nothing_is
         assert [change["task"]["title"] for change in await hear(there)] == ["Missed"]
 
 
+@pytest.mark.slow
 async def test_a_stream_ends_with_its_token(api: Api) -> None:
     ann = await api.register("ann")
     start = await end_of_stream(api, ann)
@@ -778,6 +780,7 @@ async def test_a_stream_ends_with_its_token(api: Api) -> None:
         assert [change["task"]["title"] for change in await hear(socket)] == ["Meanwhile"]
 
 
+@pytest.mark.slow
 async def test_a_demoted_admin_soon_hears_no_more_of_others(api: Api, database: Database) -> None:
     ann, boss, root = [await api.register(name) for name in ("ann", "boss", "root")]
     await make_admin(database, boss.id)
@@ -872,6 +875,7 @@ async def test_a_message_is_at_most_64_kib(api: Api) -> None:
         assert await socket.close_code() == 1009
 
 
+@pytest.mark.slow
 async def test_ten_thousand_subscribes_on_one_socket_are_a_hundred_subscriptions(api: Api) -> None:
     ann, bob = await api.register("ann"), await api.register("bob")
     start = await end_of_stream(api, ann)
@@ -952,6 +956,7 @@ def memory_bytes(pid: int) -> int:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
+@pytest.mark.slow
 async def test_who_does_not_read_costs_a_bounded_queue_and_misses_nothing(settings: Settings, tmp_path: Path) -> None:
     environment = environment_of(settings) | {"TASKFLOW_SUBSCRIPTION_QUEUE_SIZE": "5"}
     async with serve(tmp_path, **environment) as served:
@@ -1000,6 +1005,7 @@ async def test_who_does_not_read_costs_a_bounded_queue_and_misses_nothing(settin
 # The server stops
 
 
+@pytest.mark.slow
 async def test_a_server_that_stops_finishes_what_it_has_begun(
     settings: Settings, database: Database, tmp_path: Path
 ) -> None:

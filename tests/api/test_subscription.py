@@ -10,6 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from taskflow_gql.database.units import Database
 from taskflow_gql.stream.fanout import Subscriber
 from tests.support.client import PATIENCE_SECONDS, Api, Person, Socket
@@ -331,6 +333,7 @@ async def test_an_anonymous_subscriber_is_unauthenticated(api: Api) -> None:
         assert await socket.next("2") == {"serverInfo": {"name": "TaskFlow GQL"}}
 
 
+@pytest.mark.slow
 async def test_complete_stops_a_subscription_and_its_id_can_be_used_again(api: Api) -> None:
     ann = await api.register("ann")
     async with watching(api, ann) as stream:

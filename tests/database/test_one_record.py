@@ -229,7 +229,7 @@ async def test_a_cursor_from_before_the_migration_resumes_and_misses_nothing(
     ann, bob, cid = people
     admin = make_viewer(uuid4(), UserRole.ADMIN)
     async with database.write() as session:
-        await tasks.update_task(session, ann, str(standing), {"assignee_id": str(cid.id)})
+        await tasks.update_task(session, ann, standing, {"assignee_id": cid.id})
     await place_all(database)
 
     async with database.read() as session:
@@ -269,7 +269,7 @@ async def test_the_history_of_a_task_is_complete(
     await migrate(engine)
     ann, bob, _ = people
     async with database.write() as session:
-        await tasks.update_task(session, ann, str(standing), {"title": "New"})
+        await tasks.update_task(session, ann, standing, {"title": "New"})
     await place_all(database)
     async with database.read() as session:
         (history,) = (await history_of_tasks(session, ann, [standing], 0, limit=10)).values()
@@ -331,7 +331,7 @@ async def test_down_and_up_again_keeps_every_event(
     await migrate(engine)
     ann, bob, cid = people
     async with database.write() as session:
-        await tasks.update_task(session, ann, str(standing), {"assignee_id": str(cid.id)})
+        await tasks.update_task(session, ann, standing, {"assignee_id": cid.id})
     await place_all(database)
     before = {viewer.id: await read_after(database, viewer, 0) for viewer in people}
     assert [len(events) for events in before.values()] == [7, 5, 1]
@@ -377,7 +377,7 @@ async def test_the_previous_release_goes_on_after_the_migration(
 
     # Written by the new release, placed and read by the previous one.
     async with database.write() as session:
-        await tasks.update_task(session, ann, str(standing), {"assignee_id": str(cid.id)})
+        await tasks.update_task(session, ann, standing, {"assignee_id": cid.id})
     assert [row["id"] for row in await statements["end"].fetch()] == [6, 7]
     assert [tuple(row) for row in await statements["place"].fetch(1000)] == [(2, 2)]
     positions = {
@@ -403,7 +403,7 @@ async def test_the_previous_release_goes_on_after_the_migration(
         assert event.audience == {ann.id, cid.id}
     assert await read_after(database, bob, 7) == []
     async with database.read() as session:
-        assert await tasks.get_task(session, ann, str(standing)) is None
+        assert await tasks.get_task(session, ann, standing) is None
 
     await statements["expire"].fetch(3)
     assert [event.position for event in await read_after(database, ann, 0)] == [4, 5, 6, 7, 8]

@@ -28,6 +28,7 @@ from graphql.pyutils import AbortController
 
 from taskflow_gql.execution import AsItIs, CompilingExecutor, trust
 from taskflow_gql.execution.cache import MAX_FIELDS_OF_DOCUMENT
+from tests.support.garbage import collecting_only_new_objects
 
 SCHEMA = build_schema("""
 type Query { users: [User!]! maybe: [User] strict: User! a: User b: User name: String node: Node }
@@ -434,16 +435,12 @@ async def test_an_operation_leaves_no_reference_cycles(query: str, root: dict[st
 
     await execute_once()
     await asyncio.sleep(0)
-    gc.collect()
-    gc.disable()
-    try:
+    with collecting_only_new_objects():
         await execute_once()
         # Let the cancelled tasks end.
         for _ in range(5):
             await asyncio.sleep(0)
         assert gc.collect() == 0
-    finally:
-        gc.enable()
 
 
 def test_infos_are_equal_to_graphql_cores() -> None:

@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from random import Random
+from uuid import UUID
 
 import asyncpg
 from redis.asyncio import Redis
@@ -112,7 +113,7 @@ class Faults:
         with suppress(Refusal, SQLAlchemyError, OSError, TimeoutError, RolledBack):
             async with self._cluster.database.write() as session:
                 await session.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
-                task = await tasks.update_task(session, make_viewer(creator_id), task_id, {"title": title})
+                task = await tasks.update_task(session, make_viewer(creator_id), UUID(task_id), {"title": title})
                 await asyncio.sleep(self._random.uniform(0.5, 4))
                 if not commit:
                     raise RolledBack

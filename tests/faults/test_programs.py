@@ -125,12 +125,12 @@ class World:
             return
         if not self.task_ids:
             return
-        task_id = str(self.task_ids[arguments[0] % len(self.task_ids)])
+        task_id = self.task_ids[arguments[0] % len(self.task_ids)]
         with suppress(Refusal):
             async with self.database.write() as session:
                 match what:
                     case "assign":
-                        given: tasks.TaskChanges = {"assignee_id": self.id_of(arguments[1])}
+                        given: tasks.TaskUpdate = {"assignee_id": self.id_of(arguments[1])}
                         await tasks.update_task(session, viewer, task_id, given)
                     case "status":
                         await tasks.set_task_status(session, viewer, task_id, arguments[1])
@@ -139,8 +139,8 @@ class World:
                     case "delete":
                         await tasks.delete_task(session, viewer, task_id)
 
-    def id_of(self, person: int | None) -> str | None:
-        return None if person is None else str(self.people[person].id)
+    def id_of(self, person: int | None) -> UUID | None:
+        return None if person is None else self.people[person].id
 
 
 class Follower:

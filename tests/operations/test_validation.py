@@ -25,6 +25,7 @@ from taskflow_gql.api.schema import make_schema
 from taskflow_gql.config import Settings
 from taskflow_gql.operations.documents import DocumentSource
 from taskflow_gql.operations.validation import RULES, FieldsCanMergeRule, TooComplex, parse, validate
+from tests.support.garbage import collecting_only_new_objects
 
 SCHEMA = build_schema("""
     interface Node { id: ID! x: Int node: Node text(with: In): String }
@@ -165,17 +166,15 @@ def test_validation_gives_up_on_a_document_that_takes_too_long() -> None:
 def collecting_garbage() -> Iterator[Counter[str]]:
     """Count, by type, the objects that the block leaves to the garbage collector. Filled when the block ends."""
     found: Counter[str] = Counter()
-    gc.collect()
-    gc.disable()
-    try:
-        yield found
-        gc.set_debug(gc.DEBUG_SAVEALL)
-        gc.collect()
-        found.update(type(each).__name__ for each in gc.garbage)
-    finally:
-        gc.set_debug(0)
-        gc.garbage.clear()
-        gc.enable()
+    with collecting_only_new_objects():
+        try:
+            yield found
+            gc.set_debug(gc.DEBUG_SAVEALL)
+            gc.collect()
+            found.update(type(each).__name__ for each in gc.garbage)
+        finally:
+            gc.set_debug(0)
+            gc.garbage.clear()
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ def test_enum_orders_are_not_alphabetical() -> None:
     assert sorted(STATUSES) != [status.name for status in TaskStatus] == STATUSES
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("viewer", [ANN, BOSS], ids=["member", "admin"])
 async def test_every_key_and_every_pair_of_keys_sorts_as_in_python(database: Database, viewer: Viewer) -> None:
     tasks = random_tasks(0, count=50)

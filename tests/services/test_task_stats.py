@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -27,6 +28,7 @@ from tests.support.task_filters import (
 )
 
 
+@pytest.mark.slow
 @examples(30)
 @given(seed=st.integers(0, 2**32 - 1), filters=st.lists(task_filters(), min_size=2, max_size=4))
 async def test_statistics_count_the_visible_tasks_that_a_filter_finds(

@@ -77,7 +77,7 @@ async def create(database: Database, viewer: Viewer, title: str = "A task") -> U
 
 async def update(database: Database, viewer: Viewer, task_id: UUID, title: str) -> None:
     async with database.write() as session:
-        await tasks.update_task(session, viewer, str(task_id), {"title": title})
+        await tasks.update_task(session, viewer, task_id, {"title": title})
 
 
 def titles(events: list[EventRow]) -> list[str]:

@@ -83,6 +83,7 @@ async def test_a_batch_has_the_given_size_and_continues_after_the_last_one(datab
         assert await positions(database) == left
 
 
+@pytest.mark.slow
 async def test_many_events_are_deleted_in_several_batches(database: Database) -> None:
     await record_events(database, [40.0] * 1001 + [1.0])
     assert await Retention(database, KEEP_DAYS).expire() == 1001

@@ -546,6 +546,7 @@ def statements() -> Iterator[list[str]]:
     event.remove(Engine, "before_cursor_execute", note)
 
 
+@pytest.mark.slow
 async def test_operations_wait_while_earlier_answers_are_unread(
     sqlite_settings: Settings, statements: list[str]
 ) -> None:
@@ -589,6 +590,7 @@ async def test_a_socket_with_too_many_unread_answers_is_closed(sqlite_settings: 
             assert (await ask(client, ME))["data"]["me"]["username"] == "ann"
 
 
+@pytest.mark.slow
 async def test_queries_whose_answers_pile_up_unread_are_dropped_without_an_error(
     sqlite_settings: Settings,
 ) -> None:
