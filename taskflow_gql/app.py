@@ -32,11 +32,13 @@ from taskflow_gql.database.units import Database
 from taskflow_gql.execution.strawberry import BatchingExecutor
 from taskflow_gql.security.passwords import PasswordHasher
 from taskflow_gql.security.tokens import TokenSigner
+from taskflow_gql.services.positions import expire_events
+from taskflow_gql.services.receipts import expire_receipts
 from taskflow_gql.stream.bus import Bus, make_bus
 from taskflow_gql.stream.collector import Collector
 from taskflow_gql.stream.fanout import Fanout
 from taskflow_gql.stream.relay import Relay
-from taskflow_gql.stream.retention import Retention
+from taskflow_gql.stream.retention import Kept, Retention
 from taskflow_gql.stream.revocations import SessionWatch
 from taskflow_gql.telemetry.logs import configure_logging
 from taskflow_gql.transport.http import GraphQLView
@@ -67,7 +69,11 @@ def create_app(
         max_per_user=settings.max_subscriptions_per_user,
     )
     watch = SessionWatch(database, fanout)
-    retention = Retention(database, settings.event_retention_days)
+    retention = Retention(
+        database,
+        Kept("events", settings.event_retention_days, expire_events),
+        Kept("receipts", settings.mutation_retention_days, expire_receipts),
+    )
     parts = Parts(
         settings=settings,
         database=database,

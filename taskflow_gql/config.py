@@ -74,6 +74,8 @@ class Settings(BaseSettings):
 
     max_body_bytes: int = Field(default=1024 * 1024, ge=1024)
     event_retention_days: int = Field(default=30, ge=1, le=36_500)
+    # How long a repeated mutation gets the answer of the first one.
+    mutation_retention_days: int = Field(default=30, ge=1, le=36_500)
     # Events queued for one subscriber. A slower subscriber reads them from the table instead.
     subscription_queue_size: int = Field(default=200, ge=1, le=100_000)
     max_subscriptions_per_connection: int = Field(default=100, ge=1)

@@ -18,6 +18,7 @@ from taskflow_gql.config import Settings
 from taskflow_gql.database.engines import create_engine
 from taskflow_gql.database.migrations import migrate
 from taskflow_gql.database.units import Database
+from taskflow_gql.execution import run
 from tests.support.client import Api
 from tests.support.processes import give_children_default_signals
 from tests.support.servers import postgres_for_tests, redis_for_tests
@@ -108,7 +109,7 @@ async def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 async def empty_postgres(migrated_postgres: str) -> str:
     connection = await asyncpg.connect(migrated_postgres)
-    await connection.execute("TRUNCATE users, sessions, tasks, events RESTART IDENTITY CASCADE")
+    await connection.execute("TRUNCATE users, sessions, tasks, events, receipts RESTART IDENTITY CASCADE")
     await connection.execute("UPDATE stream_state SET last_position = 0, expired_position = 0")
     await connection.close()
     return migrated_postgres
@@ -196,3 +197,9 @@ def no_errors_are_logged() -> Iterator[None]:
     for logger in loggers:
         logger.removeHandler(collecting)
     assert collecting.messages == []
+
+
+@pytest.fixture
+def completion_in_one_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a slow machine the executor completes a page in several parts, and each part loads its relations."""
+    monkeypatch.setattr(run, "MAX_PART_SECONDS", 60)

@@ -110,11 +110,17 @@ def test_a_mutation_takes_one_input_and_returns_a_payload_with_errors(name: str)
     assert isinstance(mutation.type, GraphQLNonNull)
     assert isinstance(payload, GraphQLObjectType)
     assert payload.name in (f"{capitalized}Payload", "AuthPayload")
-    assert str(payload.fields["errors"].type) == "[UserError!]!"
+    common = {name: str(payload.fields[name].type) for name in ("errors", "replayed", "changeCursor")}
+    assert common == {"errors": "[UserError!]!", "replayed": "Boolean!", "changeCursor": "String"}
     # When there are errors, everything else is null.
     assert [field for field, definition in payload.fields.items() if isinstance(definition.type, GraphQLNonNull)] == [
-        "errors"
+        "errors",
+        "replayed",
     ]
+    for argument in mutation.args.values():
+        input_type = get_named_type(argument.type)
+        assert isinstance(input_type, GraphQLInputObjectType)
+        assert str(input_type.fields["mutationId"].type) == "ID"
 
 
 @pytest.mark.parametrize("name", [name for name in TYPES if name.endswith("Connection")])

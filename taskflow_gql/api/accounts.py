@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
+from typing import ClassVar
+from uuid import UUID
+
 import strawberry
 
+from taskflow_gql import clock
 from taskflow_gql.api.context import Context
-from taskflow_gql.api.mutations import UserError, Write, mutation, payload_errors, prepared_mutation
+from taskflow_gql.api.mutations import MutationInput, MutationPayload, Write, mutation, prepared_mutation
 from taskflow_gql.api.users import User
 from taskflow_gql.database.sessions import DatabaseSession
 from taskflow_gql.models import UserRow
+from taskflow_gql.security.tokens import TokenSigner
 from taskflow_gql.services import accounts
 from taskflow_gql.services.access import Viewer
 
 
 @strawberry.input(description="A new account.")
-class RegisterInput:
+class RegisterInput(MutationInput):
     email: str = strawberry.field(
         description="Unique without regard to case. Only you and ADMINs see it. Good for signing in."
     )
@@ -26,19 +32,19 @@ class RegisterInput:
 
 
 @strawberry.input(description="Who you are.")
-class LoginInput:
+class LoginInput(MutationInput):
     username_or_email: str = strawberry.field(description="Either one; case does not matter.")
     password: str = strawberry.field(description="The password; case matters.")
 
 
 @strawberry.input(description="The old password and the new one.")
-class ChangePasswordInput:
+class ChangePasswordInput(MutationInput):
     current_password: str = strawberry.field(description="The password that is good until now.")
     new_password: str = strawberry.field(description="8 to 128 characters.")
 
 
 @strawberry.input(description="What to change about yourself. Left out: unchanged. Neither can be null.")
-class UpdateProfileInput:
+class UpdateProfileInput(MutationInput):
     full_name: str | None = strawberry.field(
         default=strawberry.UNSET, description="The name that others see; at most 255 characters."
     )
@@ -46,7 +52,7 @@ class UpdateProfileInput:
 
 
 @strawberry.type(description="What became of `register` or `login`. On errors everything but `errors` is null.")
-class AuthPayload:
+class AuthPayload(MutationPayload):
     access_token: str | None = strawberry.field(
         default=None,
         description="Send it as `Authorization: Bearer …`, on a WebSocket in the payload of `connection_init`.",
@@ -56,25 +62,47 @@ class AuthPayload:
         default=None, description="How long the access token is good, in seconds."
     )
     user: UserRow | None = strawberry.field(graphql_type=User | None, default=None, description="Who is signed in now.")
-    errors: list[UserError] = payload_errors()
+    # The session of the token, and its start in seconds since 1970.
+    session_id: strawberry.Private[str | None] = None
+    issued_at: strawberry.Private[float | None] = None
+    not_kept: ClassVar[frozenset[str]] = frozenset({"access_token", "token_type", "expires_in"})
+
+    async def on_replay(self, context: Context) -> None:
+        """A new token of the same session, which expires when the first one does."""
+        if self.user is not None and self.session_id is not None and self.issued_at is not None:
+            context.note_sign_in(self.user)
+            issued_at = datetime.fromtimestamp(self.issued_at, UTC)
+            self.give_token(context.parts.tokens, self.user, UUID(self.session_id), issued_at)
+
+    def give_token(self, tokens: TokenSigner, user: UserRow, session_id: UUID, issued_at: datetime) -> None:
+        age = clock.now() - issued_at if self.replayed else timedelta()
+        self.access_token = tokens.sign(user_id=user.id, session_id=session_id, issued_at=issued_at)
+        self.token_type = "Bearer"  # noqa: S105  (the name of a scheme, not a secret)
+        self.expires_in = max(0, int((tokens.lifetime - age).total_seconds()))
 
 
 @strawberry.type(description="What became of `changePassword`.")
-class ChangePasswordPayload:
-    errors: list[UserError] = payload_errors()
+class ChangePasswordPayload(MutationPayload):
+    pass
 
 
 @strawberry.type(description="What became of `updateProfile`.")
-class UpdateProfilePayload:
+class UpdateProfilePayload(MutationPayload):
     user: UserRow | None = strawberry.field(
         graphql_type=User | None, default=None, description="You, as changed; null on errors."
     )
-    errors: list[UserError] = payload_errors()
 
 
 @strawberry.type
 class AccountMutations:
-    @prepared_mutation("Make an account and sign in to it. Public. The new account is a MEMBER.", input="The account.")
+    @prepared_mutation(
+        "Make an account and sign in to it. Public. The new account is a MEMBER. A repeated `mutationId` gets a new "
+        "token of the same session, with what is left of its time; it is known for the same input from the same "
+        "address.",
+        input="The account.",
+        is_public=True,
+        has_secrets=True,
+    )
     @staticmethod
     async def register(context: Context, input: RegisterInput) -> Write[AuthPayload]:
         async with context.read() as session:
@@ -95,8 +123,11 @@ class AccountMutations:
 
     @prepared_mutation(
         "Sign in. Public. An unknown name, a wrong password and a deactivated account give one answer, "
-        "INVALID_CREDENTIALS, after the same time.",
+        "INVALID_CREDENTIALS, after the same time. A repeated `mutationId` gets a new token of the same session, with "
+        "what is left of its time; it is known for the same input from the same address.",
         input="Who you are.",
+        is_public=True,
+        has_secrets=True,
     )
     @staticmethod
     async def login(context: Context, input: LoginInput) -> Write[AuthPayload]:
@@ -111,7 +142,10 @@ class AccountMutations:
         return write
 
     @prepared_mutation(
-        "Set a new password. Your other sessions end at once; this one goes on.", input="Old and new password."
+        "Set a new password. Your other sessions end at once; this one goes on. A repeated `mutationId` with the same "
+        "passwords gets the first answer, though the current password is no longer that one.",
+        input="Old and new password.",
+        has_secrets=True,
     )
     @staticmethod
     async def change_password(context: Context, input: ChangePasswordInput) -> Write[ChangePasswordPayload]:
@@ -146,9 +180,6 @@ async def _open_session(context: Context, session: DatabaseSession, user: UserRo
         session, user, password_hash=password_hash, lifetime=tokens.lifetime
     )
     context.note_sign_in(user)
-    return AuthPayload(
-        access_token=tokens.sign(user_id=user.id, session_id=session_id, issued_at=begun_at),
-        token_type="Bearer",  # noqa: S106  (the name of a scheme, not a secret)
-        expires_in=int(tokens.lifetime.total_seconds()),
-        user=user,
-    )
+    payload = AuthPayload(user=user, session_id=str(session_id), issued_at=begun_at.timestamp())
+    payload.give_token(tokens, user, session_id, begun_at)
+    return payload

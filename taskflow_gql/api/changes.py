@@ -69,6 +69,13 @@ class TaskChange:
         extensions=[Batched(users_by_id, key=lambda change: change.event.actor_id)],
     )
 
+    @strawberry.field(description="The `mutationId` of your mutation that did it; null for changes of others.")
+    def mutation_id(self, info: Info) -> strawberry.ID | None:
+        viewer = info.context.known_viewer
+        if viewer is None or viewer.id != self.event.actor_id or self.event.mutation_id is None:
+            return None
+        return strawberry.ID(self.event.mutation_id)
+
     @strawberry.field(description="When it happened.")
     def occurred_at(self) -> datetime:
         return self.event.occurred_at

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hmac
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -45,6 +46,11 @@ class Parts:
     fanout: Fanout
     passwords: PasswordHasher
     tokens: TokenSigner
+
+    @cached_property
+    def receipt_key(self) -> bytes:
+        """For hashes of passwords and addresses, which anybody with the database could guess without a key."""
+        return hmac.digest(self.settings.signing_key.encode(), b"receipts", "sha256")
 
     @cached_property
     def viewers(self) -> ViewerLoader:
@@ -102,11 +108,32 @@ class Context:
         return self.reads.read
 
     @asynccontextmanager
-    async def write(self) -> AsyncIterator[DatabaseSession]:
-        async with self.parts.database.write() as session:
+    async def write(self, mutation_id: str | None = None) -> AsyncIterator[DatabaseSession]:
+        async with self.parts.database.write(mutation_id) as session:
             yield session
         # The write may have changed what was loaded for an earlier field of this mutation.
         self._loaders = None
+
+    @property
+    def address(self) -> str:
+        """The client's network address; empty if the server does not know it."""
+        client = self.connection.client
+        return client.host if client else ""
+
+    @cached_property
+    def idempotency_key(self) -> str | None:
+        """The header `Idempotency-Key` of an HTTP request, with or without the quotes that its draft asks for.
+
+        The headers of a WebSocket belong to all its operations, so they name none.
+        """
+        if self.connection.scope["type"] != "http":
+            return None
+        for name, value in self.connection.scope["headers"]:
+            if name == b"idempotency-key":
+                key: str = value.decode("latin-1").strip()
+                is_quoted = len(key) > 1 and key[0] == key[-1] == '"'
+                return key[1:-1] if is_quoted else key
+        return None
 
     @property
     def last_event_id(self) -> str | None:

@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, fields
 from enum import StrEnum
-from typing import Annotated, Any, TypeAlias, TypeVar, get_args, get_type_hints
+from functools import cached_property
+from typing import Annotated, Any, ClassVar, TypeAlias, TypeVar, get_args, get_type_hints
 
 import strawberry
+from graphql import FieldNode, OperationDefinitionNode
+from sqlalchemy.exc import IntegrityError
 from strawberry.types.field import StrawberryField
 from strawberry.utils.str_converters import to_camel_case
 
 from taskflow_gql.api.context import Context, Info
 from taskflow_gql.api.enums import describe_enum
 from taskflow_gql.database.sessions import DatabaseSession
-from taskflow_gql.errors import Refusal, Refusals
+from taskflow_gql.errors import BadUserInput, Refusal, Refusals
+from taskflow_gql.services.events import RowCodec, codec_of
+from taskflow_gql.services.positions import position_of_event
+from taskflow_gql.services.receipts import (
+    Request,
+    check_mutation_id,
+    find_receipt,
+    hash_of_input,
+    owner_of_anonymous,
+    write_receipt,
+)
 
 
 class ErrorCode(StrEnum):
@@ -25,6 +40,8 @@ class ErrorCode(StrEnum):
     USERNAME_TAKEN = "USERNAME_TAKEN"
     ASSIGNEE_NOT_FOUND = "ASSIGNEE_NOT_FOUND"
     INVALID_CREDENTIALS = "INVALID_CREDENTIALS"
+    MUTATION_ID_REUSED = "MUTATION_ID_REUSED"
+    ID_TAKEN = "ID_TAKEN"
 
 
 describe_enum(
@@ -33,11 +50,13 @@ describe_enum(
     BAD_USER_INPUT="A value that cannot be taken; `field` and `message` say which and why.",
     NOT_FOUND="No such thing, or it is not visible to you.",
     FORBIDDEN="You may see it, but not change it like this.",
-    VERSION_CONFLICT="Somebody changed the task since the version you expected; `task` is how it stands now.",
+    VERSION_CONFLICT="Somebody changed it since the version you expected; the payload has it as it stands now.",
     EMAIL_TAKEN="Another account has this email address.",
     USERNAME_TAKEN="Another account has this username.",
     ASSIGNEE_NOT_FOUND="The assignee does not exist or is deactivated.",
     INVALID_CREDENTIALS="The name and the password do not belong together.",
+    MUTATION_ID_REUSED="The `mutationId` was used for another mutation or other input. Nothing was changed.",
+    ID_TAKEN="The `id` of the new object is taken: make another one.",
 )
 
 
@@ -50,16 +69,58 @@ class UserError:
     )
 
 
-def payload_errors() -> Any:
-    """The field `errors: list[UserError]`, the last one of every payload. All other fields must have defaults."""
-    return strawberry.field(
+@strawberry.input
+class MutationInput:
+    """The fields that every mutation's input has."""
+
+    mutation_id: strawberry.ID | None = strawberry.field(
+        default=None,
+        description=(
+            "Your name for this change: 1 to 64 characters, such as a random UUID, new for each change. A request that "
+            "repeats it gets the answer of the first one and changes nothing. So send it again whenever you do not "
+            "know whether it arrived. Answers are kept for 30 days, unless the server is set otherwise."
+        ),
+    )
+
+
+@strawberry.type
+class MutationPayload:
+    """The fields that every mutation's payload has. All fields of payloads must have defaults."""
+
+    errors: list[UserError] = strawberry.field(
         default_factory=list, description="Empty, or everything that is wrong; then nothing was changed."
     )
+    replayed: bool = strawberry.field(
+        default=False,
+        description="Whether this is the answer of an earlier request with the same `mutationId`.",
+    )
+    event_ids: strawberry.Private[Sequence[int]] = ()
+    # The fields that receipts do not keep.
+    not_kept: ClassVar[frozenset[str]] = frozenset()
+
+    @strawberry.field(
+        description=(
+            "The place of this change in the stream, as `TaskChange.cursor`; null when nothing was changed, and for "
+            "changes that the stream does not show."
+        )
+    )
+    async def change_cursor(self, info: Info) -> str | None:
+        if not self.event_ids:
+            return None
+        parts = info.context.parts
+        await parts.relay.catch_up()
+        async with info.context.read() as session:
+            position = await position_of_event(session, max(self.event_ids))
+        return None if position is None else parts.fanout.cursor(position)
+
+    async def on_replay(self, context: Context) -> None:
+        """Restore what the receipt does not keep."""
 
 
 Payload = TypeVar("Payload")
 # The part of a prepared mutation that runs in its unit of work.
 Write: TypeAlias = Callable[[DatabaseSession], Awaitable[Payload]]
+_Prepare: TypeAlias = Callable[[Context, Any], Awaitable[Write[Any]]]
 
 
 def mutation(description: str, *, input: str) -> Callable[[Any], Any]:
@@ -68,65 +129,225 @@ def mutation(description: str, *, input: str) -> Callable[[Any], Any]:
     The method runs in one unit of work, for the signed-in viewer. The unit is committed when the method returns, and
     rolled back when it raises. A `Refusal` becomes the payload's `errors`. `description` and `input` describe the field
     and its argument for client authors.
+
+    If the unit fails because another one took the same unique value, the method may run a second time.
     """
 
     def decorate(method: Any) -> StrawberryField:
         function = method.__func__
 
-        async def run(context: Context, given: Any) -> Any:
+        async def prepare(context: Context, given: Any) -> Write[Any]:
             viewer = await context.require_viewer()
-            async with context.write() as session:
+
+            async def write(session: DatabaseSession) -> Any:
                 return await function(session, viewer, given)
 
-        return _field(function, run, get_type_hints(function)["return"], description, input)
+            return write
+
+        types = get_type_hints(function)
+        return _field(_Mutation(function.__name__, prepare, types["input"], types["return"]), description, input)
 
     return decorate
 
 
-def prepared_mutation(description: str, *, input: str) -> Callable[[Any], Any]:
+def prepared_mutation(
+    description: str, *, input: str, is_public: bool = False, has_secrets: bool = False
+) -> Callable[[Any], Any]:
     """Decorate a static method `(context, input) -> Write[payload]`, for mutations with slow work such as hashing.
 
     The method runs before the unit of work begins, and the function that it returns runs inside it. The method
-    authenticates by itself if it needs the viewer.
+    authenticates by itself if it needs the viewer. If the input `has_secrets`, its hash is made with a key, so
+    that nobody can guess them from the database.
     """
 
     def decorate(method: Any) -> StrawberryField:
         function = method.__func__
-
-        async def run(context: Context, given: Any) -> Any:
-            write = await function(context, given)
-            async with context.write() as session:
-                return await write(session)
-
-        _, awaitable = get_args(get_type_hints(function)["return"])
+        types = get_type_hints(function)
+        _, awaitable = get_args(types["return"])
         (payload_type,) = get_args(awaitable)
-        return _field(function, run, payload_type, description, input)
+        made = _Mutation(
+            function.__name__,
+            function,
+            types["input"],
+            payload_type,
+            is_prepared=True,
+            is_public=is_public,
+            has_secrets=has_secrets,
+        )
+        return _field(made, description, input)
 
     return decorate
 
 
-def _field(
-    function: Callable[..., Any],
-    run: Callable[[Context, Any], Awaitable[Any]],
-    payload_type: Any,
-    description: str,
-    input_description: str,
-) -> StrawberryField:
+@dataclass(frozen=True)
+class _Mutation:
+    name: str
+    prepare: _Prepare
+    input_type: Any
+    payload_type: Any
+    # Whether `prepare` does slow work.
+    is_prepared: bool = False
+    is_public: bool = False
+    has_secrets: bool = False
+
+    @cached_property
+    def codec(self) -> _PayloadCodec:
+        return _PayloadCodec(self.payload_type)
+
+    async def run(self, info: Info, given: Any) -> Any:
+        context = info.context
+        mutation_id = given.mutation_id
+        if mutation_id is None:
+            mutation_id = _idempotency_key(info)
+        if mutation_id is None:
+            return await self._run_unnamed(context, given)
+        return await self._run_once(context, given, await self._request(context, given, mutation_id))
+
+    async def _run_unnamed(self, context: Context, given: Any) -> Any:
+        for is_last in (False, True):
+            with nullcontext() if is_last else suppress(IntegrityError):
+                write = await self.prepare(context, given)
+                async with context.write() as session:
+                    payload = await write(session)
+                payload.event_ids = session.returned_ids
+                return payload
+        raise AssertionError("The last attempt returns or raises")
+
+    async def _request(self, context: Context, given: Any, mutation_id: str) -> Request:
+        # Without a viewer, a request is refused before its input is looked at.
+        viewer = None if self.is_public else await context.require_viewer()
+        mutation_id = check_mutation_id(mutation_id)
+        key = context.parts.receipt_key
+        input_hash = hash_of_input(self.name, _given_values(given), key=key if self.has_secrets else b"")
+        owner_id = viewer.id if viewer else owner_of_anonymous(context.address, input_hash, key=key)
+        return Request(owner_id, mutation_id, self.name, input_hash)
+
+    async def _run_once(self, context: Context, given: Any, request: Request) -> Any:
+        """Do it, unless a receipt says that it was done.
+
+        The first attempt does not look for a receipt, because there is none for nearly all requests.
+        """
+        for attempt in range(_MAX_ATTEMPTS):
+            if (attempt or self.is_prepared) and (payload := await self._replay(context, request)):
+                return payload
+            with suppress(IntegrityError) if attempt < _MAX_ATTEMPTS - 1 else nullcontext():
+                return await self._attempt(context, given, request)
+        raise AssertionError("The last attempt returns or raises")
+
+    async def _attempt(self, context: Context, given: Any, request: Request) -> Any:
+        try:
+            write = await self.prepare(context, given)
+            async with context.write(request.mutation_id) as session:
+                payload = await write(session)
+                write_receipt(session, request, self.codec.write(payload))
+        except (Refusal, Refusals) as refused:
+            payload = _refused(refused, self.payload_type)
+            async with context.write() as session:
+                write_receipt(session, request, self.codec.write(payload))
+        payload.event_ids = session.returned_ids
+        return payload
+
+    async def _replay(self, context: Context, request: Request) -> Any:
+        async with context.read() as session:
+            receipt = await find_receipt(session, request)
+        if receipt is None:
+            return None
+        payload = self.codec.read(receipt.answer)
+        payload.event_ids = receipt.event_ids
+        await payload.on_replay(context)
+        return payload
+
+
+# The first attempt fails if the same mutation, or another one that took the same unique value, runs at the same time.
+# The second one finds what they have committed. The third one is for the rare case that they were rolled back then.
+_MAX_ATTEMPTS = 3
+
+
+def _field(made: _Mutation, description: str, input_description: str) -> StrawberryField:
     async def resolve(self: Any, info: Info, input: Any) -> Any:
         try:
-            return await run(info.context, input)
+            return await made.run(info, input)
         except (Refusal, Refusals) as refused:
-            return _refused(refused, payload_type)
+            return _refused(refused, made.payload_type)
 
-    input_type = get_type_hints(function)["input"]
     resolve.__annotations__ = {
         "info": Info,
-        "input": Annotated[input_type, strawberry.argument(description=input_description)],
-        "return": payload_type,
+        "input": Annotated[made.input_type, strawberry.argument(description=input_description)],
+        "return": made.payload_type,
     }
-    resolve.__name__, resolve.__qualname__ = function.__name__, function.__qualname__
+    resolve.__name__ = resolve.__qualname__ = made.name
     field: StrawberryField = strawberry.mutation(resolver=resolve, description=description)
     return field
+
+
+def _idempotency_key(info: Info) -> str | None:
+    """The request's header `Idempotency-Key`, for an operation with one mutation."""
+    key = info.context.idempotency_key
+    if key is not None and not _has_one_field(info.operation):
+        raise BadUserInput(
+            "Idempotency-Key names one mutation, and this operation has several fields or fragments: give each input a "
+            "mutationId",
+            field="mutation_id",
+        )
+    return key
+
+
+def _has_one_field(operation: OperationDefinitionNode) -> bool:
+    selections = operation.selection_set.selections
+    return len(selections) == 1 and isinstance(selections[0], FieldNode)
+
+
+def _given_values(given: Any) -> dict[str, Any]:
+    """What an input asks for. Defaults are left out, so that a field that a later release adds changes no hash."""
+    values = {field.name: (getattr(given, field.name), field.default) for field in fields(given)}
+    return {
+        name: value
+        for name, (value, default) in values.items()
+        if name != "mutation_id" and value is not default and value != default
+    }
+
+
+class _PayloadCodec:
+    """Payloads as JSON for receipts, and back."""
+
+    def __init__(self, payload_type: Any) -> None:
+        types = get_type_hints(payload_type)
+        common = {field.name for field in fields(MutationPayload)} | payload_type.not_kept
+        names = [field.name for field in fields(payload_type) if field.init and field.name not in common]
+        self._payload_type = payload_type
+        self._row_codecs = {name: _codec_of(types[name]) for name in names}
+
+    def write(self, payload: Any) -> dict[str, Any]:
+        answer: dict[str, Any] = {}
+        for name, codec in self._row_codecs.items():
+            value = getattr(payload, name)
+            if value is not None:
+                answer[name] = codec.write(value) if codec else value
+        if payload.errors:
+            answer["errors"] = [
+                {"code": error.code, "message": error.message, "field": error.field} for error in payload.errors
+            ]
+        return answer
+
+    def read(self, answer: Mapping[str, Any]) -> Any:
+        values = {
+            name: codec.read(answer[name]) if codec else answer[name]
+            for name, codec in self._row_codecs.items()
+            if name in answer
+        }
+        errors = [
+            UserError(code=ErrorCode(error["code"]), message=error["message"], field=error["field"])
+            for error in answer.get("errors", ())
+        ]
+        return self._payload_type(errors=errors, replayed=True, **values)
+
+
+def _codec_of(type_: Any) -> RowCodec[Any] | None:
+    """The codec of a row, which may be optional. None for a type whose values are the same in JSON."""
+    for option in get_args(type_) or (type_,):
+        if hasattr(option, "_fields"):
+            return codec_of(option)
+    return None
 
 
 def _refused(refused: Refusal | Refusals, payload_type: Any) -> Any:

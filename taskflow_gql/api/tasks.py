@@ -12,7 +12,7 @@ import strawberry
 from taskflow_gql import clock
 from taskflow_gql.api.connections import After, Before, First, Last, PageInfo, page_info
 from taskflow_gql.api.context import Context, Info
-from taskflow_gql.api.mutations import UserError, mutation, payload_errors
+from taskflow_gql.api.mutations import MutationInput, MutationPayload, mutation
 from taskflow_gql.api.needs import needs
 from taskflow_gql.api.nodes import Node
 from taskflow_gql.api.task_filters import TaskFilterArgument, filter_of
@@ -261,7 +261,11 @@ class TaskQueries:
 
 
 @strawberry.input(description="A new task. You are its creator; it starts PENDING.")
-class CreateTaskInput:
+class CreateTaskInput(MutationInput):
+    id: strawberry.ID | None = strawberry.field(
+        default=None,
+        description="Your own UUID for the task, best of version 7; without it the server makes one. Taken: ID_TAKEN.",
+    )
     title: str = strawberry.field(description="3 to 255 characters; blanks around it are cut off.")
     description: str | None = strawberry.field(default=None, description="At most 10,000 characters.")
     priority: TaskPriority = strawberry.field(default=TaskPriority.MEDIUM, description="How urgent it is.")
@@ -288,7 +292,7 @@ _EXPECTED_VERSION = (
         "null for another field is BAD_USER_INPUT."
     )
 )
-class UpdateTaskInput:
+class UpdateTaskInput(MutationInput):
     id: strawberry.ID = strawberry.field(description="The task.")
     expected_version: int | None = strawberry.field(default=None, description=_EXPECTED_VERSION)
     title: str | None = strawberry.field(
@@ -311,20 +315,20 @@ class UpdateTaskInput:
 
 
 @strawberry.input(description="Which task, and how far it is now.")
-class SetTaskStatusInput:
+class SetTaskStatusInput(MutationInput):
     id: strawberry.ID = strawberry.field(description="The task.")
     status: TaskStatus = strawberry.field(description="The new status.")
     expected_version: int | None = strawberry.field(default=None, description=_EXPECTED_VERSION)
 
 
 @strawberry.input(description="Which task to tick off, or to open again.")
-class ToggleTaskCompletionInput:
+class ToggleTaskCompletionInput(MutationInput):
     id: strawberry.ID = strawberry.field(description="The task.")
     expected_version: int | None = strawberry.field(default=None, description=_EXPECTED_VERSION)
 
 
 @strawberry.input(description="Which task to delete.")
-class DeleteTaskInput:
+class DeleteTaskInput(MutationInput):
     id: strawberry.ID = strawberry.field(description="The task.")
     expected_version: int | None = strawberry.field(default=None, description=_EXPECTED_VERSION)
 
@@ -333,11 +337,10 @@ _TASK = "The task as changed; on VERSION_CONFLICT as it stands now; null on othe
 
 
 @strawberry.type(description="What became of `createTask`.")
-class CreateTaskPayload:
+class CreateTaskPayload(MutationPayload):
     task: TaskRow | None = strawberry.field(
         graphql_type=Task | None, default=None, description="The new task; null on errors."
     )
-    errors: list[UserError] = payload_errors()
 
     @strawberry.field(description="The new task as an edge of `tasks` in its default order; null on errors.")
     def task_edge(self) -> TaskEdge | None:
@@ -345,29 +348,25 @@ class CreateTaskPayload:
 
 
 @strawberry.type(description="What became of `updateTask`.")
-class UpdateTaskPayload:
+class UpdateTaskPayload(MutationPayload):
     task: TaskRow | None = strawberry.field(graphql_type=Task | None, default=None, description=_TASK)
-    errors: list[UserError] = payload_errors()
 
 
 @strawberry.type(description="What became of `setTaskStatus`.")
-class SetTaskStatusPayload:
+class SetTaskStatusPayload(MutationPayload):
     task: TaskRow | None = strawberry.field(graphql_type=Task | None, default=None, description=_TASK)
-    errors: list[UserError] = payload_errors()
 
 
 @strawberry.type(description="What became of `toggleTaskCompletion`.")
-class ToggleTaskCompletionPayload:
+class ToggleTaskCompletionPayload(MutationPayload):
     task: TaskRow | None = strawberry.field(graphql_type=Task | None, default=None, description=_TASK)
-    errors: list[UserError] = payload_errors()
 
 
 @strawberry.type(description="What became of `deleteTask`.")
-class DeleteTaskPayload:
+class DeleteTaskPayload(MutationPayload):
     deleted_task_id: strawberry.ID | None = strawberry.field(
         default=None, description="The id to drop from caches; null on errors."
     )
-    errors: list[UserError] = payload_errors()
 
 
 @strawberry.type
@@ -385,6 +384,7 @@ class TaskMutations:
             category=input.category,
             due_date=input.due_date,
             assignee_id=parse_optional_id(input.assignee_id, "assignee_id", problems),
+            id=parse_optional_id(input.id, "id", problems),
             problems=problems,
         )
         return CreateTaskPayload(task=task)

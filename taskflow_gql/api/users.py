@@ -12,7 +12,7 @@ import strawberry
 
 from taskflow_gql.api.connections import After, Before, First, Last, PageInfo, page_info
 from taskflow_gql.api.context import Context, Info
-from taskflow_gql.api.mutations import UserError, mutation, payload_errors
+from taskflow_gql.api.mutations import MutationInput, MutationPayload, mutation
 from taskflow_gql.api.needs import needs
 from taskflow_gql.api.nodes import Node
 from taskflow_gql.api.task_filters import TaskFilter, TaskFilterArgument
@@ -212,43 +212,40 @@ def _columns_of_list(context: Context) -> tuple[str, ...]:
 
 
 @strawberry.input(description="Whose role to set, and to what.")
-class SetUserRoleInput:
+class SetUserRoleInput(MutationInput):
     user_id: strawberry.ID = strawberry.field(description="The person.")
     role: UserRole = strawberry.field(description="The new role.")
 
 
 @strawberry.input(description="Whom to deactivate.")
-class DeactivateUserInput:
+class DeactivateUserInput(MutationInput):
     user_id: strawberry.ID = strawberry.field(description="The person.")
 
 
 @strawberry.input(description="Whom to let in again.")
-class ReactivateUserInput:
+class ReactivateUserInput(MutationInput):
     user_id: strawberry.ID = strawberry.field(description="The person.")
 
 
 @strawberry.type(description="What became of `setUserRole`.")
-class SetUserRolePayload:
+class SetUserRolePayload(MutationPayload):
     user: UserRow | None = strawberry.field(
         graphql_type=User | None, default=None, description="The person with the new role; null on errors."
     )
-    errors: list[UserError] = payload_errors()
 
 
 @strawberry.type(description="What became of `deactivateUser`.")
-class DeactivateUserPayload:
+class DeactivateUserPayload(MutationPayload):
     user: UserRow | None = strawberry.field(
         graphql_type=User | None, default=None, description="The person, now inactive; null on errors."
     )
-    errors: list[UserError] = payload_errors()
 
 
 @strawberry.type(description="What became of `reactivateUser`.")
-class ReactivateUserPayload:
+class ReactivateUserPayload(MutationPayload):
     user: UserRow | None = strawberry.field(
         graphql_type=User | None, default=None, description="The person, active again; null on errors."
     )
-    errors: list[UserError] = payload_errors()
 
 
 @strawberry.type

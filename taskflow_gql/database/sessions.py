@@ -22,6 +22,7 @@ from taskflow_gql.database.connections import (
 )
 from taskflow_gql.database.private import connection_over
 from taskflow_gql.database.statements import Rows, Statement
+from taskflow_gql.database.writes import InsertWithIds, WritePair, all_together, alone, insert_alone, together
 
 
 class DatabaseSession:
@@ -34,11 +35,15 @@ class DatabaseSession:
     is_only_writer = False
 
     def __init__(self, connections: Connections) -> None:
-        # Set by the code that records an event. Observers are then told after the commit.
-        self.recorded_event = False
+        # The client's name for the mutation, for those who record what it does.
+        self.mutation_id: str | None = None
+        # The ids that the pairs of writes returned; complete after the commit.
+        self.returned_ids: list[int] = []
         self.dialect_name = connections.dialect.name
         self._connections = connections
         self._session: AsyncSession | None = None
+        self._pair: WritePair | None = None
+        self._last: InsertWithIds | None = None
 
     async def __aenter__(self) -> DatabaseSession:
         return self
@@ -48,6 +53,8 @@ class DatabaseSession:
 
     async def run(self, statement: Statement, parameters: Mapping[str, Any] = MappingProxyType({})) -> Rows:
         """The rows that the statement returns; an empty list when it returns none."""
+        if self._pair is not None:
+            await self.flush()
         connection = await (await self._opened()).connection()
         result = await connection.execute(statement.clause, dict(parameters))
         return statement.read(result) if result.returns_rows else []
@@ -64,6 +71,31 @@ class DatabaseSession:
         async with (await self._opened()).begin_nested():
             yield
 
+    async def write_pair(self, pair: WritePair) -> None:
+        """Run the pair with the session's next statement or with the commit, whichever comes first."""
+        await self.flush()
+        self._pair = pair
+
+    def write_last(self, last: InsertWithIds) -> None:
+        """Run this insert with the commit. Raises IntegrityError there, like every write."""
+        self._last = last
+
+    async def flush(self) -> None:
+        """Run the pair that has not been run yet."""
+        pair, self._pair = self._pair, None
+        if pair is not None:
+            self.returned_ids += await self._run_pair(pair)
+
+    async def _run_pair(self, pair: WritePair) -> list[int]:
+        await self.run(alone(pair.first), pair.first_values)
+        return [id_ for (id_,) in await self.run(alone(pair.second), pair.second_values)]
+
+    async def _flush_all(self) -> None:
+        await self.flush()
+        if self._last is not None:
+            last, self._last = self._last, None
+            await self.run(insert_alone(last.table, last.ids), last.parameters(self.returned_ids))
+
     async def close_shielded(self) -> None:
         """Close the session even when the calling task is cancelled meanwhile."""
         if self.is_open:
@@ -78,6 +110,7 @@ class DatabaseSession:
             await self._session.close()
 
     async def _opened(self) -> AsyncSession:
+        await self.flush()
         if self._session is None:
             self._session = await self._open()
         return self._session
@@ -93,6 +126,7 @@ class SqliteTransaction(DatabaseSession):
         return AsyncSession(self._connections.writing, expire_on_commit=False)
 
     async def commit(self) -> None:
+        await self._flush_all()
         if self._session is not None:
             await self._session.commit()
 
@@ -114,6 +148,8 @@ class PostgresSession(DatabaseSession):
         self._connection: AsyncConnection | None = None
 
     async def run(self, statement: Statement, parameters: Mapping[str, Any] = MappingProxyType({})) -> Rows:
+        if self._pair is not None:
+            await self.flush()
         connections = self._connections
         compiled = statement.compiled_for(connections.dialect)
         arguments = compiled.arguments(parameters)
@@ -199,9 +235,14 @@ class PostgresTransaction(PostgresSession):
         super().__init__(connections)
         # The driver's connection while it is in the transaction.
         self._driver: asyncpg.Connection | None = None
+        self._is_committing = False
 
     async def _fetch(self, sql: str, arguments: list[Any]) -> list[asyncpg.Record]:
         if self._driver is None:
+            if self._is_committing:
+                # The only statement of its transaction needs no BEGIN and COMMIT. It is not sent again when its
+                # connection is lost, because it may have been committed.
+                return await self._fetch_once(sql, arguments)
             await self._keep_connection()
         return await cast("asyncpg.Connection", self._driver).fetch(sql, *arguments)
 
@@ -210,7 +251,20 @@ class PostgresTransaction(PostgresSession):
         self._driver = driver_of(pooled)
         return pooled
 
+    async def _run_pair(self, pair: WritePair) -> list[int]:
+        return [id_ for (id_,) in await self.run(together(pair.first, pair.second), pair.values)]
+
+    async def _flush_all(self) -> None:
+        if self._pair is None or self._last is None:
+            await super()._flush_all()
+            return
+        pair, last, self._pair, self._last = self._pair, self._last, None, None
+        statement = all_together(pair.first, pair.second, last.table, last.ids)
+        ((self.returned_ids,),) = await self.run(statement, {**pair.values, **last.parameters(self.returned_ids)})
+
     async def commit(self) -> None:
+        self._is_committing = True
+        await self._flush_all()
         if self._driver is None:
             return
         try:

@@ -61,20 +61,21 @@ class Database:
         return self.write() if self.is_sqlite else self.read()
 
     @asynccontextmanager
-    async def write(self) -> AsyncIterator[DatabaseSession]:
+    async def write(self, mutation_id: str | None = None) -> AsyncIterator[DatabaseSession]:
         """One transaction: committed when the block ends, rolled back when it raises."""
         async with self._writer:
             session = SqliteTransaction(self.connections) if self.is_sqlite else PostgresTransaction(self.connections)
+            session.mutation_id = mutation_id
             try:
                 try:
                     yield session
+                    await session.commit()
                 except Exception:
                     await session.rollback()
                     raise
-                await session.commit()
             finally:
                 await session.close_shielded()
-        if session.recorded_event:
+        if session.returned_ids:
             for observer in self._observers:
                 observer.on_event_committed()
 

@@ -2,6 +2,7 @@
 
 from taskflow_gql.database.types import Model
 from taskflow_gql.models.event import Event, EventKind, Recorded, StreamState
+from taskflow_gql.models.receipt import Receipt
 from taskflow_gql.models.session import Session
 from taskflow_gql.models.task import (
     COLUMN_BY_FIELD,
@@ -28,6 +29,7 @@ __all__ = [
     "Event",
     "EventKind",
     "Model",
+    "Receipt",
     "Recorded",
     "Session",
     "StreamState",

@@ -17,7 +17,7 @@ from taskflow_gql import clock
 from taskflow_gql.database.constructs import top_of_each
 from taskflow_gql.database.sessions import DatabaseSession
 from taskflow_gql.database.statements import Statement
-from taskflow_gql.database.writes import write_both
+from taskflow_gql.database.writes import WritePair
 from taskflow_gql.models import RECORDED, Event, EventKind, Task, TaskRow
 from taskflow_gql.services.access import PEOPLE_WHO_SEE, Viewer, events_visible
 
@@ -43,6 +43,8 @@ class EventRow:
     changed_fields: tuple[Any, ...]
     before: Any
     after: Any
+    # The client's name for the mutation that made the change, of the actor's choice.
+    mutation_id: str | None
     occurred_at: datetime
 
 
@@ -105,6 +107,9 @@ def _conversion_of(type_: Any, conversions: Mapping[type, _Conversion]) -> _Conv
     raise TypeError(f"The record has no JSON for values of {type_}")
 
 
+codec_of: Callable[[Any], RowCodec[Any]] = cache(RowCodec)
+
+
 @dataclass(frozen=True, slots=True)
 class Subject:
     """A noun as the record knows it: its codec, its fields, and the people who see its rows."""
@@ -142,7 +147,7 @@ _SUBJECTS = {
     name: Subject(
         name,
         noun.row_class,
-        RowCodec(noun.row_class),
+        codec_of(noun.row_class),
         noun.column_by_field,
         PEOPLE_WHO_SEE.get(noun.row_class),
     )
@@ -168,6 +173,8 @@ async def write_with_event(
 ) -> None:
     """Run a write with the values of its parameters, and record it in the same transaction.
 
+    Both run with the session's next statement or with the commit. Their errors are raised there.
+
     The caller holds the subject's row lock or creates the row, so the ids of a subject's events follow the order of
     its changes.
     """
@@ -182,10 +189,11 @@ async def write_with_event(
         "changed_fields": ",".join(subject.changed_fields(before, after)),
         "before": subject.write(before),
         "after": subject.write(after),
+        "mutation_id": session.mutation_id,
         "occurred_at": clock.now(),
     }
-    await write_both(session, write, values, _INSERT, {f"event_{name}": value for name, value in recorded.items()})
-    session.recorded_event = True
+    event_values = {f"event_{name}": value for name, value in recorded.items()}
+    await session.write_pair(WritePair(write, values, _INSERT, event_values))
 
 
 _RECORDED = (
@@ -197,11 +205,15 @@ _RECORDED = (
     "changed_fields",
     "before",
     "after",
+    "mutation_id",
     "occurred_at",
 )
 # The database assigns `id`, the relay `position`.
 _INSERT = (
-    insert(cast("Table", Event.__table__)).values({name: bindparam(f"event_{name}") for name in _RECORDED}).inline()
+    insert(cast("Table", Event.__table__))
+    .values({name: bindparam(f"event_{name}") for name in _RECORDED})
+    .inline()
+    .returning(Event.id)
 )
 
 
@@ -218,13 +230,27 @@ EVENT_COLUMNS = (
     Event.changed_fields,
     Event.before,
     Event.after,
+    Event.mutation_id,
     Event.occurred_at,
 )
 
 
 def event_of_row(row: Any) -> EventRow:
     """From a row of EVENT_COLUMNS."""
-    id_, position, subject_type, subject_id, kind, actor_id, audience, fields, before_json, after_json, at = row
+    (
+        id_,
+        position,
+        subject_type,
+        subject_id,
+        kind,
+        actor_id,
+        audience,
+        fields,
+        before_json,
+        after_json,
+        mutation_id,
+        at,
+    ) = row
     subject, known_fields = _SUBJECTS[subject_type], _FIELDS[subject_type]
     before, after = subject.read(before_json), subject.read(after_json)
     return EventRow(
@@ -240,6 +266,7 @@ def event_of_row(row: Any) -> EventRow:
         changed_fields=tuple(known_fields[name] for name in fields.split(",") if name in known_fields),
         before=before,
         after=after,
+        mutation_id=mutation_id,
         occurred_at=at,
     )
 

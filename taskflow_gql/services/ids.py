@@ -5,9 +5,13 @@ from __future__ import annotations
 import re
 from uuid import UUID
 
+from sqlalchemy import Uuid, bindparam, select, union_all
 from uuid_utils.compat import uuid7
 
+from taskflow_gql.database.sessions import DatabaseSession
+from taskflow_gql.database.statements import Statement
 from taskflow_gql.errors import BadUserInput, Refusal
+from taskflow_gql.models import Event, Task, User
 
 # uuid.UUID() also accepts braces, `urn:uuid:` and misplaced hyphens. Here an id has one form, in either case.
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE | re.ASCII)
@@ -32,3 +36,25 @@ def parse_optional_id(value: str | None, field: str, problems: list[Refusal]) ->
     except BadUserInput as problem:
         problems.append(problem)
         return None
+
+
+class IdTaken(Refusal):
+    code = "ID_TAKEN"
+
+    def __init__(self) -> None:
+        super().__init__("This id is taken: make another one", field="id")
+
+
+async def check_free_id(session: DatabaseSession, id_: UUID, problems: list[Refusal]) -> None:
+    """An id is unique over all types, and is not used again when its object is deleted."""
+    if await session.run(_OWNERS, {"id": id_}):
+        problems.append(IdTaken())
+
+
+_ID = bindparam("id", type_=Uuid())
+_OWNERS = Statement(
+    union_all(
+        *(select(noun.id).where(noun.id == _ID) for noun in (Task, User)),
+        select(Event.subject_id).where(Event.subject_id == _ID).limit(1).subquery().select(),
+    )
+)

@@ -194,4 +194,11 @@ async def has_unplaced_events(session: DatabaseSession) -> bool:
     return bool(await session.run(_ANY_UNPLACED))
 
 
+async def position_of_event(session: DatabaseSession, event_id: int) -> int | None:
+    """None if the event has no position yet, or is no longer kept."""
+    rows = await session.run(_POSITION, {"event_id": event_id})
+    return rows[0][0] if rows else None
+
+
+_POSITION = Statement(select(Event.position).where(Event.id == bindparam("event_id")))
 _ANY_UNPLACED = Statement(select(Event.id).where(Event.position.is_(None)).limit(1))

@@ -48,7 +48,7 @@ from taskflow_gql.services.access import (
 )
 from taskflow_gql.services.checks import check_description, check_due_date, check_title
 from taskflow_gql.services.events import write_with_event
-from taskflow_gql.services.ids import make_id
+from taskflow_gql.services.ids import check_free_id, make_id
 from taskflow_gql.services.paging import (
     Order,
     Page,
@@ -318,20 +318,27 @@ async def create_task(
     category: TaskCategory,
     due_date: datetime | None,
     assignee_id: UUID | None,
+    id: UUID | None = None,
     problems: Sequence[Refusal] = (),
 ) -> TaskRow:
-    """`problems` are those already found in the input. They are reported together with those found here."""
+    """`id` is the client's; without one the server makes it. `problems` are those already found in the input. They are
+    reported together with those found here.
+
+    If another unit of work takes the same id at the same time, the commit raises IntegrityError.
+    """
     problems = list(problems)
     title = check_title(title, problems)
     description = check_description(description, problems)
     due_date = check_due_date(due_date, problems)
     if assignee_id is not None:
         await _check_assignee(session, assignee_id, problems)
+    if id is not None:
+        await check_free_id(session, id, problems)
     refuse_if_any(problems)
 
     now = clock.now()
     task = TaskRow(
-        id=make_id(),
+        id=id or make_id(),
         title=title,
         description=description,
         status=TaskStatus.PENDING,

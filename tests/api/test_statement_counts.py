@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from typing import Any
+from uuid import UUID
 
 import httpx
 import pytest
@@ -24,11 +25,12 @@ from taskflow_gql.app import create_app
 from taskflow_gql.config import Settings
 from taskflow_gql.database.observers import DatabaseObserver
 from taskflow_gql.database.units import Database
-from taskflow_gql.execution import run
 from taskflow_gql.models import UserRole
 from tests.support.client import Api, Person
 from tests.support.factories import make_task, make_user, make_viewer
 from tests.support.serving import Executor, make_admin, make_settings
+
+pytestmark = pytest.mark.usefixtures("completion_in_one_part")
 
 SCHEMA = make_schema(make_settings())._schema
 
@@ -80,7 +82,7 @@ async def boss_of(api: Api, database: Database) -> Person:
     boss = await api.register("boss")
     await make_admin(database, boss.id)
     async with database.write() as session:
-        await make_task(session, make_viewer(boss.id, UserRole.ADMIN), assignee_id=boss.id)
+        await make_task(session, make_viewer(boss.id, UserRole.ADMIN), assignee_id=UUID(boss.id))
     return boss
 
 
@@ -89,7 +91,7 @@ async def add_people(database: Database, start: int, stop: int) -> None:
     async with database.write() as session:
         people = [await make_user(session, f"user{number}") for number in range(start, stop)]
         for maker, assignee in zip(people, people[1:] + people[:1], strict=True):
-            await make_task(session, make_viewer(maker.id), assignee_id=str(assignee.id))
+            await make_task(session, make_viewer(maker.id), assignee_id=assignee.id)
 
 
 # ---------------------------------------------------------------- every relation of the schema
@@ -146,12 +148,6 @@ def test_the_relations_and_their_queries_are_derived_from_the_schema() -> None:
     }
     assert "creator { id" in query_of("User", "createdTasks")
     assert "createdTasks(first: 2) { edges { cursor node { id" in query_of("Task", "creator")
-
-
-@pytest.fixture(autouse=True)
-def completion_in_one_part(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a slow machine the executor completes a page in several parts, and each part loads its relations."""
-    monkeypatch.setattr(run, "MAX_PART_SECONDS", 60)
 
 
 @pytest.mark.parametrize(("type_name", "name"), RELATIONS)
@@ -244,7 +240,7 @@ async def test_an_operation_costs_exactly_this_many_statements(
     ann = await api.register("ann")
     await add_people(database, 0, 5)
     async with database.write() as session:
-        await make_task(session, make_viewer(boss.id), assignee_id=ann.id)
+        await make_task(session, make_viewer(boss.id), assignee_id=UUID(ann.id))
     for by in (boss, ann):
         with counting() as counted:
             await api.data(query, by=by)

@@ -441,7 +441,7 @@ async def test_explain_shows_plan_statements_and_generated_functions(
     async with database.write() as session:
         ann, bob = await make_user(session, "ann"), await make_user(session, "bob")
         for number in range(3):
-            await make_task(session, make_viewer(ann.id), f"Task {number}", assignee_id=str(bob.id))
+            await make_task(session, make_viewer(ann.id), f"Task {number}", assignee_id=bob.id)
     variables = '{"first": 2}'
     ran = await taskflow("explain", page, "--as", "ann", "--variables", variables, **environment_of(settings))
     explained = sections(ran)

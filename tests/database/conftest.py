@@ -14,7 +14,7 @@ from tests.support.servers import PostgresServer
 
 @pytest.fixture
 async def tables(database: Database) -> AsyncIterator[None]:
-    """The two tables of `tests.database.tables`, with one counter at 0."""
+    """The tables of `tests.database.tables`, with one counter at 0."""
     async with database.engine.begin() as connection:
         await connection.run_sync(TABLES.drop_all)
         await connection.run_sync(TABLES.create_all)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Column, Integer, MetaData, Table, select
+from sqlalchemy import ARRAY, JSON, BigInteger, Column, Integer, MetaData, Table, Text, select
 
 from taskflow_gql.database.types import UtcDateTime
 from taskflow_gql.database.units import Database
@@ -11,6 +11,13 @@ from taskflow_gql.database.units import Database
 TABLES = MetaData()
 COUNTERS = Table("test_counters", TABLES, Column("id", Integer, primary_key=True), Column("value", Integer))
 MOMENTS = Table("test_moments", TABLES, Column("id", Integer, primary_key=True), Column("moment", UtcDateTime))
+# Lists of ids, as receipts have them.
+LISTS = Table(
+    "test_lists",
+    TABLES,
+    Column("name", Text, primary_key=True),
+    Column("numbers", ARRAY(BigInteger).with_variant(JSON(), "sqlite")),
+)
 
 
 async def counted(database: Database) -> int:

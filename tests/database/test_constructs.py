@@ -74,7 +74,7 @@ async def test_top_of_each_reads_the_first_rows_of_each_key(database: Database) 
 async def test_look_up_joins_the_row_of_an_id_or_nulls(database: Database) -> None:
     async with database.write() as session:
         ann, bob = [await make_user(session, name) for name in ("ann", "bob")]
-        await make_task(session, make_viewer(ann.id), "assigned", assignee_id=str(bob.id))
+        await make_task(session, make_viewer(ann.id), "assigned", assignee_id=bob.id)
         await make_task(session, make_viewer(bob.id), "free")
     statement, creator = look_up(select(Task.title), User, Task.creator_id, "creator")
     statement, assignee = look_up(statement, User, Task.assignee_id, "assignee")

@@ -130,7 +130,7 @@ async def test_observers_are_told_only_after_a_commit_that_recorded_an_event(
     observed.observe(Committed(lambda: calls.append(True)))
     async with observed.write() as session:
         if records:
-            session.recorded_event = True
+            session.returned_ids.append(1)
         await session.execute(text("UPDATE stream_state SET last_position = last_position"))
         assert calls == []
     assert calls == [True] * records
@@ -143,7 +143,7 @@ async def test_observers_are_not_told_of_a_block_that_raises(database: Database)
 
     async def record_and_fail() -> None:
         async with observed.write() as session:
-            session.recorded_event = True
+            session.returned_ids.append(1)
             raise LookupError
 
     with pytest.raises(LookupError):
@@ -160,7 +160,7 @@ async def test_observers_can_read_what_was_committed(database: Database, setting
     observed.observe(Committed(lambda: seen.append(asyncio.create_task(counted(database)))))
     async with observed.write() as session:
         await session.execute(update(COUNTERS).values(value=1))
-        session.recorded_event = True
+        session.returned_ids.append(1)
     assert await asyncio.gather(*seen) == [1]
 
 

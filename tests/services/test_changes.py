@@ -48,6 +48,7 @@ EVENT = EventRow(
     actor_id=ANN.id,
     audience=frozenset({ANN.id, BOB.id}),
     changed_fields=(),
+    mutation_id=None,
     before=MINE,
     after=BOBS,
     occurred_at=NOW,

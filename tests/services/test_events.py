@@ -74,6 +74,7 @@ events = st.builds(
     changed_fields=st.lists(st.sampled_from(TaskField), unique=True).map(tuple),
     before=st.none() | task_rows,
     after=st.none() | task_rows,
+    mutation_id=st.none() | st.text(min_size=1, max_size=64),
     occurred_at=moments,
 )
 
@@ -142,6 +143,7 @@ def stored(**values: Any) -> list[Any]:
         "changed_fields": "",
         "before": None,
         "after": None,
+        "mutation_id": None,
         "occurred_at": NOW,
     }
     return [(kept | values)[column.key] for column in EVENT_COLUMNS]

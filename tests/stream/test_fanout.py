@@ -219,7 +219,7 @@ async def test_an_event_is_delivered_to_its_audience_and_to_admins(
     old, new, eve = [await sign_up(database, name) for name in ("old", "new", "eve")]
     boss = await sign_up(database, "boss", UserRole.ADMIN)
     async with database.write() as session:
-        task = await make_task(session, ann, assignee_id=str(old.id))
+        task = await make_task(session, ann, assignee_id=old.id)
     await place(database, bus)
     # Once with room for all events in the queue, and once without, so that they are read from the table.
     for queue_size in (10, 0):
