@@ -45,8 +45,10 @@ class TooManySubscriptions(TaskflowError):
 class Subscriber:
     """The events that one subscription has not received yet. Made by `Fanout.subscribe`."""
 
-    def __init__(self, viewer: Viewer, queue_size: int) -> None:
+    def __init__(self, viewer: Viewer, queue_size: int, row_class: type[Any] | None = None) -> None:
         self.viewer = viewer
+        # The noun whose events are delivered; None for all.
+        self._row_class = row_class
         self.position = 0
         self._skip: frozenset[int] = frozenset()
         # A list here and a future below save memory: there are thousands of subscribers, and a deque takes 760 bytes.
@@ -69,7 +71,7 @@ class Subscriber:
 
     def offer(self, event: EventRow) -> None:
         """Queue the event. If the queue is full, drop it and read the table later. Never blocks."""
-        if self._must_read_table:
+        if self._must_read_table or (self._row_class is not None and event.row_class is not self._row_class):
             return
         if len(self._queue) >= self._queue_size:
             self._queue.clear()
@@ -101,7 +103,9 @@ class Subscriber:
                 # Cleared before reading: events offered meanwhile are queued, and dropped below if they were read.
                 self._must_read_table = False
                 async with database.read() as session:
-                    events = await events_after(session, self.position, viewer=self.viewer, limit=_BATCH)
+                    events = await events_after(
+                        session, self.position, viewer=self.viewer, row_class=self._row_class, limit=_BATCH
+                    )
                     # Checked after the events: those that are stored now were stored when they were read.
                     await require_kept(session, self.position)
                 if len(events) == _BATCH:
@@ -197,10 +201,12 @@ class Fanout:
             raise TooManySubscriptions(self._max_per_user)
 
     @asynccontextmanager
-    async def subscribe(self, viewer: Viewer, *, after: int | None = None) -> AsyncIterator[Subscriber]:
-        """Delivers events after a position, or events committed from now on, in order."""
+    async def subscribe(
+        self, viewer: Viewer, row_class: type[Any] | None = None, *, after: int | None = None
+    ) -> AsyncIterator[Subscriber]:
+        """Delivers events of one noun, or of all, after a position, or those committed from now on, in order."""
         self.require_room(viewer)
-        subscriber = Subscriber(viewer, self._queue_size)
+        subscriber = Subscriber(viewer, self._queue_size, row_class)
         group = self._by_user[viewer.id]
         # Registered before the end of the stream is read, so that no event is lost between the two.
         group.add(subscriber)
@@ -224,11 +230,10 @@ class Fanout:
         self, viewer: Viewer, row_class: type[Any], *, after: int | None = None
     ) -> AsyncGenerator[tuple[Viewer, EventRow]]:
         """The events of one noun that `subscribe` delivers, one by one, each with the viewer as known at delivery."""
-        async with self.subscribe(viewer, after=after) as subscriber:
+        async with self.subscribe(viewer, row_class, after=after) as subscriber:
             while True:
                 for event in await subscriber.next_batch(self._database):
-                    if event.row_class is row_class:
-                        yield subscriber.viewer, event
+                    yield subscriber.viewer, event
 
     async def _read_on(self, _was_woken: bool) -> None:
         count = _BATCH

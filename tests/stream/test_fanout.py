@@ -16,7 +16,7 @@ import pytest
 from taskflow_gql.database.sessions import DatabaseSession
 from taskflow_gql.database.units import Database
 from taskflow_gql.errors import BadUserInput, ServerStops, Unauthenticated
-from taskflow_gql.models import EventKind, TaskField, TaskRow, UserRole
+from taskflow_gql.models import EventKind, TaskField, TaskRow, UserRole, UserRow
 from taskflow_gql.services import tasks
 from taskflow_gql.services.access import Viewer
 from taskflow_gql.services.events import EventRow
@@ -392,3 +392,13 @@ async def test_an_ended_subscription_leaves_no_subscriber(database: Database, bu
             await create(database, ann, "Heard")
             await place(database, bus)
             assert await hear(subscriber, database, 1) == ["Heard"]
+
+
+async def test_a_subscriber_of_one_noun_queues_no_other_events(database: Database, bus: MemoryBus, ann: Viewer) -> None:
+    async with running(database, bus) as fanout, placing(database, bus):
+        async with fanout.subscribe(ann, TaskRow) as subscriber, fanout.subscribe(ann, UserRow) as other:
+            await create(database, ann, "Task")
+            (event,) = await subscriber.next_batch(database)
+            other.offer(event)
+            other.offer(replace(event, row_class=UserRow, position=event.position + 1))
+            assert [event.row_class for event in await other.next_batch(database)] == [UserRow]
