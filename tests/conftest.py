@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from uuid import uuid4
 
@@ -81,19 +82,32 @@ def redis_url() -> Iterator[str]:
         yield url
 
 
+@asynccontextmanager
+async def new_database(server_url: str) -> AsyncIterator[str]:
+    """URL of a new database on this server. It is dropped at the end."""
+    name = f"taskflow_test_{uuid4().hex[:12]}"
+    maintenance = await asyncpg.connect(server_url)
+    await maintenance.execute(f'CREATE DATABASE "{name}"')
+    yield make_url(server_url).set(database=name).render_as_string(hide_password=False)
+    await maintenance.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+    await maintenance.close()
+
+
+@pytest.fixture
+async def new_postgres(postgres_url: str) -> AsyncIterator[str]:
+    """URL of a database without tables."""
+    async with new_database(postgres_url) as url:
+        yield url
+
+
 @pytest.fixture(scope="session")
 async def migrated_postgres(postgres_url: str) -> AsyncIterator[str]:
     """URL of our own database on that server, with tables."""
-    name = f"taskflow_test_{uuid4().hex[:12]}"
-    maintenance = await asyncpg.connect(postgres_url)
-    await maintenance.execute(f'CREATE DATABASE "{name}"')
-    url = make_url(postgres_url).set(database=name).render_as_string(hide_password=False)
-    engine = create_engine(make_settings(database_url=url))
-    await migrate(engine)
-    await engine.dispose()
-    yield url
-    await maintenance.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
-    await maintenance.close()
+    async with new_database(postgres_url) as url:
+        engine = create_engine(make_settings(database_url=url))
+        await migrate(engine)
+        await engine.dispose()
+        yield url
 
 
 @pytest.fixture(scope="session")

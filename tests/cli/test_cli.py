@@ -9,13 +9,11 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
-import asyncpg
 import pytest
 import typer.main
 from sqlalchemy import func, make_url, select
@@ -108,17 +106,6 @@ def environment_of(settings: Settings) -> dict[str, str]:
 
 def options(given: dict[str, str]) -> list[str]:
     return [word for pair in given.items() for word in pair]
-
-
-@pytest.fixture
-async def new_postgres(postgres_url: str) -> AsyncIterator[str]:
-    """URL of a database without tables."""
-    name = f"taskflow_test_{uuid4().hex[:12]}"
-    maintenance = await asyncpg.connect(postgres_url)
-    await maintenance.execute(f'CREATE DATABASE "{name}"')
-    yield make_url(postgres_url).set(database=name).render_as_string(hide_password=False)
-    await maintenance.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
-    await maintenance.close()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

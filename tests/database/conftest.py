@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 from sqlalchemy import insert
 
+from taskflow_gql.config import Settings
 from taskflow_gql.database.units import Database
 from tests.database.tables import COUNTERS, TABLES
 from tests.support.servers import PostgresServer
+from tests.support.serving import make_settings
 
 
 @pytest.fixture
@@ -22,6 +25,14 @@ async def tables(database: Database) -> AsyncIterator[None]:
     yield
     async with database.engine.begin() as connection:
         await connection.run_sync(TABLES.drop_all)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def empty(request: pytest.FixtureRequest, tmp_path: Path) -> Settings:
+    """Settings with a database without tables."""
+    if request.param == "sqlite":
+        return make_settings(data_dir=tmp_path, database_url=f"sqlite:///{tmp_path}/new.sqlite3")
+    return make_settings(data_dir=tmp_path, database_url=request.getfixturevalue("new_postgres"))
 
 
 @pytest.fixture(scope="module")

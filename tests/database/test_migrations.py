@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import asyncpg
 import pytest
 from alembic.util import CommandError
 from rich.console import Console
-from sqlalchemy import Connection, func, insert, inspect, make_url, select, update
+from sqlalchemy import Connection, func, insert, inspect, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -36,25 +35,6 @@ from tests.support.serving import make_settings
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-async def new_postgres(postgres_url: str) -> AsyncIterator[str]:
-    """The URL of a database without tables."""
-    name = f"taskflow_test_{uuid4().hex[:12]}"
-    maintenance = await asyncpg.connect(postgres_url)
-    await maintenance.execute(f'CREATE DATABASE "{name}"')
-    yield make_url(postgres_url).set(database=name).render_as_string(hide_password=False)
-    await maintenance.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
-    await maintenance.close()
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def empty(request: pytest.FixtureRequest, tmp_path: Path) -> Settings:
-    """Settings with a database without tables."""
-    if request.param == "sqlite":
-        return make_settings(data_dir=tmp_path, database_url=f"sqlite:///{tmp_path}/new.sqlite3")
-    return make_settings(data_dir=tmp_path, database_url=request.getfixturevalue("new_postgres"))
 
 
 @pytest.fixture

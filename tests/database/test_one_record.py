@@ -11,7 +11,7 @@ from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
-from sqlalchemy import func, insert, make_url, select, text
+from sqlalchemy import func, insert, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from taskflow_gql.config import Settings
@@ -35,7 +35,6 @@ from taskflow_gql.services.search_words import text_keys
 from taskflow_gql.stream.bus import MemoryBus
 from taskflow_gql.stream.fanout import Fanout
 from tests.support.factories import make_user, make_viewer
-from tests.support.serving import make_settings
 
 FROZEN: list[dict[str, Any]] = json.loads((Path(__file__).parents[1] / "services/frozen_events/0001.json").read_text())
 STARTED = datetime(2026, 11, 21, 8, 30, tzinfo=UTC)
@@ -82,27 +81,9 @@ STREAM_END = (
 
 
 @pytest.fixture
-async def new_postgres(postgres_url: str) -> AsyncIterator[str]:
-    """URL of a database without tables."""
-    name = f"taskflow_test_{uuid4().hex[:12]}"
-    maintenance = await asyncpg.connect(postgres_url)
-    await maintenance.execute(f'CREATE DATABASE "{name}"')
-    yield make_url(postgres_url).set(database=name).render_as_string(hide_password=False)
-    await maintenance.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
-    await maintenance.close()
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def released(request: pytest.FixtureRequest, tmp_path: Path) -> Settings:
-    if request.param == "sqlite":
-        return make_settings(data_dir=tmp_path, database_url=f"sqlite:///{tmp_path}/new.sqlite3")
-    return make_settings(data_dir=tmp_path, database_url=request.getfixturevalue("new_postgres"))
-
-
-@pytest.fixture
-async def engine(released: Settings) -> AsyncIterator[AsyncEngine]:
+async def engine(empty: Settings) -> AsyncIterator[AsyncEngine]:
     """A database with the tables of the previous release."""
-    engine = create_engine(released)
+    engine = create_engine(empty)
     await migrate(engine, "0002")
     yield engine
     await engine.dispose()
@@ -354,14 +335,14 @@ async def test_down_and_up_again_keeps_every_event(
     assert {viewer.id: await read_after(database, viewer, 0) for viewer in people} == before
 
 
-@pytest.mark.parametrize("released", ["postgresql"], indirect=True)
+@pytest.mark.parametrize("empty", ["postgresql"], indirect=True)
 async def test_the_previous_release_goes_on_after_the_migration(
-    released: Settings, engine: AsyncEngine, database: Database, people: tuple[Viewer, Viewer, Viewer]
+    empty: Settings, engine: AsyncEngine, database: Database, people: tuple[Viewer, Viewer, Viewer]
 ) -> None:
     """On PostgreSQL, with statements that its connections prepared before."""
     standing, _ = await write_as_the_previous_release(engine, people)
     ann, bob, cid = people
-    old = await asyncpg.connect(released.database_url)
+    old = await asyncpg.connect(empty.database_url)
     statements = {
         name: await old.prepare(sql)
         for name, sql in {
