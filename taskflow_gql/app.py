@@ -20,7 +20,6 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse
 from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
-from strawberry.schema.schema import StrawberryGraphQLCoreExecutionContext
 
 from taskflow_gql import __version__, clock
 from taskflow_gql.api.context import Context, Parts
@@ -29,7 +28,7 @@ from taskflow_gql.api.server import SERVER_NAME
 from taskflow_gql.config import Settings, load_settings
 from taskflow_gql.database.engines import create_engine
 from taskflow_gql.database.units import Database
-from taskflow_gql.execution.strawberry import BatchingExecutor
+from taskflow_gql.execution.strawberry import BatchingExecutor, StrawberryExecutor
 from taskflow_gql.security.passwords import PasswordHasher
 from taskflow_gql.security.tokens import TokenSigner
 from taskflow_gql.services.positions import expire_events
@@ -52,7 +51,7 @@ _READY_TIMEOUT_SECONDS = 3
 def create_app(
     settings: Settings | None = None,
     *,
-    executor: type[StrawberryGraphQLCoreExecutionContext] = BatchingExecutor,
+    executor: type[StrawberryExecutor] = BatchingExecutor,
     collector: Collector | None = None,
 ) -> Starlette:
     """The server as an ASGI application. It opens no connections before its lifespan starts."""

@@ -189,7 +189,7 @@ def test_execution_imports_graphql_core_alone_and_strawberry_in_one_file() -> No
     assert foreign == []
 
 
-SCHEMA = make_schema(make_settings())._schema
+SCHEMA = make_schema(make_settings()).core
 # Names that belong to GraphQL and to connections in general.
 GENERAL = {"Query", "Mutation", "Subscription", "Node", "PageInfo", "node", "nodes"}
 

@@ -27,15 +27,13 @@ from graphql import (
     get_named_type,
     visit,
 )
-from strawberry.schema.schema_converter import GraphQLCoreConverter
 from strawberry.types.base import StrawberryObjectDefinition
 from strawberry.types.field import StrawberryField
 
 from taskflow_gql.execution import IsInstance
-from taskflow_gql.execution.strawberry import Batched
+from taskflow_gql.execution.strawberry import DEFINITION, Batched
 
 _NEEDS = "needs"
-_DEFINITION = GraphQLCoreConverter.DEFINITION_BACKREF
 
 Derived = TypeVar("Derived")
 
@@ -140,14 +138,14 @@ def _surely_counts(selections: SelectionSetNode) -> bool:
 
 
 def _row_type(type_: GraphQLObjectType) -> RowType | None:
-    definition = type_.extensions.get(_DEFINITION)
+    definition = type_.extensions.get(DEFINITION)
     if not isinstance(definition, StrawberryObjectDefinition) or not isinstance(definition.is_type_of, IsInstance):
         return None
     row_class: Any = definition.is_type_of.classes[0]
     fields = {
-        name: _needs_of(field.extensions[_DEFINITION], row_class._fields)
+        name: _needs_of(field.extensions[DEFINITION], row_class._fields)
         for name, field in type_.fields.items()
-        if isinstance(field.extensions.get(_DEFINITION), StrawberryField)
+        if isinstance(field.extensions.get(DEFINITION), StrawberryField)
     }
     return RowType(
         row_class, tuple(one.name for one in type_.interfaces), {"__typename": FieldNeeds(frozenset()), **fields}

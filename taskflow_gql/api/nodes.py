@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Annotated, Any
 from uuid import UUID
 
 import strawberry
 from graphql import GraphQLInterfaceType
-from strawberry.schema.schema_converter import GraphQLCoreConverter
 
 from taskflow_gql.api.context import Context, Info
 from taskflow_gql.database.sessions import DatabaseSession
 from taskflow_gql.errors import BadUserInput
+from taskflow_gql.execution.strawberry import DEFINITION, core_schema
 from taskflow_gql.services.access import Viewer
 from taskflow_gql.services.ids import parse_id
 
@@ -65,19 +66,18 @@ class NodeQueries:
 async def _read(info: Info, viewer: Viewer, ids: list[UUID]) -> dict[UUID, Any]:
     found: dict[UUID, Any] = {}
     async with info.context.read() as session:
-        for type_ in _node_types(info):
+        for type_ in _node_types(info.schema):
             missing = [key for key in ids if key not in found]
             if missing:
                 found.update(await type_.by_ids(info.context, session, viewer, missing))
     return found
 
 
-def _node_types(info: Info) -> list[type[Node]]:
+# A server has one schema.
+@lru_cache(maxsize=1)
+def _node_types(schema: strawberry.Schema) -> list[type[Node]]:
     """The types of the schema that implement Node."""
-    schema = info.schema._schema
-    interface = schema.type_map[Node.__name__]
+    core = core_schema(schema)
+    interface = core.type_map[Node.__name__]
     assert isinstance(interface, GraphQLInterfaceType)
-    return [
-        type_.extensions[GraphQLCoreConverter.DEFINITION_BACKREF].origin
-        for type_ in schema.get_implementations(interface).objects
-    ]
+    return [type_.extensions[DEFINITION].origin for type_ in core.get_implementations(interface).objects]

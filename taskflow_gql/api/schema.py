@@ -6,7 +6,6 @@ from datetime import datetime
 
 import strawberry
 from strawberry.schema.config import StrawberryConfig
-from strawberry.schema.schema import StrawberryGraphQLCoreExecutionContext
 
 from taskflow_gql.api.accounts import AccountMutations
 from taskflow_gql.api.changes import ChangeQueries, TaskSubscriptions
@@ -17,7 +16,7 @@ from taskflow_gql.api.server import ServerQueries
 from taskflow_gql.api.tasks import Task, TaskMutations, TaskQueries
 from taskflow_gql.api.users import User, UserMutations, UserQueries
 from taskflow_gql.config import Settings
-from taskflow_gql.execution.strawberry import BatchingExecutor
+from taskflow_gql.execution.strawberry import BatchingExecutor, StrawberryExecutor
 from taskflow_gql.operations.cost import Prices
 from taskflow_gql.operations.schema import Schema
 from taskflow_gql.services.paging import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE
@@ -60,7 +59,7 @@ PRICES = Prices(
 )
 
 
-def make_schema(settings: Settings, executor: type[StrawberryGraphQLCoreExecutionContext] = BatchingExecutor) -> Schema:
+def make_schema(settings: Settings, executor: type[StrawberryExecutor] = BatchingExecutor) -> Schema:
     return Schema(
         query=Query,
         mutation=Mutation,

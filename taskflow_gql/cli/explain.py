@@ -50,11 +50,11 @@ class Operation:
         self._schema = make_schema(settings, _CompilingAtOnce)
         self._text, self._name, self._variables = text, name, variables
         document = parse(text)
-        if errors := validate(self._schema._schema, document):
+        if errors := validate(self._schema.core, document):
             raise errors[0]
         self.type = _chosen(document, name).operation
         self.explanation = explain(
-            self._schema._schema,
+            self._schema.core,
             document,
             operation_name=name,
             variables=variables,

@@ -65,6 +65,13 @@ ATTRIBUTE_READER = "_get_basic_result"
 RESOLVER_CALLERS = frozenset({"_resolver", "_async_resolver"})
 # graphql-core's info with two changes: the variables are a dict, and `operation_extensions` is one more field.
 ResolveInfo: Any = _OperationContextAwareGraphQLResolveInfo
+# The base class of executors: what `execution_context_class` of a schema is by default.
+StrawberryExecutor = StrawberryGraphQLCoreExecutionContext
+
+
+def core_schema(schema: strawberry.Schema) -> GraphQLSchema:
+    """graphql-core's schema that Strawberry has made."""
+    return schema._schema
 
 
 class Batched(FieldExtension):
@@ -87,7 +94,7 @@ class Batched(FieldExtension):
         return self._resolve(source, info._raw_info, **kwargs)
 
 
-class BatchingExecutor(CompilingExecutor, StrawberryGraphQLCoreExecutionContext):
+class BatchingExecutor(CompilingExecutor, StrawberryExecutor):
     """The compiling executor for Strawberry's schemas. It knows what Strawberry's resolvers do."""
 
     awaitable_predicates = (*CompilingExecutor.awaitable_predicates, optimized_is_awaitable)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Sequence
 from typing import Any
 
 from graphql import (
@@ -21,18 +20,18 @@ from graphql import (
     coerce_input_value,
     is_non_null_type,
 )
-from graphql.execution.collect_fields import FragmentDetails
-from graphql.execution.get_variable_signature import GraphQLVariableSignature, get_variable_signature
-from graphql.execution.values import (
-    VariableValues,
-    VariableValueSource,
-    get_variable_values,
-    input_is_nested_too_deeply,
-)
-from graphql.language import location
+from graphql.execution.values import get_variable_values
 from strawberry.types.graphql import OperationType
 
 from taskflow_gql.execution.sightings import Sightings
+from taskflow_gql.operations.private import (
+    FragmentDetails,
+    GraphQLVariableSignature,
+    VariableValues,
+    VariableValueSource,
+    get_variable_signature,
+    input_is_nested_too_deeply,
+)
 
 # A front end has some hundred documents. Longer ones are not cached: they are rare, and a thousand of them would need
 # too much memory. The length is in characters.
@@ -104,14 +103,6 @@ class DocumentSource(Source):
             self._line_starts = [0, *(match.end() for match in _NEWLINE.finditer(self.body))]
         line = bisect_right(self._line_starts, position)
         return SourceLocation(line, position + 1 - self._line_starts[line - 1])
-
-
-def _get_locations(locations: Sequence[tuple[Source, int]]) -> list[SourceLocation]:
-    return [source.get_location(position) for source, position in locations]
-
-
-# Errors with several nodes call this function instead of the method of their source.
-location.get_locations = _get_locations
 
 
 class Document:

@@ -33,7 +33,7 @@ from strawberry.types.graphql import OperationType
 
 from taskflow_gql.config import Settings
 from taskflow_gql.execution import CompilingExecutor
-from taskflow_gql.execution.strawberry import build_quickly
+from taskflow_gql.execution.strawberry import build_quickly, core_schema
 from taskflow_gql.operations.context import OperationContext
 from taskflow_gql.operations.cost import Prices, problems_of_request
 from taskflow_gql.operations.documents import Document, Documents, DocumentSource, Operation
@@ -78,8 +78,9 @@ class Schema(strawberry.Schema):
         """
         super().__init__(*arguments, **options)
         self._prices = prices
-        self._analyse = analyse(self._schema) if analyse else None
-        self._errors = ErrorRenderer(self._schema)
+        self.core = core_schema(self)
+        self._analyse = analyse(self.core) if analyse else None
+        self._errors = ErrorRenderer(self.core)
         for type_ in self.schema_converter.type_map.values():
             if isinstance(type_.definition, StrawberryObjectDefinition) and type_.definition.is_input:
                 build_quickly(type_.definition, self.config)
@@ -155,7 +156,7 @@ class Schema(strawberry.Schema):
             return
         try:
             events = subscribe(
-                self._schema,
+                self.core,
                 document.node,
                 context_value=context,
                 variable_values=variables,
@@ -232,7 +233,7 @@ class Schema(strawberry.Schema):
 
     def _validate(self, document: Document) -> None:
         try:
-            errors = validate(self._schema, document.node, hides_schema=self._hides_schema, rules=self._rules)
+            errors = validate(self.core, document.node, hides_schema=self._hides_schema, rules=self._rules)
         except TooComplex as error:
             message = "The document repeats fields, or nests fragments, too much to be validated"
             raise Refused([GraphQLError(message, extensions={"code": TOO_COMPLEX})]) from error
@@ -262,11 +263,12 @@ class Schema(strawberry.Schema):
     ) -> ExecutionResult:
         """As graphql-core's `execute`, which would look up operation, fragments and variable types for each request."""
         try:
-            values = operation.variable_values(self._schema, variables or {}, hides_schema=self._hides_schema)
+            values = operation.variable_values(self.core, variables or {}, hides_schema=self._hides_schema)
             if isinstance(values, list):
                 return ExecutionResult(None, self._rendered(values))
+            # By position, which takes a microsecond less than by keyword.
             executor = self.execution_context_class(
-                self._schema,
+                self.core,
                 document.fragments,
                 document.fragment_details,
                 None,

@@ -40,11 +40,17 @@ from graphql import (
     specified_rules,
     visit,
 )
-from graphql.language.parser import Parser
 from graphql.utilities import type_from_ast
-from graphql.utilities.sort_value_node import sort_value_node
-from graphql.validation.validate import ValidationAbortedError, query_document_keys_to_validate
-from graphql.validation.validation_context import NodeWithSelectionSet, VariableUsage, VariableUsageVisitor
+
+from taskflow_gql.operations.private import (
+    NodeWithSelectionSet,
+    Parser,
+    ValidationAbortedError,
+    VariableUsage,
+    VariableUsageVisitor,
+    query_document_keys_to_validate,
+    sort_value_node,
+)
 
 # Further errors of one document are of no use, and each costs time.
 MAX_VALIDATION_ERRORS = 20

@@ -14,6 +14,7 @@ from taskflow_gql.api.schema import make_schema
 from taskflow_gql.api.task_lists import _columns
 from taskflow_gql.database.rows import row_class_of
 from taskflow_gql.execution import IsInstance
+from taskflow_gql.execution.strawberry import core_schema
 from taskflow_gql.models import UserRow
 from taskflow_gql.services.tasks import TaskColumns
 from tests.support.client import Api
@@ -33,7 +34,7 @@ def test_a_row_class_is_complete_even_if_garbage_is_collected_meanwhile(number: 
     assert row_class._fields == ("username", f"extra_{number}")
 
 
-SCHEMA = make_schema(make_settings())._schema
+SCHEMA = make_schema(make_settings()).core
 ANALYSIS = Analysis(SCHEMA)
 
 
@@ -112,7 +113,7 @@ class ThingQuery:
 
 
 def test_a_field_without_a_declaration_needs_every_column() -> None:
-    analysis = Analysis(strawberry.Schema(ThingQuery)._schema)
+    analysis = Analysis(core_schema(strawberry.Schema(ThingQuery)))
     assert analysis(parse("{ thing { label } }")).columns(UserRow) == UserRow._fields
     assert analysis(parse("{ thing { __typename } }")).columns(UserRow) == ("id",)
 

@@ -32,7 +32,7 @@ from tests.support.serving import Executor, make_admin, make_settings
 
 pytestmark = pytest.mark.usefixtures("completion_in_one_part")
 
-SCHEMA = make_schema(make_settings())._schema
+SCHEMA = make_schema(make_settings()).core
 
 _statements: ContextVar[list[str] | None] = ContextVar("statements", default=None)
 

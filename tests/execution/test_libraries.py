@@ -10,12 +10,11 @@ from typing import Any
 
 import pytest
 import strawberry
-from graphql import GraphQLResolveInfo, GraphQLResolveInfoHelpers, parse
+from graphql import GraphQLResolveInfo, GraphQLResolveInfoHelpers, GraphQLSchema, parse
 from graphql.execution import collect_fields as collecting
 from graphql.execution import values
 from graphql.execution.executor import CollectedErrors, invalid_return_type_error
 from strawberry.extensions import FieldExtension
-from strawberry.schema.schema import StrawberryGraphQLCoreExecutionContext
 from strawberry.types.field import StrawberryField
 
 from taskflow_gql.execution import core
@@ -104,7 +103,7 @@ def test_the_methods_of_graphql_cores_executor(method: str, parameters: list[str
 
 def test_the_attributes_of_graphql_cores_executor() -> None:
     executor = CompilingExecutor.build(
-        strawberry.Schema(Example)._schema, parse("{ attribute }"), None, None, None, None
+        adapter.core_schema(strawberry.Schema(Example)), parse("{ attribute }"), None, None, None, None
     )
     assert isinstance(executor, CompilingExecutor)
     for name in (
@@ -117,7 +116,7 @@ def test_the_attributes_of_graphql_cores_executor() -> None:
 
 
 def test_the_names_of_strawberrys_resolvers() -> None:
-    fields: Any = strawberry.Schema(Example)._schema.type_map["Example"].fields  # type: ignore[attr-defined]
+    fields: Any = adapter.core_schema(strawberry.Schema(Example)).type_map["Example"].fields  # type: ignore[attr-defined]
     names = {name: field.resolve.__name__ for name, field in fields.items()}
     assert names["attribute"] == adapter.ATTRIBUTE_READER, f"{STRAWBERRY}the closure that reads an attribute"
     found = {names["method"], names["asynchronous"]}
@@ -127,9 +126,17 @@ def test_the_names_of_strawberrys_resolvers() -> None:
         assert isinstance(definition, StrawberryField), f"{STRAWBERRY}the definition in a field's extensions"
 
 
+def test_a_strawberry_schema_has_graphql_cores() -> None:
+    schema = strawberry.Schema(Example)
+    assert hasattr(schema, "_schema"), f"{STRAWBERRY}Schema._schema (core_schema)"
+    assert isinstance(adapter.core_schema(schema), GraphQLSchema), f"{STRAWBERRY}Schema._schema (core_schema)"
+    default = schema.execution_context_class
+    assert default is adapter.StrawberryExecutor, f"{STRAWBERRY}StrawberryGraphQLCoreExecutionContext"
+
+
 def test_the_members_of_strawberrys_classes() -> None:
     schema = strawberry.Schema(Example)
-    core_schema: Any = schema._schema
+    core_schema: Any = adapter.core_schema(schema)
     assert core_schema.extensions[adapter.DEFINITION] is schema, f"{STRAWBERRY}the schema in the extensions"
     for name in ("exception_handlers", "schema_converter", "config"):
         assert hasattr(schema, name), f"{STRAWBERRY}Schema.{name}"
@@ -142,7 +149,7 @@ def test_the_members_of_strawberrys_classes() -> None:
         assert hasattr(definition.base_resolver, name), f"{STRAWBERRY}StrawberryResolver.{name}"
     assert parameters_of(StrawberryField.get_result) == ["source", "info", "args", "kwargs"], STRAWBERRY + "get_result"
     assert parameters_of(FieldExtension.map_arguments) == ["kwargs"], f"{STRAWBERRY}FieldExtension.map_arguments"
-    found = parameters_of(StrawberryGraphQLCoreExecutionContext.build_resolve_info)
+    found = parameters_of(adapter.StrawberryExecutor.build_resolve_info)
     assert found == ["field_def", "field_nodes", "parent_type", "path"], f"{STRAWBERRY}build_resolve_info"
 
 

@@ -28,9 +28,10 @@ sys.meta_path.insert(0, NotInstalled())
 
 EXPLAINED = """
 from compiled import explain
+from compiled.strawberry import core_schema
 
 assert "loaded for all objects by load_authors" in explain(
-    schema._schema, "{ books { author { name } } }", executor_class=BatchingExecutor
+    core_schema(schema), "{ books { author { name } } }", executor_class=BatchingExecutor
 ).plan
 assert not any(name.startswith("taskflow_gql") for name in sys.modules)
 """

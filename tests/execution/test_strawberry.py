@@ -13,7 +13,7 @@ import strawberry
 from strawberry.permission import BasePermission
 from strawberry.types import Info
 
-from taskflow_gql.execution.strawberry import Batched, BatchingExecutor
+from taskflow_gql.execution.strawberry import Batched, BatchingExecutor, core_schema
 
 
 @strawberry.enum
@@ -210,8 +210,9 @@ async def test_methods_without_arguments_are_called_directly() -> None:
         {"loud": "THREE", "ofParent": "of 3", "later": "later"},
     ]
     assert [error.path for error in errors] == [["broken", 1, "loud"]]
-    fields = compiled._schema.type_map["Task"].fields  # type: ignore[attr-defined]
-    direct = {name for name, field in fields.items() if BatchingExecutor.function_of(compiled._schema, field)}
+    schema = core_schema(compiled)
+    fields = schema.type_map["Task"].fields  # type: ignore[attr-defined]
+    direct = {name for name, field in fields.items() if BatchingExecutor.function_of(schema, field)}
     assert direct == {"loud", "ofParent", "later"}
 
 
@@ -248,5 +249,5 @@ async def test_subscription_events_are_compiled() -> None:
 
 @pytest.mark.parametrize("field_name", ["id", "title"])
 def test_plain_fields_are_read_as_attributes(field_name: str) -> None:
-    definition = compiled._schema.type_map["Task"].fields[field_name]  # type: ignore[attr-defined]
+    definition = core_schema(compiled).type_map["Task"].fields[field_name]  # type: ignore[attr-defined]
     assert BatchingExecutor.attribute_of(definition) == field_name

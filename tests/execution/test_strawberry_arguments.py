@@ -16,7 +16,7 @@ from strawberry.types.base import StrawberryObjectDefinition
 from strawberry.types.field import StrawberryField
 from strawberry.types.fields.resolver import StrawberryResolver
 
-from taskflow_gql.execution.strawberry import BatchingExecutor, build_quickly
+from taskflow_gql.execution.strawberry import BatchingExecutor, build_quickly, core_schema
 
 T = TypeVar("T")
 
@@ -207,7 +207,7 @@ async def both(query: str, variables: dict[str, Any] | None = None) -> tuple[Any
 
 
 def quick_fields() -> set[str]:
-    schema = compiled._schema
+    schema = core_schema(compiled)
     fields = schema.type_map["Query"].fields  # type: ignore[attr-defined]
     return {name for name, field in fields.items() if BatchingExecutor.resolver_of(schema, field) is not field.resolve}
 
@@ -252,7 +252,7 @@ async def test_variables_are_converted_like_strawberrys() -> None:
 
 
 def test_unusual_fields_keep_strawberrys_resolver() -> None:
-    fields = set(compiled._schema.type_map["Query"].fields)  # type: ignore[attr-defined]
+    fields = set(core_schema(compiled).type_map["Query"].fields)  # type: ignore[attr-defined]
     assert fields - quick_fields() == {"mapped", "ownResult", "otherNameOfInfo"}
 
 

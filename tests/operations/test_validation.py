@@ -39,7 +39,7 @@ SCHEMA = build_schema("""
     union Any = A | B
     type Query { a: A b: B node: Node any: Any list: [A] lists: [B]! }
 """)
-OWN_SCHEMA = make_schema(Settings.model_construct())._schema
+OWN_SCHEMA = make_schema(Settings.model_construct()).core
 FIELDS: dict[str, dict[str, str | None]] = {
     "Query": {"a": "A", "b": "B", "node": "Node", "any": "Any", "list": "A", "lists": "B"},
     "A": {

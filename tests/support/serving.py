@@ -9,12 +9,11 @@ from contextlib import asynccontextmanager, contextmanager
 
 import uvicorn
 from sqlalchemy import text
-from strawberry.schema.schema import StrawberryGraphQLCoreExecutionContext
 
 from taskflow_gql.app import create_app
 from taskflow_gql.config import Settings
 from taskflow_gql.database.units import Database
-from taskflow_gql.execution.strawberry import BatchingExecutor
+from taskflow_gql.execution.strawberry import BatchingExecutor, StrawberryExecutor
 from taskflow_gql.transport.server import uvicorn_config
 from tests.support.client import Api
 
@@ -32,10 +31,10 @@ class CompilingAtOnce(BatchingExecutor):
     seen_before_planned = 1
 
 
-Executor = type[StrawberryGraphQLCoreExecutionContext]
+Executor = type[StrawberryExecutor]
 
 
-GRAPHQL_CORE: Executor = StrawberryGraphQLCoreExecutionContext
+GRAPHQL_CORE: Executor = StrawberryExecutor
 
 
 class _Server(uvicorn.Server):

@@ -77,7 +77,7 @@ def examples(count: int) -> settings:
 
 def read_filter(given: FilterJson, viewer: Viewer = ANN, now: datetime = NOW) -> Filter:
     """The filter that the server makes from a filter in the variables of a request."""
-    coerced = coerce_input_value(given, _SCHEMA._schema.type_map["TaskFilter"])  # type: ignore[arg-type]
+    coerced = coerce_input_value(given, _SCHEMA.core.type_map["TaskFilter"])  # type: ignore[arg-type]
     assert coerced is not Undefined, given
     converted = convert_argument(
         coerced, TaskFilter, _SCHEMA.schema_converter.scalar_registry, _SCHEMA.schema_converter.config
