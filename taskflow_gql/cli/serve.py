@@ -12,9 +12,7 @@ import sys
 from typing import Annotated
 
 import typer
-import uvicorn
 from redis.exceptions import RedisError
-from uvicorn.supervisors import Multiprocess
 
 from taskflow_gql import __version__
 from taskflow_gql.cli.console import (
@@ -36,6 +34,7 @@ from taskflow_gql.errors import ConfigurationError
 from taskflow_gql.stream.bus import make_bus
 from taskflow_gql.telemetry.logs import configure_logging
 from taskflow_gql.transport.descriptors import problem_of_descriptors, raise_descriptor_limit
+from taskflow_gql.transport.private import run_server
 from taskflow_gql.transport.server import uvicorn_config
 
 log = logging.getLogger(__name__)
@@ -71,13 +70,8 @@ def serve(
         log.warning("%s", warning)
     greet(settings, listener.getsockname()[1])
     config = uvicorn_config("taskflow_gql.app:create_server", settings, is_factory=True)
-    if settings.workers > 1:
-        Multiprocess(config, sockets=[listener]).run()
-    else:
-        server = uvicorn.Server(config)
-        server.run(sockets=[listener])
-        if not server.started:
-            raise typer.Exit(UNREACHABLE)
+    if not run_server(config, listener):
+        raise typer.Exit(UNREACHABLE)
 
 
 def listen(settings: Settings) -> socket.socket:

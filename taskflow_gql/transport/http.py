@@ -14,7 +14,6 @@ from starlette.responses import FileResponse, Response
 from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket
 from strawberry.exceptions import MissingQueryError
-from strawberry.http.streaming import HTTPStreamTransport, merge_stream_with_heartbeat
 from strawberry.schema.exceptions import CannotGetOperationTypeError, InvalidOperationTypeError
 from strawberry.types import ExecutionResult
 from strawberry.types.execution import PreExecutionError
@@ -34,6 +33,7 @@ from taskflow_gql.operations.errors import (
 from taskflow_gql.operations.schema import Schema
 from taskflow_gql.short_keys import cached_for_short_keys
 from taskflow_gql.transport.encoding import decode_json, encode_json
+from taskflow_gql.transport.private import HTTPStreamTransport, merge_stream_with_heartbeat
 from taskflow_gql.transport.streaming import (
     EVENT_STREAM,
     GRAPHQL_RESPONSE,

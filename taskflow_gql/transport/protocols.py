@@ -11,16 +11,20 @@ from collections.abc import Awaitable
 from typing import Any, ClassVar
 
 import httptools
-from uvicorn.protocols.http.flow_control import FlowControl
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
-from uvicorn.protocols.utils import ClientDisconnected
-from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
-from uvicorn.server import ServerState
 from websockets.frames import CloseCode
-from websockets.http11 import MAX_LINE_LENGTH, MAX_NUM_HEADERS
-from websockets.protocol import OPEN
 
 from taskflow_gql.transport.connections import PIECE_BYTES, Address, InPieces, ServerConfig
+from taskflow_gql.transport.private import (
+    MAX_LINE_LENGTH,
+    MAX_NUM_HEADERS,
+    OPEN,
+    STATUS_LINE,
+    ClientDisconnected,
+    FlowControl,
+    HttpToolsProtocol,
+    ServerState,
+    WebSocketsSansIOProtocol,
+)
 from taskflow_gql.transport.progress import MIN_BYTES_PER_SECOND, Unsent, bytes_acknowledged, is_reset
 
 # The request line and the headers together. Chunk sizes, chunk extensions and trailers count too.

@@ -14,9 +14,9 @@ from typing import Any
 from anyio import CancelScope
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
-from strawberry.http.streaming import MultipartSubscriptionTransport, SSETransport
 
 from taskflow_gql.short_keys import cached_for_short_keys
+from taskflow_gql.transport.private import MultipartSubscriptionTransport, SSETransport
 
 JSON = "application/json"
 GRAPHQL_RESPONSE = "application/graphql-response+json"

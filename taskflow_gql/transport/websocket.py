@@ -20,17 +20,10 @@ from starlette.requests import HTTPConnection
 from starlette.responses import Response
 from starlette.types import Scope
 from starlette.websockets import WebSocket
-from strawberry.asgi import ASGIWebSocketAdapter, GraphQL
+from strawberry.asgi import GraphQL
 from strawberry.exceptions import ConnectionRejectionError
-from strawberry.http.exceptions import WebSocketDisconnected
-from strawberry.http.websocket_origin import is_same_origin, normalize_origin
 from strawberry.schema import BaseSchema
 from strawberry.subscriptions import GRAPHQL_TRANSPORT_WS_PROTOCOL
-from strawberry.subscriptions.protocols.graphql_transport_ws.handlers import (
-    BaseGraphQLTransportWSHandler,
-    _OperationStreamClosed,
-)
-from strawberry.subscriptions.protocols.graphql_transport_ws.types import ConnectionInitMessage
 from strawberry.types.execution import ExecutionResult, PreExecutionError
 from strawberry.types.unset import UnsetType
 
@@ -44,6 +37,15 @@ from taskflow_gql.operations.errors import (
     is_persisted_query,
 )
 from taskflow_gql.transport.encoding import decode_json, encode_json
+from taskflow_gql.transport.private import (
+    ASGIWebSocketAdapter,
+    BaseGraphQLTransportWSHandler,
+    ConnectionInitMessage,
+    OperationStreamClosed,
+    WebSocketDisconnected,
+    is_same_origin,
+    normalize_origin,
+)
 
 log = logging.getLogger(__name__)
 
@@ -208,10 +210,10 @@ class TransportWSHandler(BaseGraphQLTransportWSHandler[OperationContext, None]):
         match end_of_stream(result):
             case Unauthenticated():
                 await self.websocket.close(code=4403, reason="Forbidden")
-                raise _OperationStreamClosed
+                raise OperationStreamClosed
             case ServerStops():
                 await self.websocket.close(code=1012, reason="The server restarts")
-                raise _OperationStreamClosed
+                raise OperationStreamClosed
 
 
 def payload_of(result: ExecutionResult) -> dict[str, Any]:
