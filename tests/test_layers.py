@@ -189,6 +189,79 @@ def test_execution_imports_graphql_core_alone_and_strawberry_in_one_file() -> No
     assert foreign == []
 
 
+# The files that reach into libraries. Each has a test that names the part that a new version has changed:
+# test_private.py of the same part, and test_libraries.py of `execution`.
+PRIVATE = {"database.private", "execution.core", "execution.strawberry", "operations.private", "transport.private"}
+# Their classes call private methods of their base classes.
+SUBCLASSES = {"transport.protocols": {"_should_upgrade", "_start_asgi_task"}}
+SUBCLASSES |= {"transport.websocket": {"_handle_pre_execution_error"}}
+NAMED_TUPLE = {"_asdict", "_field_defaults", "_fields", "_make", "_replace"}
+UNDOCUMENTED = (
+    "graphql.execution.collect_fields",
+    "graphql.execution.executor",
+    "graphql.execution.get_variable_signature",
+    "graphql.execution.values",
+    "graphql.language",
+    "graphql.validation",
+    "strawberry.http",
+    "strawberry.schema.schema",
+    "strawberry.schema.schema_converter",
+    "strawberry.subscriptions.protocols",
+    "uvicorn.protocols",
+    "uvicorn.server",
+    "uvicorn.supervisors",
+    "websockets.http11",
+    "websockets.protocol",
+)
+
+
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__")
+
+
+def private_parts(source: str) -> set[str]:
+    """The private names that the source imports, or reads of an object without defining one of this name."""
+    used: set[str] = set()
+    defined: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        match node:
+            case ast.ImportFrom(names=names):
+                used.update(alias.name for alias in names)
+            case ast.Attribute(value=ast.Name(id="self"), attr=name, ctx=ast.Store()):
+                defined.add(name)
+            case ast.Attribute(attr=name):
+                used.add(name)
+            case ast.Name(id=name, ctx=ast.Store()) | ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
+                defined.add(name)
+    return {name for name in used - defined - NAMED_TUPLE if is_private(name)}
+
+
+def test_private_parts_are_seen() -> None:
+    source = (
+        "from library import _imported, public\n"
+        "class Own(Base):\n"
+        "    _declared: int\n"
+        "    def __init__(self):\n"
+        "        self._own = self._inherited = row._fields\n"
+        "    def _method(self):\n"
+        "        return self._own, self._declared, self._method(), thing._private, self._read\n"
+    )
+    # A name that is stored counts as our own.
+    assert private_parts(source) == {"_imported", "_private", "_read"}
+
+
+def test_private_parts_of_libraries_are_used_in_one_file_of_each_part() -> None:
+    found = {
+        f"{module} uses {name}"
+        for module, path in FILES.items()
+        if (inner := module.partition(".")[2]) not in PRIVATE
+        for name in private_parts(path.read_text()) - SUBCLASSES.get(inner, set())
+    }
+    assert found == set()
+    others = [found for found in IMPORTS if found.importer.partition(".")[2] not in PRIVATE]
+    assert naming(others, *UNDOCUMENTED) == []
+
+
 SCHEMA = make_schema(make_settings()).core
 # Names that belong to GraphQL and to connections in general.
 GENERAL = {"Query", "Mutation", "Subscription", "Node", "PageInfo", "node", "nodes"}

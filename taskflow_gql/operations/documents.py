@@ -18,9 +18,9 @@ from graphql import (
     SourceLocation,
     Undefined,
     coerce_input_value,
+    get_variable_values,
     is_non_null_type,
 )
-from graphql.execution.values import get_variable_values
 from strawberry.types.graphql import OperationType
 
 from taskflow_gql.execution.sightings import Sightings

@@ -138,10 +138,15 @@ def test_the_members_of_strawberrys_classes() -> None:
     schema = strawberry.Schema(Example)
     core_schema: Any = adapter.core_schema(schema)
     assert core_schema.extensions[adapter.DEFINITION] is schema, f"{STRAWBERRY}the schema in the extensions"
-    for name in ("exception_handlers", "schema_converter", "config"):
+    for name in ("exception_handlers", "schema_converter", "config", "execution_context_class"):
         assert hasattr(schema, name), f"{STRAWBERRY}Schema.{name}"
-    for name in ("config", "scalar_registry"):
+    for name in ("config", "scalar_registry", "type_map"):
         assert hasattr(schema.schema_converter, name), f"{STRAWBERRY}GraphQLCoreConverter.{name}"
+    type_definition = schema.schema_converter.type_map["Example"].definition
+    found = core_schema.type_map["Example"].extensions[adapter.DEFINITION]
+    assert found is type_definition, f"{STRAWBERRY}the definition in a type's extensions"
+    for name in ("fields", "from_input", "is_input", "is_type_of", "origin"):
+        assert hasattr(type_definition, name), f"{STRAWBERRY}StrawberryObjectDefinition.{name}"
     definition = core_schema.type_map["Example"].fields["method"].extensions[adapter.DEFINITION]
     for name in ("default_resolver", "extensions", "arguments", "base_resolver", "is_async", "python_name"):
         assert hasattr(definition, name), f"{STRAWBERRY}StrawberryField.{name}"

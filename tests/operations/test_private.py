@@ -35,6 +35,7 @@ from taskflow_gql.operations.validation import _Context
 from tests.support.serving import make_settings
 
 CORE = f"graphql-core {version('graphql-core')} has changed a part that taskflow_gql/operations uses: "
+STRAWBERRY = f"Strawberry {version('strawberry-graphql')} has changed a part that taskflow_gql/operations uses: "
 DOCUMENT = "query Q($a: String) { name ...F } fragment F on Query { other }"
 
 
@@ -62,6 +63,23 @@ class Query:
     other: str = "another"
 
 
+def make_schema(executor: Any = BatchingExecutor) -> Schema:
+    prices: Any = None
+    return Schema(Query, execution_context_class=executor, settings=make_settings(), prices=prices)
+
+
+def test_our_schema_replaces_only_two_methods_of_strawberrys() -> None:
+    stock = strawberry.Schema(Query)
+    # `typing` gives every subclass of a protocol two more.
+    methods = {name for name in vars(Schema) if not name.startswith("__")} - {"_abc_impl", "_is_protocol"}
+    assert methods.intersection(dir(stock)) == {"execute", "stream"}, f"{STRAWBERRY}Schema has a method of our name"
+    attributes = {"core", "_analyse", "_documents", "_errors", "_hides_schema", "_prices", "_rules", "_settings"}
+    assert set(vars(make_schema())) - set(vars(stock)) == attributes, f"{STRAWBERRY}Schema has an attribute of our name"
+    for name in ("execute", "stream"):
+        found, ours = parameters_of(getattr(strawberry.Schema, name)), parameters_of(getattr(Schema, name))
+        assert set(found) == set(ours), f"{STRAWBERRY}the parameters of Schema.{name}"
+
+
 async def test_our_executor_has_the_same_attributes_as_graphql_cores() -> None:
     made: list[Any] = []
 
@@ -70,8 +88,7 @@ async def test_our_executor_has_the_same_attributes_as_graphql_cores() -> None:
             super().__init__(*arguments, **options)
             made.append(self)
 
-    prices: Any = type("Prices", (), {})()
-    schema = Schema(Query, execution_context_class=Recorded, settings=make_settings(), prices=prices)
+    schema = make_schema(Recorded)
     document = Document(DOCUMENT, parse(DOCUMENT))
     operation = document.operations[0]
     await schema._execute(document, operation, 1, {"a": "x"}, context := object())
