@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from enum import Enum, StrEnum
-from typing import Any
 
 import strawberry
 
+from taskflow_gql.execution.strawberry import enum_definition
 from taskflow_gql.models import TaskCategory, TaskField, TaskPriority, TaskStatus, UserRole
 from taskflow_gql.services.changes import TaskChangeKind
 from taskflow_gql.services.task_orders import TaskOrderField
@@ -17,8 +17,7 @@ def describe_enum(enum: type[Enum], description: str, **values: str) -> None:
 
     strawberry.enum_value() would need the descriptions in the body of the enum, and the models do not use them.
     """
-    definition: Any = strawberry.enum(enum, description=description).__strawberry_definition__  # type: ignore[attr-defined]
-    for value in definition.values:
+    for value in enum_definition(strawberry.enum(enum, description=description)).values:
         value.description = values.pop(value.name)
     assert not values, f"{enum.__name__} has no {', '.join(values)}"
 

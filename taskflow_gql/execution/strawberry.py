@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import MISSING, replace
+from enum import Enum
 from functools import partial, reduce
 from inspect import isawaitable
 from typing import Any
@@ -72,6 +73,12 @@ StrawberryExecutor = StrawberryGraphQLCoreExecutionContext
 def core_schema(schema: strawberry.Schema) -> GraphQLSchema:
     """graphql-core's schema that Strawberry has made."""
     return schema._schema
+
+
+def enum_definition(enum: type[Enum]) -> StrawberryEnumDefinition:
+    """What `strawberry.enum` has stored of the enum."""
+    definition: StrawberryEnumDefinition = enum.__strawberry_definition__  # type: ignore[attr-defined]
+    return definition
 
 
 class Batched(FieldExtension):

@@ -5,6 +5,7 @@ A test that fails here after an upgrade says which part has changed and which fi
 
 import inspect
 from collections.abc import Callable
+from enum import Enum
 from importlib.metadata import version
 from typing import Any
 
@@ -134,6 +135,16 @@ def test_a_strawberry_schema_has_graphql_cores() -> None:
     assert default is adapter.StrawberryExecutor, f"{STRAWBERRY}StrawberryGraphQLCoreExecutionContext"
 
 
+def test_an_enum_has_its_definition() -> None:
+    @strawberry.enum
+    class Color(Enum):
+        RED = "red"
+
+    assert hasattr(Color, "__strawberry_definition__"), f"{STRAWBERRY}__strawberry_definition__ (enum_definition)"
+    [value] = adapter.enum_definition(Color).values
+    assert (value.name, value.description) == ("RED", None), f"{STRAWBERRY}StrawberryEnumDefinition.values"
+
+
 def test_the_members_of_strawberrys_classes() -> None:
     schema = strawberry.Schema(Example)
     core_schema: Any = adapter.core_schema(schema)
@@ -148,7 +159,7 @@ def test_the_members_of_strawberrys_classes() -> None:
     for name in ("fields", "from_input", "is_input", "is_type_of", "origin"):
         assert hasattr(type_definition, name), f"{STRAWBERRY}StrawberryObjectDefinition.{name}"
     definition = core_schema.type_map["Example"].fields["method"].extensions[adapter.DEFINITION]
-    for name in ("default_resolver", "extensions", "arguments", "base_resolver", "is_async", "python_name"):
+    for name in ("default_resolver", "extensions", "arguments", "base_resolver", "is_async", "python_name", "metadata"):
         assert hasattr(definition, name), f"{STRAWBERRY}StrawberryField.{name}"
     for name in ("wrapped_func", "self_parameter", "parent_parameter", "root_parameter", "info_parameter"):
         assert hasattr(definition.base_resolver, name), f"{STRAWBERRY}StrawberryResolver.{name}"
