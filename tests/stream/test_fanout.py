@@ -395,10 +395,14 @@ async def test_an_ended_subscription_leaves_no_subscriber(database: Database, bu
 
 
 async def test_a_subscriber_of_one_noun_queues_no_other_events(database: Database, bus: MemoryBus, ann: Viewer) -> None:
-    async with running(database, bus) as fanout, placing(database, bus):
-        async with fanout.subscribe(ann, TaskRow) as subscriber, fanout.subscribe(ann, UserRow) as other:
-            await create(database, ann, "Task")
-            (event,) = await subscriber.next_batch(database)
-            other.offer(event)
-            other.offer(replace(event, row_class=UserRow, position=event.position + 1))
-            assert [event.row_class for event in await other.next_batch(database)] == [UserRow]
+    async with (
+        running(database, bus) as fanout,
+        placing(database, bus),
+        fanout.subscribe(ann, TaskRow) as subscriber,
+        fanout.subscribe(ann, UserRow) as other,
+    ):
+        await create(database, ann, "Task")
+        (event,) = await subscriber.next_batch(database)
+        other.offer(event)
+        other.offer(replace(event, row_class=UserRow, position=event.position + 1))
+        assert [event.row_class for event in await other.next_batch(database)] == [UserRow]
