@@ -108,8 +108,8 @@ class Context:
         return self.reads.read
 
     @asynccontextmanager
-    async def write(self, mutation_id: str | None = None) -> AsyncIterator[DatabaseSession]:
-        async with self.parts.database.write(mutation_id) as session:
+    async def write(self, mutation_id: str | None = None, *, locks: bool = True) -> AsyncIterator[DatabaseSession]:
+        async with self.parts.database.write(mutation_id, locks=locks) as session:
             yield session
         # The write may have changed what was loaded for an earlier field of this mutation.
         self._loaders = None

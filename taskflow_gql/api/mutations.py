@@ -17,7 +17,7 @@ from strawberry.utils.str_converters import to_camel_case
 
 from taskflow_gql.api.context import Context, Info
 from taskflow_gql.api.enums import describe_enum
-from taskflow_gql.database.sessions import DatabaseSession
+from taskflow_gql.database.sessions import DatabaseSession, Outdated
 from taskflow_gql.errors import BadUserInput, Refusal, Refusals
 from taskflow_gql.services.events import RowCodec, codec_of
 from taskflow_gql.services.positions import position_of_event
@@ -123,14 +123,15 @@ Write: TypeAlias = Callable[[DatabaseSession], Awaitable[Payload]]
 _Prepare: TypeAlias = Callable[[Context, Any], Awaitable[Write[Any]]]
 
 
-def mutation(description: str, *, input: str) -> Callable[[Any], Any]:
+def mutation(description: str, *, input: str, locks: bool = True) -> Callable[[Any], Any]:
     """Decorate a static method `(session, viewer, input) -> payload` of a class of mutations.
 
     The method runs in one unit of work, for the signed-in viewer. The unit is committed when the method returns, and
     rolled back when it raises. A `Refusal` becomes the payload's `errors`. `description` and `input` describe the field
     and its argument for client authors.
 
-    If the unit fails because another one took the same unique value, the method may run a second time.
+    The method may run a second time: if another unit took the same unique value, and without `locks` if the row that it
+    read has changed (`Database.write` says what such a method may do).
     """
 
     def decorate(method: Any) -> StrawberryField:
@@ -145,7 +146,8 @@ def mutation(description: str, *, input: str) -> Callable[[Any], Any]:
             return write
 
         types = get_type_hints(function)
-        return _field(_Mutation(function.__name__, prepare, types["input"], types["return"]), description, input)
+        made = _Mutation(function.__name__, prepare, types["input"], types["return"], locks=locks)
+        return _field(made, description, input)
 
     return decorate
 
@@ -185,6 +187,8 @@ class _Mutation:
     prepare: _Prepare
     input_type: Any
     payload_type: Any
+    # Whether the first attempt locks what it reads.
+    locks: bool = True
     # Whether `prepare` does slow work.
     is_prepared: bool = False
     is_public: bool = False
@@ -205,9 +209,9 @@ class _Mutation:
 
     async def _run_unnamed(self, context: Context, given: Any) -> Any:
         for is_last in (False, True):
-            with nullcontext() if is_last else suppress(IntegrityError):
+            with nullcontext() if is_last else suppress(IntegrityError, Outdated):
                 write = await self.prepare(context, given)
-                async with context.write() as session:
+                async with context.write(locks=is_last or self.locks) as session:
                     payload = await write(session)
                 payload.event_ids = session.returned_ids
                 return payload
@@ -230,14 +234,14 @@ class _Mutation:
         for attempt in range(_MAX_ATTEMPTS):
             if (attempt or self.is_prepared) and (payload := await self._replay(context, request)):
                 return payload
-            with suppress(IntegrityError) if attempt < _MAX_ATTEMPTS - 1 else nullcontext():
-                return await self._attempt(context, given, request)
+            with suppress(IntegrityError, Outdated) if attempt < _MAX_ATTEMPTS - 1 else nullcontext():
+                return await self._attempt(context, given, request, locks=attempt > 0 or self.locks)
         raise AssertionError("The last attempt returns or raises")
 
-    async def _attempt(self, context: Context, given: Any, request: Request) -> Any:
+    async def _attempt(self, context: Context, given: Any, request: Request, *, locks: bool) -> Any:
         try:
             write = await self.prepare(context, given)
-            async with context.write(request.mutation_id) as session:
+            async with context.write(request.mutation_id, locks=locks) as session:
                 payload = await write(session)
                 write_receipt(session, request, self.codec.write(payload))
         except (Refusal, Refusals) as refused:

@@ -371,7 +371,7 @@ class DeleteTaskPayload(MutationPayload):
 
 @strawberry.type
 class TaskMutations:
-    @mutation("Make a task, for yourself or for somebody else.", input="The task.")
+    @mutation("Make a task, for yourself or for somebody else.", input="The task.", locks=False)
     @staticmethod
     async def create_task(session: DatabaseSession, viewer: Viewer, input: CreateTaskInput) -> CreateTaskPayload:
         problems: list[Refusal] = []
@@ -389,7 +389,7 @@ class TaskMutations:
         )
         return CreateTaskPayload(task=task)
 
-    @mutation("Change what is given of a task. Its creator, or an ADMIN.", input="The changes.")
+    @mutation("Change what is given of a task. Its creator, or an ADMIN.", input="The changes.", locks=False)
     @staticmethod
     async def update_task(session: DatabaseSession, viewer: Viewer, input: UpdateTaskInput) -> UpdateTaskPayload:
         id, problems = parse_id(input.id, field="id"), list[Refusal]()
@@ -398,7 +398,9 @@ class TaskMutations:
         )
         return UpdateTaskPayload(task=task)
 
-    @mutation("Say how far a task is. Its creator, its assignee, or an ADMIN.", input="Which task, and how far.")
+    @mutation(
+        "Say how far a task is. Its creator, its assignee, or an ADMIN.", input="Which task, and how far.", locks=False
+    )
     @staticmethod
     async def set_task_status(
         session: DatabaseSession, viewer: Viewer, input: SetTaskStatusInput
@@ -411,6 +413,7 @@ class TaskMutations:
     @mutation(
         "COMPLETED becomes PENDING, anything else COMPLETED. Its creator, its assignee, or an ADMIN.",
         input="Which task.",
+        locks=False,
     )
     @staticmethod
     async def toggle_task_completion(
@@ -421,7 +424,7 @@ class TaskMutations:
         )
         return ToggleTaskCompletionPayload(task=task)
 
-    @mutation("Delete a task for good. Its creator, or an ADMIN.", input="Which task.")
+    @mutation("Delete a task for good. Its creator, or an ADMIN.", input="Which task.", locks=False)
     @staticmethod
     async def delete_task(session: DatabaseSession, viewer: Viewer, input: DeleteTaskInput) -> DeleteTaskPayload:
         task = await tasks.delete_task(

@@ -22,7 +22,19 @@ from taskflow_gql.database.connections import (
 )
 from taskflow_gql.database.private import connection_over
 from taskflow_gql.database.statements import Rows, Statement
-from taskflow_gql.database.writes import InsertWithIds, WritePair, all_together, alone, insert_alone, together
+from taskflow_gql.database.writes import (
+    InsertWithIds,
+    WritePair,
+    all_together,
+    last_alone,
+    pair_together,
+    second_alone,
+    write_alone,
+)
+
+
+class Outdated(Exception):
+    """A row was changed or deleted between its read without a lock and its write. Nothing was written."""
 
 
 class DatabaseSession:
@@ -33,6 +45,9 @@ class DatabaseSession:
 
     # Whether nobody else can write until this unit of work ends.
     is_only_writer = False
+    # Whether rows that are read FOR UPDATE stay locked until the commit. If not, writes name the version that they
+    # change.
+    locks = True
 
     def __init__(self, connections: Connections) -> None:
         # The client's name for the mutation, for those who record what it does.
@@ -58,6 +73,10 @@ class DatabaseSession:
         connection = await (await self._opened()).connection()
         result = await connection.execute(statement.clause, dict(parameters))
         return statement.read(result) if result.returns_rows else []
+
+    async def run_locking(self, statement: Statement, parameters: Mapping[str, Any] = MappingProxyType({})) -> Rows:
+        """As `run`, and what the statement locks stays locked until the commit."""
+        return await self.run(statement, parameters)
 
     async def execute(self, statement: Executable, parameters: Any = None) -> CursorResult[Any]:
         return cast("CursorResult[Any]", await (await self._opened()).execute(statement, parameters))
@@ -87,14 +106,16 @@ class DatabaseSession:
             self.returned_ids += await self._run_pair(pair)
 
     async def _run_pair(self, pair: WritePair) -> list[int]:
-        await self.run(alone(pair.first), pair.first_values)
-        return [id_ for (id_,) in await self.run(alone(pair.second), pair.second_values)]
+        await self.run(write_alone(pair.first), pair.first_values)
+        statement = second_alone(pair.table, pair.columns)
+        return [id_ for (id_,) in await self.run(statement, pair.second_parameters)]
 
     async def _flush_all(self) -> None:
         await self.flush()
         if self._last is not None:
             last, self._last = self._last, None
-            await self.run(insert_alone(last.table, last.ids), last.parameters(self.returned_ids))
+            statement = last_alone(last.table, last.columns, last.ids)
+            await self.run(statement, last.parameters(self.returned_ids))
 
     async def close_shielded(self) -> None:
         """Close the session even when the calling task is cancelled meanwhile."""
@@ -226,25 +247,36 @@ class PostgresSession(DatabaseSession):
 class PostgresTransaction(PostgresSession):
     """A transaction on one connection.
 
-    It sends BEGIN and COMMIT itself, because `run` uses the driver and `execute` uses SQLAlchemy.
+    It sends BEGIN and COMMIT itself, because `run` uses the driver and `execute` uses SQLAlchemy. If its only write is
+    one statement at the commit, it needs neither. Without `locks`, `run` is for reads, and they do not begin it.
     """
 
     _opening = "BEGIN"
 
-    def __init__(self, connections: Connections) -> None:
+    def __init__(self, connections: Connections, *, locks: bool) -> None:
         super().__init__(connections)
+        self.locks = locks
         # The driver's connection while it is in the transaction.
         self._driver: asyncpg.Connection | None = None
         self._is_committing = False
 
+    async def run_locking(self, statement: Statement, parameters: Mapping[str, Any] = MappingProxyType({})) -> Rows:
+        await self._begin()
+        return await self.run(statement, parameters)
+
     async def _fetch(self, sql: str, arguments: list[Any]) -> list[asyncpg.Record]:
         if self._driver is None:
             if self._is_committing:
-                # The only statement of its transaction needs no BEGIN and COMMIT. It is not sent again when its
-                # connection is lost, because it may have been committed.
+                # Not sent again when its connection is lost, because it may have been committed.
                 return await self._fetch_once(sql, arguments)
-            await self._keep_connection()
+            if not self.locks:
+                return await super()._fetch(sql, arguments)
+            await self._begin()
         return await cast("asyncpg.Connection", self._driver).fetch(sql, *arguments)
+
+    async def _begin(self) -> None:
+        if self._driver is None:
+            await self._keep_connection()
 
     async def _keep_connection(self) -> PoolProxiedConnection:
         pooled = await super()._keep_connection()
@@ -252,17 +284,27 @@ class PostgresTransaction(PostgresSession):
         return pooled
 
     async def _run_pair(self, pair: WritePair) -> list[int]:
-        return [id_ for (id_,) in await self.run(together(pair.first, pair.second), pair.values)]
+        if not self._is_committing:
+            await self._begin()
+        statement = pair_together(pair.first, pair.table, pair.columns)
+        return [(await self._one_row(statement, pair.parameters))[0]]
 
     async def _flush_all(self) -> None:
         if self._pair is None or self._last is None:
             await super()._flush_all()
             return
         pair, last, self._pair, self._last = self._pair, self._last, None, None
-        statement = all_together(pair.first, pair.second, last.table, last.ids)
-        ((self.returned_ids,),) = await self.run(statement, {**pair.values, **last.parameters(self.returned_ids)})
+        statement = all_together(pair.first, pair.table, pair.columns, last.table, last.columns, last.ids)
+        parameters = {**pair.parameters, **last.parameters(self.returned_ids)}
+        (self.returned_ids,) = await self._one_row(statement, parameters)
+
+    async def _one_row(self, statement: Statement, parameters: Mapping[str, Any]) -> Any:
+        for row in await self.run(statement, parameters):
+            return row
+        raise Outdated
 
     async def commit(self) -> None:
+        # From here on there is one statement at most.
         self._is_committing = True
         await self._flush_all()
         if self._driver is None:

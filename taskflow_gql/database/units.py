@@ -61,10 +61,19 @@ class Database:
         return self.write() if self.is_sqlite else self.read()
 
     @asynccontextmanager
-    async def write(self, mutation_id: str | None = None) -> AsyncIterator[DatabaseSession]:
-        """One transaction: committed when the block ends, rolled back when it raises."""
+    async def write(self, mutation_id: str | None = None, *, locks: bool = True) -> AsyncIterator[DatabaseSession]:
+        """One transaction: committed when the block ends, rolled back when it raises.
+
+        Without `locks`, PostgreSQL reads rows without locking them, which saves BEGIN and COMMIT. Then the block must
+        write one pair at most, which names the version of the row that it changes. The commit raises Outdated if the
+        row has another version by then; the caller repeats the block with locks.
+        """
         async with self._writer:
-            session = SqliteTransaction(self.connections) if self.is_sqlite else PostgresTransaction(self.connections)
+            session: SqliteTransaction | PostgresTransaction
+            if self.is_sqlite:
+                session = SqliteTransaction(self.connections)
+            else:
+                session = PostgresTransaction(self.connections, locks=locks)
             session.mutation_id = mutation_id
             try:
                 try:

@@ -6,31 +6,38 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any, NamedTuple
 
-from sqlalchemy import Insert, Table, UpdateBase, bindparam, func, insert, select
+from sqlalchemy import ColumnElement, Table, UpdateBase, bindparam, func, insert, literal_column, select
 from sqlalchemy.sql.dml import ReturningInsert
 
 from taskflow_gql.database.statements import Statement
 
 
 class WritePair(NamedTuple):
-    """A write, and an insert that returns the ids of its rows.
+    """A write of one row, and an insert that records it in a table with a generated `id`.
 
-    They do not read each other's rows, and their parameters have different names. Both are cached, so callers pass the
-    same objects every time.
+    The write is cached, so callers pass the same object every time. Its parameters do not begin with `second_`.
     """
 
     first: UpdateBase
     first_values: Mapping[str, Any]
-    second: ReturningInsert[int]
-    second_values: Mapping[str, Any]
+    table: Table
+    values: Mapping[str, Any]
 
     @property
-    def values(self) -> dict[str, Any]:
-        return {**self.first_values, **self.second_values}
+    def columns(self) -> tuple[str, ...]:
+        return tuple(self.values)
+
+    @property
+    def second_parameters(self) -> dict[str, Any]:
+        return {f"second_{name}": value for name, value in self.values.items()}
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        return {**self.first_values, **self.second_parameters}
 
 
 class InsertWithIds(NamedTuple):
-    """An insert whose row lists the ids that all pairs of its transaction returned."""
+    """An insert whose row lists the ids that all pairs of its transaction made."""
 
     table: Table
     # The column of the list.
@@ -38,37 +45,55 @@ class InsertWithIds(NamedTuple):
     # The other columns.
     values: Mapping[str, Any]
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return tuple(self.values)
+
     def parameters(self, earlier_ids: list[int]) -> dict[str, Any]:
         return {f"last_{name}": value for name, value in {**self.values, self.ids: earlier_ids}.items()}
 
 
 @cache
-def alone(write: UpdateBase) -> Statement:
+def write_alone(write: UpdateBase) -> Statement:
     return Statement(write)
 
 
 @cache
-def together(first: UpdateBase, second: ReturningInsert[int]) -> Statement:
-    return Statement(second.add_cte(first.cte("first")))
+def second_alone(table: Table, columns: tuple[str, ...]) -> Statement:
+    values = {name: _parameter(table, name, "second") for name in columns}
+    return Statement(insert(table).values(values).inline().returning(table.c.id))
 
 
 @cache
-def insert_alone(table: Table, ids: str) -> Statement:
-    return Statement(_insert(table, ids).values({ids: bindparam(f"last_{ids}", type_=table.c[ids].type)}))
+def last_alone(table: Table, columns: tuple[str, ...], ids: str) -> Statement:
+    values = {name: _parameter(table, name, "last") for name in (*columns, ids)}
+    return Statement(insert(table).values(values).inline())
 
 
 @cache
-def all_together(first: UpdateBase, second: ReturningInsert[int], table: Table, ids: str) -> Statement:
-    """Returns one row with the list of ids."""
-    returned = second.cte("second")
-    earlier = bindparam(f"last_{ids}", type_=table.c[ids].type)
-    listed = func.array_cat(earlier, func.array(select(returned.c.id).scalar_subquery()), type_=table.c[ids].type)
-    return Statement(_insert(table, ids).values({ids: listed}).returning(table.c[ids]).add_cte(first.cte("first")))
+def pair_together(first: UpdateBase, table: Table, columns: tuple[str, ...]) -> Statement:
+    """Returns the new id; nothing, and inserts nothing, if the first write wrote no row."""
+    return Statement(_pair(first, table, columns))
 
 
-def _insert(table: Table, ids: str) -> Insert:
-    return (
-        insert(table)
-        .values({column.name: bindparam(f"last_{column.name}") for column in table.c if column.name != ids})
-        .inline()
-    )
+@cache
+def all_together(
+    first: UpdateBase, table: Table, columns: tuple[str, ...], last: Table, last_columns: tuple[str, ...], ids: str
+) -> Statement:
+    """Returns the list of ids; nothing, and inserts nothing, if the first write wrote no row."""
+    made = _pair(first, table, columns).cte("second")
+    values: list[ColumnElement[Any]] = [_parameter(last, name, "last") for name in last_columns]
+    listed = func.array_append(_parameter(last, ids, "last"), made.c.id, type_=last.c[ids].type)
+    rows = select(*values, listed).select_from(made)
+    return Statement(insert(last).from_select([*last_columns, ids], rows).returning(last.c[ids]))
+
+
+def _pair(first: UpdateBase, table: Table, columns: tuple[str, ...]) -> ReturningInsert[int]:
+    # The id is generated for a row of `written`, so after the first write has locked its row.
+    written = first.returning(literal_column("1").label("one")).cte("first")
+    rows = select(*(_parameter(table, name, "second") for name in columns)).select_from(written)
+    return insert(table).from_select(columns, rows).returning(table.c.id)
+
+
+def _parameter(table: Table, name: str, prefix: str) -> ColumnElement[Any]:
+    return bindparam(f"{prefix}_{name}", type_=table.c[name].type)

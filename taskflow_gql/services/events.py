@@ -11,7 +11,7 @@ from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Integer, UpdateBase, bindparam, insert, literal_column, or_, select
+from sqlalchemy import ColumnElement, Integer, UpdateBase, bindparam, literal_column, or_, select
 
 from taskflow_gql import clock
 from taskflow_gql.database.constructs import top_of_each
@@ -175,8 +175,8 @@ async def write_with_event(
 
     Both run with the session's next statement or with the commit. Their errors are raised there.
 
-    The caller holds the subject's row lock or creates the row, so the ids of a subject's events follow the order of
-    its changes.
+    The write creates the row, or the caller holds its lock, or the write names its version. So the ids of a subject's
+    events follow the order of its changes.
     """
     row = before if after is None else after
     subject = SUBJECT_OF_ROW[type(row)]
@@ -192,29 +192,10 @@ async def write_with_event(
         "mutation_id": session.mutation_id,
         "occurred_at": clock.now(),
     }
-    event_values = {f"event_{name}": value for name, value in recorded.items()}
-    await session.write_pair(WritePair(write, values, _INSERT, event_values))
+    await session.write_pair(WritePair(write, values, _EVENTS, recorded))
 
 
-_RECORDED = (
-    "subject_type",
-    "subject_id",
-    "kind",
-    "actor_id",
-    "audience",
-    "changed_fields",
-    "before",
-    "after",
-    "mutation_id",
-    "occurred_at",
-)
-# The database assigns `id`, the relay `position`.
-_INSERT = (
-    insert(cast("Table", Event.__table__))
-    .values({name: bindparam(f"event_{name}") for name in _RECORDED})
-    .inline()
-    .returning(Event.id)
-)
+_EVENTS = cast("Table", Event.__table__)
 
 
 # Reading

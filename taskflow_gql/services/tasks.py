@@ -326,15 +326,15 @@ async def create_task(
 
     If another unit of work takes the same id at the same time, the commit raises IntegrityError.
     """
-    problems = list(problems)
-    title = check_title(title, problems)
-    description = check_description(description, problems)
-    due_date = check_due_date(due_date, problems)
+    found: list[Refusal] = []
+    title = check_title(title, found)
+    description = check_description(description, found)
+    due_date = check_due_date(due_date, found)
     if assignee_id is not None:
-        await _check_assignee(session, assignee_id, problems)
+        await _check_assignee(session, assignee_id, found)
     if id is not None:
-        await check_free_id(session, id, problems)
-    refuse_if_any(problems)
+        await check_free_id(session, id, found)
+    refuse_if_any([*found, *problems])
 
     now = clock.now()
     task = TaskRow(
@@ -372,19 +372,19 @@ async def update_task(
         raise Forbidden("Only its creator or an admin can update a task")
     _require_version(task, expected_version)
 
-    problems = list(problems)
+    found: list[Refusal] = []
     values: dict[str, Any] = {**changes}
     for field, name in _REQUIRED.items():
         if field in values and values[field] is None:
-            problems.append(BadUserInput(f"{name} cannot be null", field=field))
+            found.append(BadUserInput(f"{name} cannot be null", field=field))
     if values.get("title") is not None:
-        values["title"] = check_title(values["title"], problems)
-    check_description(values.get("description"), problems)
-    check_due_date(values.get("due_date"), problems)
+        values["title"] = check_title(values["title"], found)
+    check_description(values.get("description"), found)
+    check_due_date(values.get("due_date"), found)
     # Check only a new assignee: a present one who was deactivated does not block other changes.
     if values.get("assignee_id") not in (None, task.assignee_id):
-        await _check_assignee(session, values["assignee_id"], problems)
-    refuse_if_any(problems)
+        await _check_assignee(session, values["assignee_id"], found)
+    refuse_if_any([*found, *problems])
     return await _change_task(session, viewer, task, values)
 
 
@@ -424,23 +424,29 @@ async def delete_task(
         raise Forbidden("Only its creator or an admin can delete a task")
     _require_version(task, expected_version)
     await write_with_event(
-        session, viewer, _DELETE, {"task_id": task.id}, kind=EventKind.DELETED, before=task, after=None
+        session,
+        viewer,
+        _DELETE,
+        {"task_id": task.id, "task_version": task.version},
+        kind=EventKind.DELETED,
+        before=task,
+        after=None,
     )
     return task
 
 
 async def _require_task_for_update(session: DatabaseSession, viewer: Viewer, task_id: UUID) -> TaskRow:
-    """The task, locked until the transaction ends, so that it cannot change between the checks and the write."""
+    """The task, locked if the session locks. If not, the write refuses a task that has changed since."""
     parameters = {"task_id": task_id, "viewer_id": viewer.id}
-    for row in await session.run(_task_for_update(viewer.is_admin), parameters):
+    for row in await session.run(_task_for_update(viewer.is_admin, session.locks), parameters):
         return TaskRow._make(row)
     raise NotFound("There is no such task, or you may not see it", field="id")
 
 
 @cache
-def _task_for_update(is_admin: bool) -> Statement:
+def _task_for_update(is_admin: bool, locks: bool) -> Statement:
     found = select(*TASK_COLUMNS).where(Task.id == bindparam("task_id"), visible(is_admin=is_admin))
-    return Statement(found.with_for_update())
+    return Statement(found.with_for_update() if locks else found)
 
 
 def _require_version(task: TaskRow, expected_version: int | None) -> None:
@@ -450,7 +456,7 @@ def _require_version(task: TaskRow, expected_version: int | None) -> None:
 
 async def _check_assignee(session: DatabaseSession, assignee_id: UUID, problems: list[Refusal]) -> None:
     # FOR SHARE, so that the person cannot be deactivated between this check and the commit.
-    if not await session.run(_ACTIVE_USER, {"user_id": assignee_id}):
+    if not await session.run_locking(_ACTIVE_USER, {"user_id": assignee_id}):
         problems.append(AssigneeNotFound())
 
 
@@ -471,7 +477,11 @@ async def _change_task(session: DatabaseSession, viewer: Viewer, task: TaskRow, 
     written = {**values, "version": changed.version, "updated_at": now}
     if "title" in values or "description" in values:
         written |= text_keys(changed.title, changed.description)
-    parameters = {"task_id": task.id, **{f"new_{name}": value for name, value in written.items()}}
+    parameters = {
+        "task_id": task.id,
+        "task_version": task.version,
+        **{f"new_{name}": value for name, value in written.items()},
+    }
     await write_with_event(
         session,
         viewer,
@@ -486,11 +496,12 @@ async def _change_task(session: DatabaseSession, viewer: Viewer, task: TaskRow, 
 
 _TASKS = cast("Table", Task.__table__)
 _INSERT = insert(_TASKS).values({column.name: bindparam(column.name) for column in _TASKS.columns}).inline()
-_DELETE = delete(Task).where(Task.id == bindparam("task_id"))
+_THIS_VERSION = and_(Task.id == bindparam("task_id"), Task.version == bindparam("task_version"))
+_DELETE = delete(Task).where(_THIS_VERSION)
 
 
 @cache
 def _update(columns: frozenset[str]) -> Update:
     """An UPDATE of these columns. Cached without a limit: there are few combinations."""
     values: dict[str, Any] = {name: bindparam(f"new_{name}") for name in sorted(columns)}
-    return update(Task).where(Task.id == bindparam("task_id")).values(values)
+    return update(Task).where(_THIS_VERSION).values(values)

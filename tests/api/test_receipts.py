@@ -283,8 +283,8 @@ async def test_a_client_names_its_new_task(api: Api) -> None:
     created = await ask(api, CREATE, ann, title="Mine", id=id_.upper())
     assert created["task"]["id"] == id_
     assert codes(await ask(api, CREATE, ann, title="x", id="mine")) == [
-        ("BAD_USER_INPUT", ["id"]),
         ("BAD_USER_INPUT", ["title"]),
+        ("BAD_USER_INPUT", ["id"]),
     ]
 
 
