@@ -104,14 +104,15 @@ class Processes:
 
     def cpu_seconds(self) -> dict[str, float]:
         """CPU seconds of each process, and as "others" those of the rest of the machine."""
-        ours = {name: sum(map(_cpu_seconds, living_tree(pid))) for name, pid in self.pids.items()}
+        ours = {name: sum(map(cpu_seconds_of, living_tree(pid))) for name, pid in self.pids.items()}
         # Everything except idle and iowait.
         user, nice, system, _, _, *interrupts = map(int, Path("/proc/stat").read_text().splitlines()[0].split()[1:9])
         all_seconds = (user + nice + system + sum(interrupts)) / os.sysconf("SC_CLK_TCK")
         return ours | {"others": all_seconds - sum(ours.values())}
 
 
-def _cpu_seconds(pid: int) -> float:
+def cpu_seconds_of(pid: int) -> float:
+    """CPU seconds of a process and of its ended children."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
