@@ -92,6 +92,22 @@ async def test_every_constraint_has_a_unique_name(engine: AsyncEngine) -> None:
     assert {"pk_users", "uq_users_email_key", "ck_tasks_status", "fk_tasks_creator_id_users"} <= set(names)
 
 
+async def test_ids_of_events_are_not_reused_after_any_migration(tmp_path: Path) -> None:
+    """SQLite copies a table to change it, and Alembic's copy is without AUTOINCREMENT and its highest id."""
+    engine = create_engine(make_settings(database_url=f"sqlite:///{tmp_path}/new.sqlite3"))
+    await migrate(engine, "0003")
+    async with engine.execution_options(writes=True).begin() as connection:
+        await connection.exec_driver_sql("INSERT INTO sqlite_sequence (name, seq) VALUES ('events', 77)")
+    await migrate(engine)
+    async with engine.connect() as connection:
+        highest = await connection.exec_driver_sql("SELECT seq FROM sqlite_sequence WHERE name = 'events'")
+        table = await connection.exec_driver_sql("SELECT sql FROM sqlite_master WHERE name = 'events'")
+        found = highest.scalars().all(), table.scalar_one()
+    await engine.dispose()
+    assert found[0] == [77]
+    assert "AUTOINCREMENT" in found[1]
+
+
 async def test_migrating_sets_the_newest_revision(engine: AsyncEngine) -> None:
     assert await current_revision(engine) is None
     await migrate(engine)
