@@ -33,6 +33,19 @@ class Event(NamedTuple):
     task_id: str
     before: Snapshot | None
     after: Snapshot | None
+    mutation_id: str | None = None
+
+
+class Answer(NamedTuple):
+    """One answer to a mutation that a client sent with an id, perhaps several times."""
+
+    mutation_id: str
+    # The payload as JSON, but for `replayed`, so that answers can be compared.
+    payload: str
+    was_refused: bool
+    # The position that `changeCursor` names.
+    position: int | None
+    is_replay: bool
 
 
 class Acknowledged(NamedTuple):
@@ -116,6 +129,9 @@ class Verdict:
     """The violations found, by promise. Each list is empty if the promise was kept."""
 
     acknowledged_writes_lost: list[str] = field(default_factory=list)
+    mutations_done_twice: list[str] = field(default_factory=list)
+    mutations_answered_differently: list[str] = field(default_factory=list)
+    mutations_refused_and_done: list[str] = field(default_factory=list)
     positions_wrong: list[str] = field(default_factory=list)
     changes_missed: list[str] = field(default_factory=list)
     repeats: list[str] = field(default_factory=list)
@@ -141,12 +157,14 @@ def check(
     tasks: Mapping[str, Seen],
     acknowledged: Iterable[Acknowledged],
     listeners: Iterable[Listener],
+    answers: Iterable[Answer] = (),
 ) -> Verdict:
     """`record` is all of `events`, and `tasks` all of `tasks`, read when everything has settled."""
     verdict = Verdict()
     events = list(record)
     _check_positions(events, verdict)
     _check_writes(events, tasks, acknowledged, verdict)
+    _check_answers(events, answers, verdict)
     placed = {event.position: event for event in events if event.position is not None}
     for listener in listeners:
         _check_listener(listener, placed, verdict)
@@ -181,6 +199,28 @@ def _check_writes(
             verdict.acknowledged_writes_lost.append(
                 f"{task_id} is {tasks.get(task_id)}, and by the record {last.get(task_id)}"
             )
+
+
+def _check_answers(events: list[Event], answers: Iterable[Answer], verdict: Verdict) -> None:
+    """A mutation with an id is done once or not at all, as all its answers say."""
+    positions: defaultdict[str, list[int]] = defaultdict(list)
+    for event in events:
+        if event.mutation_id is not None:
+            positions[event.mutation_id].append(event.position or 0)
+    for mutation_id, found in positions.items():
+        if len(found) > 1:
+            verdict.mutations_done_twice.append(f"{mutation_id} made the events at {found}")
+    first_answers: dict[str, Answer] = {}
+    for answer in answers:
+        first = first_answers.setdefault(answer.mutation_id, answer)
+        if (first.payload, first.position) != (answer.payload, answer.position):
+            verdict.mutations_answered_differently.append(f"{first} and {answer}")
+        if not answer.is_replay and first is not answer and not first.is_replay:
+            verdict.mutations_answered_differently.append(f"{answer.mutation_id} was twice answered as new")
+        if answer.was_refused and positions[answer.mutation_id]:
+            verdict.mutations_refused_and_done.append(f"{answer}")
+        elif positions[answer.mutation_id] != ([] if answer.position is None else [answer.position]):
+            verdict.acknowledged_writes_lost.append(f"{answer}, and the record has {positions[answer.mutation_id]}")
 
 
 def _check_listener(listener: Listener, placed: Mapping[int, Event], verdict: Verdict) -> None:

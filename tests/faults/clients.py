@@ -6,19 +6,20 @@ import asyncio
 import base64
 import json
 from abc import ABC, abstractmethod
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
+from uuid import UUID
 
 import httpx
 from websockets.asyncio.client import connect
 from websockets.exceptions import WebSocketException
 from websockets.typing import Subprotocol
 
-from tests.faults.checker import FILTERS, Acknowledged, Listener, Seen, Told
+from tests.faults.checker import FILTERS, Acknowledged, Answer, Listener, Seen, Told
 
 # Shorter than the longest freeze of a server, so some clients give up on a frozen server and use the other.
 TIMEOUT_SECONDS = 4
@@ -28,12 +29,15 @@ TASKS = 120
 TASK = "id title status priority version assignee { id }"
 CHANGE = f"cursor kind taskId task {{ {TASK} }} previous {{ version }}"
 LOGIN = "mutation($i: LoginInput!) { login(input: $i) { accessToken errors { code } } }"
-CREATE = f"mutation($i: CreateTaskInput!) {{ x: createTask(input: $i) {{ task {{ {TASK} }} errors {{ code }} }} }}"
-UPDATE = f"mutation($i: UpdateTaskInput!) {{ x: updateTask(input: $i) {{ task {{ {TASK} }} errors {{ code }} }} }}"
-STATUS = (
-    f"mutation($i: SetTaskStatusInput!) {{ x: setTaskStatus(input: $i) {{ task {{ {TASK} }} errors {{ code }} }} }}"
-)
-DELETE = "mutation($i: DeleteTaskInput!) { x: deleteTask(input: $i) { deletedTaskId errors { code } } }"
+_COMMON = "replayed changeCursor errors { code }"
+CREATE = f"mutation($i: CreateTaskInput!) {{ x: createTask(input: $i) {{ task {{ {TASK} }} {_COMMON} }} }}"
+UPDATE = f"mutation($i: UpdateTaskInput!) {{ x: updateTask(input: $i) {{ task {{ {TASK} }} {_COMMON} }} }}"
+STATUS = f"mutation($i: SetTaskStatusInput!) {{ x: setTaskStatus(input: $i) {{ task {{ {TASK} }} {_COMMON} }} }}"
+TOGGLE = f"""
+mutation($i: ToggleTaskCompletionInput!) {{ x: toggleTaskCompletion(input: $i) {{ task {{ {TASK} }} {_COMMON} }} }}
+"""
+DELETE = f"mutation($i: DeleteTaskInput!) {{ x: deleteTask(input: $i) {{ deletedTaskId {_COMMON} }} }}"
+KINDS = {CREATE: "createTask", UPDATE: "updateTask", STATUS: "setTaskStatus", TOGGLE: "toggle", DELETE: "deleteTask"}
 LIST = f"""
 query($filter: TaskFilter, $after: String) {{
   tasks(filter: $filter, first: 100, after: $after) {{
@@ -68,6 +72,9 @@ class Log:
     """The log that all clients share."""
 
     acknowledged: list[Acknowledged] = field(default_factory=list)
+    answers: list[Answer] = field(default_factory=list)
+    # How often each path that is rare without faults was taken.
+    sometimes: Counter[str] = field(default_factory=Counter)
     outcomes: Counter[str] = field(default_factory=Counter)
     interruptions: Counter[str] = field(default_factory=Counter)
     listeners: list[Listener] = field(default_factory=list)
@@ -136,13 +143,27 @@ def raise_for(errors: Sequence[Mapping[str, Any]] | None) -> None:
         raise Interrupted(codes[0])
 
 
+@dataclass
+class Sent:
+    """A mutation with its id."""
+
+    task_id: str
+    query: str
+    given: dict[str, Any]
+    # Servers that were asked, in order, and the attempts that got no answer.
+    urls: list[str] = field(default_factory=list)
+    unanswered: int = 0
+    answers: int = 0
+
+
 class Writer:
-    """Creates, updates, assigns, completes and deletes tasks, and logs every answer."""
+    """Creates, updates, assigns, completes and deletes tasks, repeats some of it, and logs every answer."""
 
     def __init__(self, person: Person, people: Sequence[Person], urls: Sequence[str], log: Log, seed: int) -> None:
         self._person, self._people, self._urls, self._log = person, people, urls, log
         self._random = Random(seed)
         self._count = 0
+        self._past: deque[Sent] = deque(maxlen=40)
 
     async def run(self, stop: asyncio.Event, *, pause_seconds: float) -> None:
         async with httpx.AsyncClient(timeout=TIMEOUT_SECONDS, trust_env=False) as http:
@@ -151,39 +172,78 @@ class Writer:
                 await asyncio.sleep(self._random.uniform(0, 2 * pause_seconds))
 
     async def _mutate(self, http: httpx.AsyncClient) -> None:
-        log = self._log
         task_id, query, given = self._choose()
-        # Repeat the same mutation until it is answered. The outcome of an unanswered attempt is unknown.
-        for _ in range(3):
-            token = self._person.token
+        mutation_id = str(UUID(int=self._random.getrandbits(128)))
+        sent = Sent(task_id, query, given | {"mutationId": mutation_id})
+        at_once = 2 if self._random.random() < 0.1 else 1
+        self._log.sometimes["two requests at once"] += at_once == 2
+        await asyncio.gather(*(self._send(http, sent) for _ in range(at_once)))
+        self._past.append(sent)
+        if self._random.random() < 0.2:
+            await self._send(http, self._random.choice(self._past))
+
+    async def _send(self, http: httpx.AsyncClient, sent: Sent) -> None:
+        """Send the same mutation until it is answered. The outcome of an unanswered attempt is unknown."""
+        log = self._log
+        for _ in range(20):
+            token, url = self._person.token, self._random.choice(self._urls)
+            sent.urls.append(url)
             try:
-                data = await post(http, self._random.choice(self._urls), token, query, {"i": given})
+                data = await post(http, url, token, sent.query, {"i": sent.given})
             except SignedOut:
                 await self._person.renew(http, self._urls, token, log)
-                continue
             except Interrupted as reason:
+                sent.unanswered += 1
                 log.outcomes["unknown"] += 1
                 log.interruptions[f"mutation: {reason}"] += 1
                 await asyncio.sleep(self._random.uniform(0, 0.3))
-                continue
-            payload = data["x"]
-            if payload["errors"]:
-                log.outcomes["refused"] += 1
-                if payload["errors"][0]["code"] == "NOT_FOUND":
-                    log.creators.pop(task_id, None)
-                elif payload["errors"][0]["code"] != "FORBIDDEN":
-                    log.complaints.append(f"{query} with {given}: {payload['errors']}")
-                return
-            log.outcomes["acknowledged"] += 1
-            if "deletedTaskId" in payload:
-                log.creators.pop(task_id, None)
-                log.acknowledged.append(Acknowledged(task_id, None))
             else:
-                task = payload["task"]
-                if query == CREATE:
-                    log.creators[task["id"]] = self._person.id
-                log.acknowledged.append(Acknowledged(task["id"], seen(task)))
-            return
+                self._hear(sent, data["x"], url)
+                return
+
+    def _hear(self, sent: Sent, payload: dict[str, Any], url: str) -> None:
+        log = self._log
+        is_replay, cursor = payload.pop("replayed"), payload.pop("changeCursor")
+        answer = Answer(
+            mutation_id=sent.given["mutationId"],
+            payload=json.dumps(payload, sort_keys=True),
+            was_refused=payload["errors"] != [],
+            position=None if cursor is None else decoded(cursor),
+            is_replay=is_replay,
+        )
+        log.answers.append(answer)
+        sent.answers += 1
+        self._count_paths(sent, answer, url)
+        if answer.was_refused:
+            self._hear_refusal(sent, payload)
+        elif "deletedTaskId" in payload:
+            log.outcomes["acknowledged"] += 1
+            log.creators.pop(sent.task_id, None)
+            log.acknowledged.append(Acknowledged(sent.task_id, None))
+        else:
+            log.outcomes["acknowledged"] += 1
+            task = payload["task"]
+            if sent.query == CREATE and not is_replay:
+                log.creators[task["id"]] = self._person.id
+            log.acknowledged.append(Acknowledged(task["id"], seen(task)))
+
+    def _hear_refusal(self, sent: Sent, payload: dict[str, Any]) -> None:
+        self._log.outcomes["refused"] += 1
+        code = payload["errors"][0]["code"]
+        if code == "NOT_FOUND":
+            self._log.creators.pop(sent.task_id, None)
+        elif code != "FORBIDDEN":
+            self._log.complaints.append(f"{sent.query} with {sent.given}: {payload['errors']}")
+
+    def _count_paths(self, sent: Sent, answer: Answer, url: str) -> None:
+        sometimes = self._log.sometimes
+        if answer.is_replay:
+            sometimes[f"repeat of {KINDS[sent.query]}"] += 1
+            sometimes["repeat on the other server"] += any(other != url for other in sent.urls)
+            sometimes["repeat of an attempt without an answer, which was done"] += sent.answers == 1
+            sometimes["repeat of a refusal"] += answer.was_refused
+        elif sent.unanswered:
+            sometimes["attempt without an answer, which was not done"] += 1
 
     def _choose(self) -> tuple[str, str, dict[str, Any]]:
         random = self._random
@@ -205,8 +265,10 @@ class Writer:
                     STATUS,
                     {"id": task_id, "status": random.choice(["PENDING", "IN_PROGRESS", "COMPLETED"])},
                 )
-            case 4 | 5 | 6:
+            case 4 | 5:
                 return task_id, UPDATE, {"id": task_id, "title": title, "assigneeId": assignee}
+            case 6 | 7:
+                return task_id, TOGGLE, {"id": task_id}
         return task_id, UPDATE, {"id": task_id, "title": title, "priority": random.choice(["LOW", "HIGH"])}
 
 

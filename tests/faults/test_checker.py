@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.faults.checker import Acknowledged, Event, Listener, Snapshot, Told, Verdict, check, seen
+from tests.faults.checker import Acknowledged, Answer, Event, Listener, Snapshot, Told, Verdict, check, seen
 
 ANN, BOB, EVE = "ann", "bob", "eve"
 
@@ -204,3 +204,27 @@ def test_complaints_name_the_promise_and_the_client() -> None:
         "changes_missed: ann on SSE was not told of 1",
         f"replicas_unlike_query: ann has u as {seen(U[0])}, a query None",
     ]
+
+
+ONCE = [Event(1, "t", None, T[0], "m"), Event(2, "t", T[0], T[1])]
+DONE = Answer("m", "{}", was_refused=False, position=1, is_replay=False)
+
+
+@pytest.mark.parametrize(
+    ("record", "answers", "wrong"),
+    [
+        (ONCE, [DONE, DONE._replace(is_replay=True)], None),
+        (ONCE, [DONE._replace(is_replay=True), DONE], None),
+        (ONCE[1:], [DONE._replace(was_refused=True, position=None)], None),
+        ([ONCE[0], ONCE[1]._replace(mutation_id="m")], [], "mutations_done_twice"),
+        (ONCE, [DONE, DONE._replace(payload="[]", is_replay=True)], "mutations_answered_differently"),
+        (ONCE, [DONE, DONE._replace(payload="{}")], "mutations_answered_differently"),
+        (ONCE, [DONE._replace(was_refused=True, position=None)], "mutations_refused_and_done"),
+        (ONCE, [DONE._replace(mutation_id="lost")], "acknowledged_writes_lost"),
+        (ONCE, [DONE._replace(position=2)], "acknowledged_writes_lost"),
+    ],
+)
+def test_answers_to_mutations_with_an_id(record: list[Event], answers: list[Answer], wrong: str | None) -> None:
+    counts = check(record, {"t": seen(T[1])}, [], [], answers).counts()
+    found = {name for name, count in counts.items() if count}
+    assert found - {"positions_wrong"} == ({wrong} if wrong else set())

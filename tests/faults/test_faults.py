@@ -18,7 +18,17 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.faults.checker import FILTERS, Event, Listener, Verdict, check
-from tests.faults.clients import EventSourceFollower, Follower, Log, Person, Puller, SignedOut, SocketFollower, Writer
+from tests.faults.clients import (
+    KINDS,
+    EventSourceFollower,
+    Follower,
+    Log,
+    Person,
+    Puller,
+    SignedOut,
+    SocketFollower,
+    Writer,
+)
 from tests.faults.faults import Faults
 from tests.support.client import Api
 from tests.support.cluster import Cluster
@@ -60,12 +70,14 @@ async def test_no_change_is_missed_repeated_or_leaked_whatever_fails(tmp_path: P
                 task.cancel()
         for follower in followers:
             await read_fresh(follower, cluster.urls[0], log)
-        verdict = check(record, await cluster.tasks(), log.acknowledged, log.listeners)
+        verdict = check(record, await cluster.tasks(), log.acknowledged, log.listeners, log.answers)
         report(faults, log, verdict, len(record))
         assert settled
         assert len(log.listeners) == len(followers)
         assert verdict.complaints()[:20] == []
         assert log.complaints == []
+        for kind in KINDS.values():
+            assert log.sometimes[f"repeat of {kind}"] > 0
         (tmp_path / "servers.log").write_text(cluster.logs())
         for sign in ("never retrieved", "Exception in callback", "never awaited", "Unclosed"):
             assert sign not in cluster.logs()
@@ -134,6 +146,9 @@ def report(faults: Faults, log: Log, verdict: Verdict, events: int) -> None:
     table.add_row("changes committed", str(events))
     table.add_row("subscribers and pullers", str(len(log.listeners)))
     table.add_row("deliveries", str(sum(len(listener.told) for listener in log.listeners)))
+    table.add_section()
+    for path, count in sorted(log.sometimes.items()):
+        table.add_row(f"sometimes: {path}", str(count))
     table.add_section()
     for reason, count in log.interruptions.most_common(40):
         table.add_row(f"interrupted: {reason}", str(count))

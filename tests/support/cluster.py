@@ -200,7 +200,10 @@ class Cluster:
         """All events, in order."""
         async with self._connection() as connection:
             rows = await connection.fetch("SELECT * FROM events ORDER BY position, id")
-        return [Event(row["position"], str(row["subject_id"]), row["before"], row["after"]) for row in rows]
+        return [
+            Event(row["position"], str(row["subject_id"]), row["before"], row["after"], row["mutation_id"])
+            for row in rows
+        ]
 
     async def tasks(self) -> dict[str, Seen]:
         async with self._connection() as connection:
