@@ -12,7 +12,7 @@ import strawberry
 from taskflow_gql.api.connections import First, PageInfo
 from taskflow_gql.api.context import Info
 from taskflow_gql.api.task_filters import TaskFilterArgument, filter_of
-from taskflow_gql.api.tasks import Task
+from taskflow_gql.api.tasks import Task, TaskEdge
 from taskflow_gql.api.users import User, users_by_id
 from taskflow_gql.execution.strawberry import Batched
 from taskflow_gql.models import TaskCategory, TaskField, TaskPriority, TaskRow, TaskStatus, UserRow
@@ -21,6 +21,7 @@ from taskflow_gql.services.changes import Change, ChangePage, TaskChangeKind, ch
 from taskflow_gql.services.events import EventRow
 from taskflow_gql.services.paging import PageRequest
 from taskflow_gql.services.task_filters import Filter
+from taskflow_gql.services.task_orders import NEWEST_FIRST
 
 
 @strawberry.type(description="A task's fields as they stood before a change.")
@@ -33,6 +34,12 @@ class TaskSnapshot:
     due_date: datetime | None = strawberry.field(description="The due date then.")
     assignee_id: strawberry.ID | None = strawberry.field(description="Who was assigned then.")
     version: int = strawberry.field(description="The version then; the change made it one more.")
+    assignee: UserRow | None = strawberry.field(
+        graphql_type=User | None,
+        description="The person assigned then, as they are now; null when nobody was.",
+        default=None,
+        extensions=[Batched(users_by_id, key="assignee_id")],
+    )
 
 
 @strawberry.type(description="One change to one task, as it looks to you.")
@@ -41,14 +48,40 @@ class TaskChange:
     cursor: str = strawberry.field(description="This change's place in the stream, the same for everybody.")
     kind: TaskChangeKind = strawberry.field(description="What happened, as it looks to you.")
 
+    @strawberry.field(
+        description=(
+            "Names this change among all objects: a key for normalised caches. The same for everybody and every time; "
+            "not for `node`."
+        )
+    )
+    def id(self) -> strawberry.ID:
+        return strawberry.ID(f"TaskChange:{self.cursor}")
+
     @strawberry.field(description="The task's id, also when the task is gone.")
     def task_id(self) -> strawberry.ID:
         return strawberry.ID(str(self.event.subject_id))
 
     @strawberry.field(
+        description=(
+            "The task's id when this change takes it out of your list (DELETED and LEFT), else null: for Relay's "
+            "`@deleteEdge`. A task that LEFT by the filter still exists; `@deleteRecord` is for DELETED only."
+        )
+    )
+    def deleted_task_id(self) -> strawberry.ID | None:
+        return None if self._task else strawberry.ID(str(self.event.subject_id))
+
+    @strawberry.field(
         graphql_type=Task | None, description="The task as it stood after this change; null for DELETED and LEFT."
     )
     def task(self) -> TaskRow | None:
+        return self._task
+
+    @strawberry.field(description="`task` as an edge of `tasks` in its default order; null where `task` is.")
+    def task_edge(self) -> TaskEdge | None:
+        return self._task and TaskEdge(cursor=NEWEST_FIRST.cursor(self._task), node=self._task)
+
+    @property
+    def _task(self) -> TaskRow | None:
         return None if self.kind is TaskChangeKind.LEFT else self.event.after
 
     @strawberry.field(description="What a person changed; empty for CREATED and DELETED.")

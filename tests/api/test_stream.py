@@ -215,6 +215,69 @@ async def test_a_list_and_the_changes_since_its_cursor_make_the_next_list(api: A
 
 # What a change looks like to whom
 
+FOR_CACHES = """
+query($after: String!, $filter: TaskFilter) {
+  taskChanges(after: $after, filter: $filter) {
+    nodes {
+      id cursor kind deletedTaskId taskId
+      task { id version } taskEdge { cursor node { id version } } previous { assigneeId assignee { id username } }
+    }
+  }
+}
+"""
+
+
+async def changes_for_caches(api: Api, by: Person, after: str, **variables: Any) -> list[dict[str, Any]]:
+    data = await api.data(FOR_CACHES, {"after": after, **variables}, by=by)
+    nodes: list[dict[str, Any]] = data["taskChanges"]["nodes"]
+    return nodes
+
+
+async def test_a_change_says_what_to_drop_and_what_to_add(api: Api) -> None:
+    ann, bob = await api.register("ann"), await api.register("bob")
+    start = await end_of_stream(api, ann)
+    task = await api.create_task(ann, title="Old", assigneeId=bob.id)
+    await api.update_task(ann, task["id"], assigneeId=None)
+    await delete(api, ann, task["id"])
+    changes = await changes_for_caches(api, ann, start)
+    assert [change["kind"] for change in changes] == ["CREATED", "UPDATED", "DELETED"]
+    assert [change["deletedTaskId"] for change in changes] == [None, None, task["id"]]
+    for change in changes:
+        assert (change["taskEdge"] and change["taskEdge"]["node"]) == change["task"]
+    bobs = await changes_for_caches(api, bob, start)
+    assert [(change["kind"], change["deletedTaskId"]) for change in bobs] == [("CREATED", None), ("LEFT", task["id"])]
+    assert bobs[1]["taskEdge"] is None
+    assert [change["previous"] and change["previous"]["assignee"] for change in changes] == [
+        None,
+        {"id": bob.id, "username": "bob"},
+        None,
+    ]
+
+
+async def test_the_edge_of_a_change_has_the_cursor_of_the_task_in_the_list(api: Api) -> None:
+    ann = await api.register("ann")
+    start = await end_of_stream(api, ann)
+    for number in range(3):
+        await api.create_task(ann, title=f"Task {number}")
+    edges = (await api.data("{ tasks { edges { cursor node { id version } } } }", by=ann))["tasks"]["edges"]
+    assert [change["taskEdge"] for change in await changes_for_caches(api, ann, start)] == edges[::-1]
+
+
+async def test_the_id_of_a_change_is_its_own_and_the_same_to_everybody(api: Api) -> None:
+    ann, bob = await api.register("ann"), await api.register("bob")
+    start = await end_of_stream(api, ann)
+    task = await api.create_task(ann, assigneeId=bob.id)
+    await api.update_task(ann, task["id"], title="Changed", status="COMPLETED")
+    await delete(api, ann, task["id"])
+    ids = [change["id"] for change in await changes_for_caches(api, ann, start)]
+    assert len({*ids, task["id"], ann.id, bob.id}) == 6
+    assert [change["id"] for change in await changes_for_caches(api, bob, start)] == ids
+    # The same change, shown as UPDATED to one and as LEFT to the other.
+    assert [change["id"] for change in await changes_for_caches(api, bob, start, filter=PENDING)] == ids[:2]
+    only_ids = "subscription($after: String) { taskChanged(after: $after) { id } }"
+    async with listening(api, bob, start, query=only_ids) as socket:
+        assert [change["id"] for change in await hear(socket, 3)] == ids
+
 
 async def test_a_change_says_what_it_changed_and_what_was_before(api: Api) -> None:
     ann, bob = await api.register("ann"), await api.register("bob")
