@@ -52,7 +52,8 @@ class Subscription(TaskSubscriptions):
 # these weights, an operation within the default limit blocks others for at most some tenths of a second
 # (tests/test_hostile.py).
 PRICES = Prices(
-    {"history": 50, "totalCount": 50, "description": 50},
+    {"history": 50, "totalCount": 50, "byAssignee": 50, "description": 50},
+    lists=["byAssignee"],
     default_page_size=DEFAULT_PAGE_SIZE,
     max_page_size=MAX_PAGE_SIZE,
     max_ids=MAX_NODES,

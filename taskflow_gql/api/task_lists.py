@@ -73,7 +73,7 @@ async def task_query(
         order=sorted_by,
         columns=_columns_of_list(context, sorted_by),
         with_total=context.needs is not None and _CONNECTION in context.needs.counted,
-        begun=list_begun(sorted_by, request) or await _stream_place(context),
+        begun=list_begun(sorted_by, request) or await stream_place(context, _CONNECTION),
     )
 
 
@@ -98,7 +98,7 @@ def _columns_of_list(context: Context, order: Order[TaskRow]) -> TaskColumns:
     return columns.with_keys(order) if makes_cursors else columns
 
 
-async def _stream_place(context: Context) -> StreamPlace | None:
-    """The current position of the stream, if the document selects `changesCursor`."""
-    selected = context.needs is not None and context.needs.selects(_CONNECTION, "changesCursor")
+async def stream_place(context: Context, type_name: str) -> StreamPlace | None:
+    """The current position of the stream, if the document selects `changesCursor` of this type."""
+    selected = context.needs is not None and context.needs.selects(type_name, "changesCursor")
     return await context.loaders.stream_place() if selected else None

@@ -16,7 +16,7 @@ from taskflow_gql.api.mutations import MutationInput, MutationPayload, mutation
 from taskflow_gql.api.needs import needs
 from taskflow_gql.api.nodes import Node
 from taskflow_gql.api.task_filters import TaskFilterArgument, filter_of
-from taskflow_gql.api.task_lists import TaskList, TaskOrderArgument, columns_of_tasks, task_query
+from taskflow_gql.api.task_lists import TaskList, TaskOrderArgument, columns_of_tasks, stream_place, task_query
 from taskflow_gql.api.users import User, users_by_id
 from taskflow_gql.database.sessions import DatabaseSession
 from taskflow_gql.errors import Refusal
@@ -28,7 +28,8 @@ from taskflow_gql.services.access import Viewer
 from taskflow_gql.services.changes import ChangePage, history_page
 from taskflow_gql.services.ids import parse_id, parse_optional_id
 from taskflow_gql.services.paging import PageRequest
-from taskflow_gql.services.positions import encode_cursor
+from taskflow_gql.services.positions import StreamPlace, encode_cursor
+from taskflow_gql.services.task_filters import Filter
 from taskflow_gql.services.task_orders import NEWEST_FIRST
 
 # Tasks have a history and changes have a task, so one of the two modules names the other's type lazily.
@@ -180,9 +181,30 @@ class TaskCategoryCount:
     count: int = strawberry.field(description="How many tasks are in it.")
 
 
+@strawberry.type(description="How many tasks have a status.")
+class TaskStatusCount:
+    status: TaskStatus = strawberry.field(description="The status.")
+    count: int = strawberry.field(description="How many tasks have it.")
+
+
+@strawberry.type(description="How many tasks a person should do.")
+class TaskAssigneeCount:
+    assignee_id: strawberry.Private[UUID | None]
+    count: int = strawberry.field(description="How many tasks are assigned to this person.")
+    assignee: UserRow | None = strawberry.field(
+        graphql_type=User | None,
+        description="The person; null for the tasks that are assigned to nobody.",
+        default=None,
+        extensions=[Batched(users_by_id, key="assignee_id")],
+    )
+
+
 @strawberry.type(description="Counts over tasks.")
 class TaskStats:
     counts: strawberry.Private[task_stats.TaskStats]
+    filter: strawberry.Private[Filter]
+    # The position of the stream before the counts were read, if `changesCursor` is selected.
+    begun: strawberry.Private[StreamPlace | None]
 
     @strawberry.field(description="How many there are.")
     def total(self) -> int:
@@ -211,6 +233,40 @@ class TaskStats:
     @strawberry.field(description="One entry for each category, in the order of the enum, zeros included.")
     def by_category(self) -> list[TaskCategoryCount]:
         return [TaskCategoryCount(category=key, count=count) for key, count in self.counts.by_category.items()]
+
+    @strawberry.field(description="One entry for each status, in the order of the enum, zeros included.")
+    def by_status(self) -> list[TaskStatusCount]:
+        return [TaskStatusCount(status=key, count=count) for key, count in self.counts.by_status.items()]
+
+    @strawberry.field(
+        description=(
+            "The people with most of these tasks, most first, by id where it is equal; one entry is for the tasks of "
+            "nobody. People without such tasks are left out. Counted only when selected."
+        )
+    )
+    async def by_assignee(
+        self,
+        info: Info,
+        first: Annotated[
+            int | None, strawberry.argument(description="How many people: 1 to 100, 50 if nothing is said.")
+        ] = None,
+    ) -> list[TaskAssigneeCount]:
+        viewer = await info.context.require_viewer()
+        size = PageRequest.of(first=first).size
+        async with info.context.read() as session:
+            counts = await task_stats.count_by_assignee(session, viewer, self.filter, limit=size)
+        return [TaskAssigneeCount(assignee_id=assignee_id, count=count) for assignee_id, count in counts]
+
+    @strawberry.field(
+        description=(
+            "Where the change stream stood just before the counts were read. Subscribe to `taskChanged` with "
+            "`after: changesCursor`, and no change since is missed."
+        )
+    )
+    def changes_cursor(self) -> str:
+        # This resolver runs only if changesCursor was selected, so the place was read before the counts.
+        assert self.begun is not None
+        return encode_cursor(*self.begun)
 
 
 @strawberry.type
@@ -256,8 +312,11 @@ class TaskQueries:
     async def task_stats(self, info: Info, filter: TaskFilterArgument = None) -> TaskStats:
         viewer = await info.context.require_viewer()
         now = info.context.begun_at
+        made = filter_of(filter, viewer, now)
+        begun = await stream_place(info.context, "TaskStats")
         async with info.context.read() as session:
-            return TaskStats(counts=await task_stats.task_stats(session, viewer, filter_of(filter, viewer, now), now))
+            counts = await task_stats.task_stats(session, viewer, made, now)
+        return TaskStats(counts=counts, filter=made, begun=begun)
 
 
 @strawberry.input(description="A new task. You are its creator; it starts PENDING.")

@@ -7,7 +7,7 @@ before they are coerced. Nothing here recurses, because clients choose the depth
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from graphql import (
@@ -50,13 +50,21 @@ class Prices:
     """The costs of a schema's fields and lists, in values.
 
     `weights` holds the costs of fields that cost more than one value, by field name. A list counts as its page size, at
-    most `max_page_size`, or as `default_page_size` if none is given. A list of ids counts as at most `max_ids`.
+    most `max_page_size`, or as `default_page_size` if none is given. `lists` names the fields that return their page
+    as a list, not as a connection. A list of ids counts as at most `max_ids`.
     """
 
     def __init__(
-        self, weights: Mapping[str, int] = {}, *, default_page_size: int, max_page_size: int, max_ids: int
+        self,
+        weights: Mapping[str, int] = {},
+        *,
+        lists: Collection[str] = (),
+        default_page_size: int,
+        max_page_size: int,
+        max_ids: int,
     ) -> None:
         self.weights = {**_INTROSPECTION, **weights}
+        self.lists = lists
         self.default_page_size = default_page_size
         self.max_page_size = max_page_size
         self.max_ids = max_ids
@@ -213,6 +221,8 @@ class _Counts:
                 is_list = around.field.name.value in _ITEMS
                 count = (items if is_list else count) * self._id_count(around.field)
                 items = count if is_list else count * self._page_size(around.field)
+                if around.field.name.value in self._prices.lists:
+                    count = items
             counts.append((count, items))
             for selection in around.node.selections:
                 if isinstance(selection, FieldNode):

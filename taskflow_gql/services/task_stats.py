@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from datetime import datetime
 from typing import NamedTuple
+from uuid import UUID
 
-from sqlalchemy import func, select
+from sqlalchemy import Integer, bindparam, func, select
 
 from taskflow_gql.database.sessions import DatabaseSession
 from taskflow_gql.database.statements import Statement
@@ -55,3 +56,21 @@ def _stats_statement(filter_: Filter, is_admin: bool) -> Statement:
     ]
     counts = select(func.count(), *(func.count().filter(one) for one in conditions))
     return Statement(counts.select_from(Task).where(visible(is_admin=is_admin), condition(filter_)))
+
+
+async def count_by_assignee(
+    session: DatabaseSession, viewer: Viewer, filter_: Filter, *, limit: int
+) -> list[tuple[UUID | None, int]]:
+    """The assignees with most tasks and how many each has, most first; None stands for tasks without one."""
+    filter_, values = without_values(filter_)
+    parameters = {**values, "viewer_id": viewer.id, "most": limit}
+    return await session.run(_assignees_statement(filter_, viewer.is_admin), parameters)
+
+
+@cached_for_small_filters(maxsize=128)
+def _assignees_statement(filter_: Filter, is_admin: bool) -> Statement:
+    """Parameters: `viewer_id`, `most` and the filter's values. Rows: pairs of an assignee's id and a count."""
+    found = select(Task.assignee_id, func.count()).where(visible(is_admin=is_admin), condition(filter_))
+    # Without NULLS LAST the databases disagree about where equal counts put the tasks without an assignee.
+    most_first = (func.count().desc(), Task.assignee_id.asc().nulls_last())
+    return Statement(found.group_by(Task.assignee_id).order_by(*most_first).limit(bindparam("most", type_=Integer)))

@@ -34,7 +34,8 @@ USERS = "query($search: String) { users(search: $search) { nodes { username } to
 STATS = """
 query($filter: TaskFilter) {
   taskStats(filter: $filter) {
-    total pending inProgress completed overdue byPriority { priority count } byCategory { category count }
+    total pending inProgress completed overdue
+    byPriority { priority count } byCategory { category count } byStatus { status count }
   }
 }
 """
@@ -418,6 +419,10 @@ def stats(**counts: Any) -> dict[str, Any]:
         "byCategory": [
             {"category": name, "count": counts.get(name, 0)} for name in ("WORK", "PERSONAL", "HOME", "OTHER")
         ],
+        "byStatus": [
+            {"status": status, "count": counts.get(name, 0)}
+            for status, name in (("PENDING", "pending"), ("IN_PROGRESS", "inProgress"), ("COMPLETED", "completed"))
+        ],
     }
 
 
@@ -440,6 +445,48 @@ async def test_statistics_cover_the_filtered_tasks(api: Api, team: Team) -> None
     answer = await api.data(STATS, {"filter": {"overdue": True, "category": {"eq": "HOME"}}}, by=team.boss)
     assert answer == {"taskStats": stats(total=2, pending=1, inProgress=1, overdue=2, LOW=1, MEDIUM=1, HOME=2)}
     assert await api.data(STATS, {"filter": {"title": {"in": []}}}, by=team.boss) == {"taskStats": stats()}
+
+
+BY_ASSIGNEE = """
+query($filter: TaskFilter, $first: Int) {
+  taskStats(filter: $filter) { byAssignee(first: $first) { assignee { username } count } }
+}
+"""
+
+
+async def by_assignee(api: Api, by: Person, **variables: Any) -> list[tuple[str | None, int]]:
+    entries = (await api.data(BY_ASSIGNEE, variables, by=by))["taskStats"]["byAssignee"]
+    return [(entry["assignee"] and entry["assignee"]["username"], entry["count"]) for entry in entries]
+
+
+async def test_statistics_name_the_people_with_most_of_the_visible_and_filtered_tasks(api: Api) -> None:
+    ann, bob, cid, eve = [await api.register(name) for name in ("ann", "bob", "cid", "eve")]
+    for assignee, count in ((cid, 1), (ann, 2), (bob, 2), (None, 2), (eve, 3)):
+        for number in range(count):
+            await api.create_task(ann, f"Task {number}", assigneeId=assignee and assignee.id)
+    # Nobody stands after people with as many tasks, and people are ordered by id, which grows with time.
+    everyone = [("eve", 3), ("ann", 2), ("bob", 2), (None, 2), ("cid", 1)]
+    assert await by_assignee(api, ann) == everyone
+    assert await by_assignee(api, ann, first=2) == everyone[:2]
+    assert await by_assignee(api, bob) == [("bob", 2)]
+    assert await by_assignee(api, cid, filter={"title": {"eq": "Task 1"}}) == []
+    assert await by_assignee(api, ann, filter={"title": {"eq": "Task 2"}}) == [("eve", 1)]
+    for first in (0, 101):
+        assert await api.codes(BY_ASSIGNEE, {"first": first}, by=ann) == ["BAD_USER_INPUT"]
+
+
+async def test_the_cursor_of_statistics_is_where_the_stream_stood_before_they_were_read(api: Api) -> None:
+    read = "{ taskStats { total changesCursor } }"
+    changes = "query($after: String!) { taskChanges(after: $after) { nodes { taskId } } }"
+    ann = await api.register("ann")
+    await api.create_task(ann)
+    # This query answers once the task has its position.
+    await api.data("{ tasks { nodes { history { nodes { id } } } } }", by=ann)
+    stats = (await api.data(read, by=ann))["taskStats"]
+    assert stats["total"] == 1
+    later = await api.create_task(ann)
+    told = await api.data(changes, {"after": stats["changesCursor"]}, by=ann)
+    assert told == {"taskChanges": {"nodes": [{"taskId": later["id"]}]}}
 
 
 # ---------------------------------------------------------------- users

@@ -202,7 +202,10 @@ async def test_the_cost_does_not_depend_on_how_the_parents_were_reached(
 # ---------------------------------------------------------------- exact numbers, including the token check
 
 
-STATS = "total pending inProgress completed overdue byPriority { priority count } byCategory { category count }"
+STATS = """
+total pending inProgress completed overdue
+byStatus { status count } byPriority { priority count } byCategory { category count }
+"""
 BOTH = "creator { username } assignee { username }"
 
 
@@ -231,6 +234,9 @@ BOTH = "creator { username } assignee { username }"
         ),
         (f"{{ taskStats {{ {STATS} }} }}", 2),
         (f"{{ taskStats(filter: {{not: {{overdue: true}}, creator: {{isMe: true}}}}) {{ {STATS} }} }}", 2),
+        ("{ taskStats { total byAssignee { count } } }", 3),
+        ("{ taskStats { total changesCursor } }", 3),
+        ("{ taskStats { changesCursor } tasks { changesCursor } }", 4),
     ],
 )
 async def test_an_operation_costs_exactly_this_many_statements(
@@ -245,6 +251,13 @@ async def test_an_operation_costs_exactly_this_many_statements(
         with counting() as counted:
             await api.data(query, by=by)
         assert len(counted) == statements, "\n\n".join(counted)
+
+
+async def test_all_assignees_of_statistics_are_read_in_one_statement(api: Api, database: Database) -> None:
+    boss = await boss_of(api, database)
+    for start, stop in ((0, 2), (2, 40)):
+        await add_people(database, start, stop)
+        assert await count(api, "{ taskStats { total byAssignee { count assignee { username } } } }", boss) == 4
 
 
 async def test_invisible_objects_cost_no_further_statements(api: Api, database: Database) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from uuid import UUID
 
 import pytest
 from hypothesis import given
@@ -12,7 +13,7 @@ from taskflow_gql.database.units import Database
 from taskflow_gql.models import TaskCategory, TaskPriority, TaskStatus
 from taskflow_gql.services.access import Viewer, may_see
 from taskflow_gql.services.task_filters import EVERYTHING
-from taskflow_gql.services.task_stats import TaskStats, task_stats
+from taskflow_gql.services.task_stats import TaskStats, count_by_assignee, task_stats
 from tests.support.factories import noting_statements
 from tests.support.task_filters import (
     ANN,
@@ -50,6 +51,13 @@ async def test_statistics_count_the_visible_tasks_that_a_filter_finds(
                     by_category={each: category[each] for each in TaskCategory},
                     overdue=sum(holds({"overdue": True}, task) for task in found),
                 ), wanted
+                assignees = Counter(task.assignee_id for task in found)
+                most_first = sorted(
+                    assignees.items(), key=lambda pair: (-pair[1], pair[0] is None, pair[0] or UUID(int=0))
+                )
+                for limit in (1, 2, 100):
+                    counts = await count_by_assignee(session, viewer, read_filter(wanted, viewer), limit=limit)
+                    assert counts == most_first[:limit], (wanted, limit)
 
 
 async def test_statistics_take_one_statement_and_list_all_values_in_enum_order(database: Database) -> None:
