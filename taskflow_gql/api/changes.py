@@ -9,7 +9,7 @@ from typing import Annotated
 
 import strawberry
 
-from taskflow_gql.api.connections import First, PageInfo
+from taskflow_gql.api.connections import Last, PageInfo
 from taskflow_gql.api.context import Info
 from taskflow_gql.api.task_filters import TaskFilterArgument, filter_of
 from taskflow_gql.api.tasks import Task, TaskEdge
@@ -17,7 +17,7 @@ from taskflow_gql.api.users import User, users_by_id
 from taskflow_gql.execution.strawberry import Batched
 from taskflow_gql.models import TaskCategory, TaskField, TaskPriority, TaskRow, TaskStatus, UserRow
 from taskflow_gql.services.access import Viewer
-from taskflow_gql.services.changes import Change, ChangePage, TaskChangeKind, change_for, changes_since
+from taskflow_gql.services.changes import Change, ChangePage, ChangeRequest, TaskChangeKind, change_for, changes_page
 from taskflow_gql.services.events import EventRow
 from taskflow_gql.services.paging import PageRequest
 from taskflow_gql.services.task_filters import Filter
@@ -138,7 +138,7 @@ class TaskChangeConnection:
     @strawberry.field(
         description=(
             "Where this page lies. `endCursor` is where to go on from, also when the page is empty: everything "
-            "up to it has been looked at."
+            "up to it has been looked at. So is `startCursor` for going back while `hasPreviousPage`."
         )
     )
     @staticmethod
@@ -147,7 +147,7 @@ class TaskChangeConnection:
         return PageInfo(
             has_next_page=changes.has_next,
             has_previous_page=changes.has_previous,
-            start_cursor=cursor(changes.changes[0].event.position) if changes.changes else None,
+            start_cursor=None if changes.start is None else cursor(changes.start),
             end_cursor=cursor(changes.end),
         )
 
@@ -162,27 +162,53 @@ class ChangeQueries:
     @strawberry.field(
         graphql_type=TaskChangeConnection,
         description=(
-            "What has happened since a cursor, oldest first: the pull side of `taskChanged`, for catching up after "
-            "being offline. Go on with `after: pageInfo.endCursor` while `hasNextPage`; a page may be short or empty "
-            "and still go on. CURSOR_EXPIRED when the changes since are no longer kept: read again from a query."
+            "What has happened: the pull side of `taskChanged`. With `after` what came since, for catching up after "
+            "being offline: go on with `after: pageInfo.endCursor` while `hasNextPage`. Without a cursor the newest "
+            "changes, as an activity feed shows them: go back with `before: pageInfo.startCursor` while "
+            "`hasPreviousPage`. Each page is oldest first; it may be short or empty and still go on. Going back ends "
+            "at the oldest change that is kept. CURSOR_EXPIRED when the changes next to a cursor are no longer kept: "
+            "read again from a query."
         ),
     )
     async def task_changes(
         self,
         info: Info,
         after: Annotated[
-            str, strawberry.argument(description="A `changesCursor`, the `cursor` of a change, or an `endCursor`.")
-        ],
-        first: First = None,
+            str | None,
+            strawberry.argument(
+                description="Only what came after this `changesCursor`, `cursor` of a change, or `endCursor`."
+            ),
+        ] = None,
+        first: Annotated[
+            int | None,
+            strawberry.argument(
+                description=(
+                    "How many after `after`, or without a cursor of the newest: 1 to 100, 50 if nothing is said. Not "
+                    "with `last`."
+                )
+            ),
+        ] = None,
+        last: Last = None,
+        before: Annotated[
+            str | None,
+            strawberry.argument(description="Only what came before this `cursor` of a change, or `startCursor`."),
+        ] = None,
         filter: TaskFilterArgument = None,
     ) -> ChangePage:
         viewer = await info.context.require_viewer()
-        size = PageRequest.of(first=first).size
+        page = PageRequest.of(first=first, after=after, last=last, before=before)
         made = filter_of(filter, viewer, info.context.begun_at)
-        position = await info.context.parts.fanout.position_of(after)
+        position_of = info.context.parts.fanout.position_of
+        request = ChangeRequest(
+            size=page.size,
+            # Without a cursor the page is the newest.
+            backward=page.backward or (after is None and before is None),
+            after=None if after is None else await position_of(after),
+            before=None if before is None else await position_of(before, argument="before"),
+        )
         await info.context.parts.relay.catch_up()
         async with info.context.read() as session:
-            return await changes_since(session, viewer, position, made, size=size)
+            return await changes_page(session, viewer, request, made)
 
 
 @strawberry.type

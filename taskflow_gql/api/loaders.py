@@ -12,7 +12,7 @@ from taskflow_gql.database.units import BoundedReads
 from taskflow_gql.models import UserRow
 from taskflow_gql.services import events, positions, tasks
 from taskflow_gql.services.access import Viewer
-from taskflow_gql.services.events import EventRow
+from taskflow_gql.services.events import EventRow, Window
 from taskflow_gql.services.positions import StreamPlace
 from taskflow_gql.services.task_filters import Filter
 from taskflow_gql.services.tasks import Relation
@@ -24,7 +24,7 @@ class Loaders:
         self._reads = reads
         self._caught_up: asyncio.Future[None] | None = None
         self._stream_place: asyncio.Future[StreamPlace] | None = None
-        self._history: dict[tuple[int, int], DataLoader[UUID, list[EventRow]]] = {}
+        self._history: dict[Window, DataLoader[UUID, list[EventRow]]] = {}
         # People already read. The check of the token has added the viewer.
         self.people: dict[UUID, UserRow] = {}
         # One loader for each set of arguments, because a field can be selected under several aliases.
@@ -41,15 +41,15 @@ class Loaders:
 
         return self._task_counts_of_users.setdefault((relation, filter_), DataLoader(load))
 
-    def history(self, viewer: Viewer, position: int, limit: int) -> DataLoader[UUID, list[EventRow]]:
+    def history(self, viewer: Viewer, window: Window) -> DataLoader[UUID, list[EventRow]]:
         reads = self._reads
 
         async def load(task_ids: Sequence[UUID]) -> list[list[EventRow]]:
             async with reads.read() as session:
-                history = await events.history_of_tasks(session, viewer, task_ids, position, limit=limit)
+                history = await events.history_of_tasks(session, viewer, task_ids, window)
             return [history[task_id] for task_id in task_ids]
 
-        return self._history.setdefault((position, limit), DataLoader(load))
+        return self._history.setdefault(window, DataLoader(load))
 
     async def catch_up(self, relay: Relay) -> None:
         """Call `Relay.catch_up` once for all fields of the operation."""

@@ -48,11 +48,11 @@ class Subscription(TaskSubscriptions):
     pass
 
 
-# Fields that cost many times as much as other values: a look-up for each object, or a text of 10,000 characters. With
-# these weights, an operation within the default limit blocks others for at most some tenths of a second
-# (tests/test_hostile.py).
+# Fields that cost many times as much as other values: a look-up for each object, a text of 10,000 characters, or a
+# search through 1,000 changes. With these weights, an operation within the default limit blocks others for at most some
+# tenths of a second (tests/test_hostile.py).
 PRICES = Prices(
-    {"history": 50, "totalCount": 50, "byAssignee": 50, "description": 50},
+    {"history": 50, "totalCount": 50, "byAssignee": 50, "description": 50, "taskChanges": 1_000},
     lists=["byAssignee"],
     default_page_size=DEFAULT_PAGE_SIZE,
     max_page_size=MAX_PAGE_SIZE,

@@ -25,7 +25,7 @@ from taskflow_gql.execution.strawberry import Batched
 from taskflow_gql.models import TaskCategory, TaskPriority, TaskRow, TaskStatus, UserRow
 from taskflow_gql.services import access, task_stats, tasks
 from taskflow_gql.services.access import Viewer
-from taskflow_gql.services.changes import ChangePage, history_page
+from taskflow_gql.services.changes import ChangePage, ChangeRequest, history_page
 from taskflow_gql.services.ids import parse_id, parse_optional_id
 from taskflow_gql.services.paging import PageRequest
 from taskflow_gql.services.positions import StreamPlace, encode_cursor
@@ -73,7 +73,10 @@ class Task(Node):
     @strawberry.field(
         graphql_type=TASK_CHANGE_CONNECTION,
         metadata=needs(),
-        description="What happened to this task while you could see it, oldest first.",
+        description=(
+            "What happened to this task while you could see it, oldest first: from its beginning, or with `last` or "
+            "`before` the newest."
+        ),
     )
     @staticmethod
     async def history(
@@ -83,13 +86,23 @@ class Task(Node):
         after: Annotated[
             str | None, strawberry.argument(description="Only what came after this `cursor` of a change.")
         ] = None,
+        last: Last = None,
+        before: Annotated[
+            str | None, strawberry.argument(description="Only what came before this `cursor` of a change.")
+        ] = None,
     ) -> ChangePage:
         viewer = await info.context.require_viewer()
-        size = PageRequest.of(first=first).size
-        position = 0 if after is None else info.context.parts.fanout.decode(after)
+        page = PageRequest.of(first=first, after=after, last=last, before=before)
+        decode = info.context.parts.fanout.decode
+        request = ChangeRequest(
+            size=page.size,
+            backward=page.backward,
+            after=None if after is None else decode(after),
+            before=None if before is None else decode(before, argument="before"),
+        )
         await info.context.loaders.catch_up(info.context.parts.relay)
-        events = await info.context.loaders.history(viewer, position, size + 1).load(task.id)
-        return history_page(viewer, events, position, size=size, has_previous=after is not None)
+        events = await info.context.loaders.history(viewer, request.window_of_history()).load(task.id)
+        return history_page(viewer, events, request)
 
     @strawberry.field(
         metadata=needs("creator_id"), description="Whether `updateTask` would let you: its creator, or an ADMIN."

@@ -8,10 +8,22 @@ from datetime import datetime
 from enum import StrEnum
 from functools import cache
 from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Generic,
+    NamedTuple,
+    TypeAlias,
+    TypeVar,
+    Union,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Integer, UpdateBase, bindparam, literal_column, or_, select
+from sqlalchemy import ColumnElement, Integer, Select, UpdateBase, and_, bindparam, literal_column, or_, select
 
 from taskflow_gql import clock
 from taskflow_gql.database.constructs import top_of_each
@@ -258,36 +270,70 @@ def _is_of(*types: str) -> ColumnElement[bool]:
 
 
 async def events_after(
-    session: DatabaseSession,
-    position: int,
-    *,
-    viewer: Viewer | None = None,
-    row_class: type[Any] | None = None,
-    limit: int,
+    session: DatabaseSession, position: int, *, viewer: Viewer | None = None, limit: int
 ) -> list[EventRow]:
     """Placed events in order of position; with a viewer, those that this person may see before or after the change."""
     # Without a viewer all events, as an admin sees them.
-    types = tuple(_SUBJECTS) if row_class is None else (SUBJECT_OF_ROW[row_class].name,)
-    statement = _events_after(types, is_admin=viewer is None or viewer.is_admin)
+    statement = _events_after(is_admin=viewer is None or viewer.is_admin)
     parameters = {"position": position, "most": limit, "viewer_id": viewer and viewer.id}
     return [event_of_row(row) for row in await session.run(statement, parameters)]
 
 
 @cache
-def _events_after(types: tuple[str, ...], *, is_admin: bool) -> Statement:
+def _events_after(*, is_admin: bool) -> Statement:
     """During an upgrade a newer release may record nouns that this one does not know. It passes over them."""
     after = select(*EVENT_COLUMNS).where(
-        Event.position > bindparam("position"), _is_of(*types), events_visible(is_admin=is_admin)
+        Event.position > bindparam("position"), _is_of(*_SUBJECTS), events_visible(is_admin=is_admin)
     )
     return Statement(after.order_by(Event.position).limit(bindparam("most", type_=Integer)))
 
 
+# Higher than every position.
+AFTER_ALL_POSITIONS = 10**18
+
+
+class Window(NamedTuple):
+    """Placed events between two positions, both exclusive: the oldest of them, or the newest if `backward`."""
+
+    after: int
+    before: int
+    limit: int
+    backward: bool
+
+    @property
+    def bounds(self) -> dict[str, int]:
+        """The parameters of `_within`."""
+        return {"after": self.after, "before": self.before}
+
+
+def _within(type_: str, *, is_admin: bool) -> Select[Any]:
+    """The events of one noun between `after` and `before` that the viewer may see before or after the change."""
+    between = and_(Event.position > bindparam("after"), Event.position < bindparam("before"))
+    return select(*EVENT_COLUMNS).where(between, _is_of(type_), events_visible(is_admin=is_admin))
+
+
+async def events_within(
+    session: DatabaseSession, viewer: Viewer, row_class: type[Any], window: Window
+) -> list[EventRow]:
+    """The window's events of one noun, in the direction of reading. The database reads no event outside the window."""
+    type_ = SUBJECT_OF_ROW[row_class].name
+    statement = _window(type_, viewer.is_admin, window.limit, window.backward)
+    return [event_of_row(row) for row in await session.run(statement, {**window.bounds, "viewer_id": viewer.id})]
+
+
+@cache
+def _window(type_: str, is_admin: bool, limit: int, backward: bool) -> Statement:
+    found = _within(type_, is_admin=is_admin).order_by(_direction(Event.position, backward))
+    # A literal, so that the generic plan knows how few rows it returns.
+    return Statement(found.limit(literal_column(str(limit))))
+
+
 async def history_of_tasks(
-    session: DatabaseSession, viewer: Viewer, task_ids: Collection[UUID], position: int, *, limit: int
+    session: DatabaseSession, viewer: Viewer, task_ids: Collection[UUID], window: Window
 ) -> dict[UUID, list[EventRow]]:
-    """For each task its first placed events after the position that the viewer may see: one statement for all."""
-    statement = _histories(viewer.is_admin, limit)
-    parameters = {"task_ids": task_ids, "position": position, "viewer_id": viewer.id}
+    """For each task the window's events that the viewer may see, in the direction of reading: one statement for all."""
+    statement = _histories(viewer.is_admin, window.limit, window.backward)
+    parameters = {**window.bounds, "task_ids": task_ids, "viewer_id": viewer.id}
     events_by_task: dict[UUID, list[EventRow]] = {task_id: [] for task_id in task_ids}
     for task_id, *values in await session.run(statement, parameters):
         events_by_task[task_id].append(event_of_row(values))
@@ -295,17 +341,18 @@ async def history_of_tasks(
 
 
 @cache
-def _histories(is_admin: bool, limit: int) -> Statement:
-    rows = select(*EVENT_COLUMNS).where(
-        Event.position > bindparam("position"), _is_of(SUBJECT_OF_ROW[TaskRow].name), events_visible(is_admin=is_admin)
-    )
+def _histories(is_admin: bool, limit: int, backward: bool) -> Statement:
     page = top_of_each(
-        rows,
+        _within(SUBJECT_OF_ROW[TaskRow].name, is_admin=is_admin),
         parent=Task.id,
         child=Event.subject_id,
         keys="task_ids",
-        order_by=[Event.position.asc()],
+        order_by=[_direction(Event.position, backward)],
         limit=limit,
     )
     columns = [page.c[column.key] for column in EVENT_COLUMNS]
-    return Statement(select(page.c.parent_id, *columns).order_by(page.c.position))
+    return Statement(select(page.c.parent_id, *columns).order_by(_direction(page.c.position, backward)))
+
+
+def _direction(position: Any, backward: bool) -> ColumnElement[Any]:
+    return position.desc() if backward else position.asc()  # type: ignore[no-any-return]

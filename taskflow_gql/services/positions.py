@@ -55,15 +55,15 @@ def encode_cursor(stream_id: str, position: int) -> str:
     return base64.urlsafe_b64encode(str(StreamPlace(stream_id, position)).encode()).decode().rstrip("=")
 
 
-def decode_cursor(cursor: str, stream_id: str) -> int:
+def decode_cursor(cursor: str, stream_id: str, *, argument: str = "after") -> int:
     """The position that a cursor names. Raises BadUserInput if it is damaged or belongs to another database."""
     try:
         padded = cursor.encode("ascii") + b"=" * (-len(cursor) % 4)
         place = StreamPlace.parse(base64.b64decode(padded, altchars=b"-_", validate=True).decode())
     except ValueError as error:
-        raise BadUserInput("after is not a cursor of the change stream") from error
+        raise BadUserInput(f"{argument} is not a cursor of the change stream") from error
     if place.stream_id != stream_id:
-        raise BadUserInput("after is a cursor of another server: read again from a query")
+        raise BadUserInput(f"{argument} is a cursor of another server: read again from a query")
     return place.position
 
 

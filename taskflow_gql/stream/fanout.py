@@ -175,22 +175,22 @@ class Fanout:
         else:
             self._admins.discard(subscriber)
 
-    async def position_of(self, cursor: str) -> int:
+    async def position_of(self, cursor: str, *, argument: str = "after") -> int:
         """The position of a client's cursor.
 
         Raises BadUserInput if it belongs to another stream or lies in the future, and CursorExpired if events after it
         are no longer stored.
         """
-        position = self.decode(cursor)
+        position = self.decode(cursor, argument=argument)
         async with self._database.read() as session:
             state = await require_kept(session, position)
         if position > state.last_position:
-            raise BadUserInput("after is a cursor from the future: read again from a query")
+            raise BadUserInput(f"{argument} is a cursor from the future: read again from a query")
         return position
 
-    def decode(self, cursor: str) -> int:
+    def decode(self, cursor: str, *, argument: str = "after") -> int:
         """The position of a cursor; does not read the table. Raises BadUserInput if it belongs to another stream."""
-        return decode_cursor(cursor, self._stream_id)
+        return decode_cursor(cursor, self._stream_id, argument=argument)
 
     def cursor(self, position: int) -> str:
         return encode_cursor(self._stream_id, position)

@@ -260,6 +260,46 @@ async def test_all_assignees_of_statistics_are_read_in_one_statement(api: Api, d
         assert await count(api, "{ taskStats { total byAssignee { count assignee { username } } } }", boss) == 4
 
 
+@pytest.mark.parametrize(
+    ("query", "statements"),
+    [
+        ("{ tasks { nodes { history { nodes { kind } } } } }", 4),
+        ("{ tasks { nodes { history(last: 2) { nodes { kind } pageInfo { startCursor } } } } }", 4),
+        ("{ taskChanges { nodes { kind taskEdge { cursor } } pageInfo { startCursor endCursor } } }", 4),
+        ('{ taskChanges(last: 5, filter: {title: {eq: "A task"}}) { nodes { id deletedTaskId } } }', 4),
+    ],
+)
+async def test_changes_cost_exactly_this_many_statements(
+    api: Api, database: Database, query: str, statements: int
+) -> None:
+    """One of the statements asks whether events wait for their positions."""
+    boss = await boss_of(api, database)
+    for start, stop in ((0, 1), (1, 50)):
+        await add_people(database, start, stop)
+        # This request also lets the relay place the events.
+        await api.data(query, by=boss)
+        assert await count(api, query, boss) == statements
+
+
+async def test_the_people_before_and_after_changes_are_read_in_as_many_statements_for_many(
+    api: Api, database: Database
+) -> None:
+    query = (
+        "{ taskChanges(last: 100) { nodes { actor { id } task { assignee { id } } previous { assignee { id } } } } }"
+    )
+    boss = await boss_of(api, database)
+    counts = []
+    for start, stop in ((0, 2), (2, 40)):
+        await add_people(database, start, stop)
+        tasks = await api.data("{ tasks(first: 100) { nodes { id } } }", by=boss)
+        for task in tasks["tasks"]["nodes"][: stop - start]:
+            await api.update_task(boss, task["id"], assigneeId=boss.id)
+        await api.data(query, by=boss)
+        counts.append(await count(api, query, boss))
+    # graphql-core's executor asks for the people of each level separately.
+    assert counts in ([5, 5], [7, 7])
+
+
 async def test_invisible_objects_cost_no_further_statements(api: Api, database: Database) -> None:
     await boss_of(api, database)
     ann = await api.register("ann")

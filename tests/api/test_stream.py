@@ -55,19 +55,19 @@ subscription($filter: TaskFilter, $after: String) {
 }
 """
 CHANGES = f"""
-query($after: String!, $first: Int, $filter: TaskFilter) {{
-  taskChanges(after: $after, first: $first, filter: $filter) {{
+query($after: String, $first: Int, $last: Int, $before: String, $filter: TaskFilter) {{
+  taskChanges(after: $after, first: $first, last: $last, before: $before, filter: $filter) {{
     nodes {{ {CHANGE} }} edges {{ cursor node {{ cursor }} }}
     pageInfo {{ hasNextPage hasPreviousPage startCursor endCursor }}
   }}
 }}
 """
 HISTORY = """
-query($id: ID!, $first: Int, $after: String) {
+query($id: ID!, $first: Int, $after: String, $last: Int, $before: String) {
   task(id: $id) {
-    history(first: $first, after: $after) {
+    history(first: $first, after: $after, last: $last, before: $before) {
       nodes { cursor kind changedFields task { version } previous { version } }
-      pageInfo { hasNextPage hasPreviousPage endCursor }
+      pageInfo { hasNextPage hasPreviousPage startCursor endCursor }
     }
   }
 }
@@ -93,7 +93,7 @@ async def end_of_stream(api: Api, by: Person) -> str:
         cursor = info["endCursor"]
 
 
-async def pull(api: Api, by: Person, after: str, **arguments: Any) -> dict[str, Any]:
+async def pull(api: Api, by: Person, after: str | None = None, **arguments: Any) -> dict[str, Any]:
     changes: dict[str, Any] = (await api.data(CHANGES, {"after": after, **arguments}, by=by))["taskChanges"]
     return changes
 
@@ -533,11 +533,97 @@ async def test_a_rare_match_is_found_behind_empty_pages(api: Api, database: Data
     assert (await pull(api, ann, start, first=2))["pageInfo"]["hasNextPage"] is True
 
 
-@pytest.mark.parametrize("first", [0, -1, 101])
-async def test_a_page_of_changes_has_1_to_100(api: Api, first: int) -> None:
+@pytest.mark.parametrize("size", [0, -1, 101])
+async def test_a_page_of_changes_has_1_to_100(api: Api, size: int) -> None:
     ann = await api.register("ann")
+    task = await api.create_task(ann)
     start = await end_of_stream(api, ann)
-    assert await api.codes(CHANGES, {"after": start, "first": first}, by=ann) == ["BAD_USER_INPUT"]
+    assert await api.codes(CHANGES, {"after": start, "first": size}, by=ann) == ["BAD_USER_INPUT"]
+    assert await api.codes(CHANGES, {"last": size}, by=ann) == ["BAD_USER_INPUT"]
+    assert await api.codes(HISTORY, {"id": task["id"], "last": size}, by=ann) == ["BAD_USER_INPUT"]
+
+
+async def make_feed(api: Api, by: Person, count: int) -> list[str]:
+    """Make changes of one task, and return their cursors."""
+    start = await end_of_stream(api, by)
+    task = await api.create_task(by)
+    for number in range(count - 1):
+        await api.update_task(by, task["id"], title=f"Change {number}")
+    return cursors(await pull(api, by, start, first=100))
+
+
+def cursors(page: dict[str, Any]) -> list[str]:
+    return [edge["cursor"] for edge in page["edges"]]
+
+
+async def test_without_a_cursor_changes_begin_with_the_newest(api: Api) -> None:
+    ann = await api.register("ann")
+    made = await make_feed(api, ann, 60)
+    assert cursors(await pull(api, ann)) == made[-50:]
+    for page in (await pull(api, ann, first=3), await pull(api, ann, last=3)):
+        assert cursors(page) == made[-3:]
+        assert page["pageInfo"] == {
+            "hasNextPage": False,
+            "hasPreviousPage": True,
+            "startCursor": made[-3],
+            "endCursor": made[-1],
+        }
+    # The end of the newest page is where the live stream goes on.
+    task = await api.create_task(ann)
+    later = (await pull(api, ann, made[-1]))["nodes"]
+    assert [change["taskId"] for change in later] == [task["id"]]
+
+
+async def test_pages_of_changes_go_back_to_the_first(api: Api) -> None:
+    ann, bob = await api.register("ann"), await api.register("bob")
+    made = await make_feed(api, ann, 7)
+    await api.create_task(bob)
+    pages = [await pull(api, ann, last=3)]
+    while pages[-1]["pageInfo"]["hasPreviousPage"]:
+        # Changes in between shift nothing.
+        await api.create_task(ann)
+        pages.append(await pull(api, ann, last=3, before=pages[-1]["pageInfo"]["startCursor"]))
+    assert [cursors(page) for page in pages] == [made[4:], made[1:4], made[:1]]
+    assert [page["pageInfo"]["hasNextPage"] for page in pages] == [False, True, True]
+    # Each page is also found forward, and between two cursors.
+    assert cursors(await pull(api, ann, made[0], first=3)) == made[1:4]
+    assert cursors(await pull(api, ann, made[0], before=made[4], last=2)) == made[2:4]
+    assert cursors(await pull(api, ann, made[0], before=made[4], first=2)) == made[1:3]
+    assert cursors(await pull(api, ann, before=made[4])) == made[:4]
+    assert cursors(await pull(api, ann, before=made[4], first=2)) == made[:2]
+
+
+async def test_a_rare_match_is_found_backward_behind_an_empty_page(api: Api, database: Database) -> None:
+    ann = await api.register("ann")
+    rare = await api.create_task(ann, title="Rare")
+    await make_tasks(database, ann, 1050)
+    pages = [await pull(api, ann, last=2, filter={"title": {"eq": "Rare"}})]
+    while pages[-1]["pageInfo"]["hasPreviousPage"]:
+        before = pages[-1]["pageInfo"]["startCursor"]
+        pages.append(await pull(api, ann, last=2, before=before, filter={"title": {"eq": "Rare"}}))
+    assert [[node["taskId"] for node in page["nodes"]] for page in pages] == [[], [rare["id"]]]
+
+
+async def test_changes_before_a_bad_cursor_are_refused(api: Api, database: Database) -> None:
+    ann = await api.register("ann")
+    made = await make_feed(api, ann, 3)
+    async with database.read() as session:
+        stream_id, position, _ = await read_stream_state(session)
+    for cursor, message in [
+        ("rubbish!", "before is not a cursor of the change stream"),
+        (encode_cursor("0123456789abcdef", 1), "before is a cursor of another server: read again from a query"),
+        (encode_cursor(stream_id, position + 1), "before is a cursor from the future: read again from a query"),
+    ]:
+        assert await refusal_of_pull(api, ann, {"before": cursor}) == {"message": message, "code": "BAD_USER_INPUT"}
+    both = await refusal_of_pull(api, ann, {"first": 1, "last": 1})
+    assert both == {"message": "Give first or last, not both", "code": "BAD_USER_INPUT"}
+    async with database.write() as session:
+        assert await expire_events(session, clock.now() + timedelta(days=1), limit=2) == 2
+    # Going back ends where the record ends.
+    assert cursors(await pull(api, ann)) == made[2:]
+    page = await pull(api, ann, before=made[2])
+    assert (page["edges"], page["pageInfo"]["hasPreviousPage"], page["pageInfo"]["startCursor"]) == ([], False, None)
+    assert (await refusal_of_pull(api, ann, {"before": made[0]}))["code"] == "CURSOR_EXPIRED"
 
 
 async def test_one_s_own_change_is_in_the_next_pull_and_history(api: Api) -> None:
@@ -574,6 +660,33 @@ async def test_history_is_the_task_s_own_changes_oldest_first_in_pages(api: Api)
         *(("UPDATED", version) for version in range(2, 6)),
     ]
     assert [node["previous"] and node["previous"]["version"] for node in nodes] == [None, 1, 2, 3, 4]
+
+
+async def test_history_goes_back_from_the_newest_in_pages(api: Api) -> None:
+    ann = await api.register("ann")
+    task, other = await api.create_task(ann), await api.create_task(ann)
+    for number in range(4):
+        await api.update_task(ann, task["id"], title=f"Change {number}")
+        await api.update_task(ann, other["id"], title=f"Change {number}")
+
+    async def read(**arguments: Any) -> dict[str, Any]:
+        data = await api.data(HISTORY, {"id": task["id"], **arguments}, by=ann)
+        page: dict[str, Any] = data["task"]["history"]
+        return page
+
+    whole = (await read())["nodes"]
+    assert [node["task"]["version"] for node in whole] == [1, 2, 3, 4, 5]
+    pages = [await read(last=2)]
+    while pages[-1]["pageInfo"]["hasPreviousPage"]:
+        before = pages[-1]["pageInfo"]["startCursor"]
+        assert before == pages[-1]["nodes"][0]["cursor"]
+        pages.append(await read(last=2, before=before))
+    assert [page["nodes"] for page in pages] == [whole[3:], whole[1:3], whole[:1]]
+    assert [page["pageInfo"]["hasNextPage"] for page in pages] == [False, True, True]
+    assert (await read(before=whole[3]["cursor"]))["nodes"] == whole[:3]
+    assert (await read(before=whole[3]["cursor"], first=2))["nodes"] == whole[:2]
+    assert (await read(after=whole[0]["cursor"], last=9))["nodes"] == whole[1:]
+    assert await api.codes(HISTORY, {"id": task["id"], "first": 1, "last": 1}, by=ann) == ["BAD_USER_INPUT"]
 
 
 async def test_history_shows_what_one_might_see_at_the_time(api: Api) -> None:

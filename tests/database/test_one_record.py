@@ -21,7 +21,7 @@ from taskflow_gql.database.units import Database
 from taskflow_gql.models import Event, EventKind, Task, TaskRow, UserRole
 from taskflow_gql.services import tasks
 from taskflow_gql.services.access import Viewer
-from taskflow_gql.services.events import EventRow, events_after, history_of_tasks
+from taskflow_gql.services.events import AFTER_ALL_POSITIONS, EventRow, Window, events_after, history_of_tasks
 from taskflow_gql.services.positions import (
     decode_cursor,
     encode_cursor,
@@ -252,9 +252,10 @@ async def test_the_history_of_a_task_is_complete(
     async with database.write() as session:
         await tasks.update_task(session, ann, standing, {"title": "New"})
     await place_all(database)
+    window = Window(0, AFTER_ALL_POSITIONS, limit=10, backward=False)
     async with database.read() as session:
-        (history,) = (await history_of_tasks(session, ann, [standing], 0, limit=10)).values()
-        (seen_by_bob,) = (await history_of_tasks(session, bob, [standing], 0, limit=10)).values()
+        (history,) = (await history_of_tasks(session, ann, [standing], window)).values()
+        (seen_by_bob,) = (await history_of_tasks(session, bob, [standing], window)).values()
     assert [(event.position, event.kind) for event in history] == [
         (1, EventKind.CREATED),
         (2, EventKind.UPDATED),

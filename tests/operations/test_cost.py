@@ -177,6 +177,8 @@ def test_the_cost_is_the_maximum_number_of_values_in_the_answer() -> None:
     assert cost("{ tasks(first: 10) { totalCount nodes { description history(first: 3) { nodes { kind } } } } }") == (
         1 + 50 + 1 + 10 * (50 + 50 + 1 + 3)
     )
+    # A page of changes may look at 1,000 of them.
+    assert cost("{ taskChanges(last: 3) { nodes { kind } } }") == 1_000 + 1 + 3
     # A page that is a plain list.
     assert cost("{ taskStats { byAssignee(first: 3) { count assignee { id } } } }") == 1 + 50 + 3 * 3
     assert cost("{ taskStats { byAssignee { ...F } } } fragment F on TaskAssigneeCount { count }") == 1 + 50 + 50

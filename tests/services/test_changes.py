@@ -16,7 +16,7 @@ from taskflow_gql.models import (
     TaskStatus,
     UserRole,
 )
-from taskflow_gql.services.changes import ChangePage, TaskChangeKind, change_for, history_page
+from taskflow_gql.services.changes import ChangePage, ChangeRequest, TaskChangeKind, change_for, history_page
 from taskflow_gql.services.events import EventRow
 from tests.support.factories import make_viewer
 
@@ -79,15 +79,24 @@ def test_each_viewer_is_shown_the_kind_of_change_it_is_to_them(
 @pytest.mark.parametrize(("count", "has_next"), [(0, False), (2, False), (3, True)])
 def test_a_page_of_a_history_has_a_next_one_if_an_event_is_left(count: int, has_next: bool) -> None:
     events = [replace(ASSIGNED, position=10 + number) for number in range(count)]
-    page = history_page(ANN, events, 7, size=2, has_previous=True)
+    page = history_page(ANN, events, ChangeRequest(2, after=7))
     assert (page.has_previous, page.has_next) == (True, has_next)
     assert [change.event.position for change in page.changes] == [10, 11][:count]
-    assert page.end == (11 if count else 7)
+    assert (page.start, page.end) == ((10, 11) if count else (None, 7))
+
+
+@pytest.mark.parametrize(("count", "has_previous"), [(0, False), (2, False), (3, True)])
+def test_a_page_read_backward_has_a_previous_one_if_an_event_is_left(count: int, has_previous: bool) -> None:
+    events = [replace(ASSIGNED, position=20 - number) for number in range(count)]
+    page = history_page(ANN, events, ChangeRequest(2, backward=True, before=21))
+    assert (page.has_previous, page.has_next) == (has_previous, True)
+    assert [change.event.position for change in page.changes] == [19, 20][: 2 * bool(count)]
+    assert page.start == (19 if count else None)
 
 
 def test_the_next_page_of_a_history_starts_after_events_that_are_not_shown() -> None:
-    assert history_page(CID, [ASSIGNED], 0, size=2, has_previous=False) == ChangePage(
-        [], has_previous=False, has_next=False, end=1
+    assert history_page(CID, [ASSIGNED], ChangeRequest(2)) == ChangePage(
+        [], has_previous=False, has_next=False, start=None, end=1
     )
 
 
