@@ -270,20 +270,26 @@ def _is_of(*types: str) -> ColumnElement[bool]:
 
 
 async def events_after(
-    session: DatabaseSession, position: int, *, viewer: Viewer | None = None, limit: int
+    session: DatabaseSession,
+    position: int,
+    *,
+    viewer: Viewer | None = None,
+    row_class: type[Any] | None = None,
+    limit: int,
 ) -> list[EventRow]:
     """Placed events in order of position; with a viewer, those that this person may see before or after the change."""
     # Without a viewer all events, as an admin sees them.
-    statement = _events_after(is_admin=viewer is None or viewer.is_admin)
+    types = tuple(_SUBJECTS) if row_class is None else (SUBJECT_OF_ROW[row_class].name,)
+    statement = _events_after(types, is_admin=viewer is None or viewer.is_admin)
     parameters = {"position": position, "most": limit, "viewer_id": viewer and viewer.id}
     return [event_of_row(row) for row in await session.run(statement, parameters)]
 
 
 @cache
-def _events_after(*, is_admin: bool) -> Statement:
+def _events_after(types: tuple[str, ...], *, is_admin: bool) -> Statement:
     """During an upgrade a newer release may record nouns that this one does not know. It passes over them."""
     after = select(*EVENT_COLUMNS).where(
-        Event.position > bindparam("position"), _is_of(*_SUBJECTS), events_visible(is_admin=is_admin)
+        Event.position > bindparam("position"), _is_of(*types), events_visible(is_admin=is_admin)
     )
     return Statement(after.order_by(Event.position).limit(bindparam("most", type_=Integer)))
 
