@@ -51,6 +51,9 @@ RETRY_AFTER_SECONDS = 10
 class Refusal(TaskflowError):
     """Reported in `payload.errors` by mutations, and at the top level by queries."""
 
+    # Fields of the input that somebody else has changed, if that is what is wrong.
+    conflicting_fields: Sequence[str] = ()
+
     @property
     def payload(self) -> dict[str, Any]:
         """Values of further fields of the mutation's payload, by field name."""
@@ -74,11 +77,12 @@ class VersionConflict(Refusal):
 
     code = "VERSION_CONFLICT"
 
-    def __init__(self, noun: str, row: Any, expected_version: int) -> None:
-        super().__init__(
-            f"The {noun} is at version {row.version}, not {expected_version}: read it again and repeat the change",
-            field="expected_version",
-        )
+    def __init__(self, noun: str, row: Any, expected_version: int, *, conflicting_fields: Sequence[str] = ()) -> None:
+        found = f"The {noun} is at version {row.version}, not {expected_version}"
+        if conflicting_fields:
+            found += ", and what you change was changed since"
+        super().__init__(f"{found}: read it again and repeat the change", field="expected_version")
+        self.conflicting_fields = conflicting_fields
         self._payload = {noun: row}
 
     @property

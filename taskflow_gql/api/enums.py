@@ -9,6 +9,7 @@ import strawberry
 from taskflow_gql.execution.strawberry import enum_definition
 from taskflow_gql.models import TaskCategory, TaskField, TaskPriority, TaskStatus, UserRole
 from taskflow_gql.services.changes import TaskChangeKind
+from taskflow_gql.services.merging import ConflictPolicy
 from taskflow_gql.services.task_orders import TaskOrderField
 
 
@@ -89,4 +90,16 @@ describe_enum(
     DELETED="The task is gone for good.",
     ENTERED="The change brought the task into your view: you may see it now, or the filter finds it now.",
     LEFT="The change took the task out of your view: you may no longer see it, or the filter no longer finds it.",
+)
+describe_enum(
+    ConflictPolicy,
+    "What to do if the task is no longer at the `expectedVersion`. Without an `expectedVersion` there is no conflict.",
+    REFUSE="VERSION_CONFLICT, whatever was changed since.",
+    MERGE=(
+        "Do it if nobody has since changed the same fields to other values. What you change are the given fields whose "
+        "values differ from those at the `expectedVersion`, so you may send a whole form: a value that you left as it "
+        "was does not undo what somebody else changed. VERSION_CONFLICT if the changes do conflict, and if the "
+        "`expectedVersion` is more than 1,000 changes old or no longer in the record, which keeps 30 days unless the "
+        "server is set otherwise."
+    ),
 )

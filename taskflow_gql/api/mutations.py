@@ -50,7 +50,10 @@ describe_enum(
     BAD_USER_INPUT="A value that cannot be taken; `field` and `message` say which and why.",
     NOT_FOUND="No such thing, or it is not visible to you.",
     FORBIDDEN="You may see it, but not change it like this.",
-    VERSION_CONFLICT="Somebody changed it since the version you expected; the payload has it as it stands now.",
+    VERSION_CONFLICT=(
+        "Somebody changed it since the version you expected; the payload has it as it stands now. With `onConflict: "
+        "MERGE`, `conflictingFields` says what you both changed."
+    ),
     EMAIL_TAKEN="Another account has this email address.",
     USERNAME_TAKEN="Another account has this username.",
     ASSIGNEE_NOT_FOUND="The assignee does not exist or is deactivated.",
@@ -66,6 +69,14 @@ class UserError:
     message: str = strawberry.field(description="What is wrong and what to do, in English, for people.")
     field: list[str] | None = strawberry.field(
         description='Path inside the input, like `["title"]`; null when it is about the whole request.'
+    )
+    conflicting_fields: list[str] = strawberry.field(
+        default_factory=list,
+        description=(
+            "With VERSION_CONFLICT under `onConflict: MERGE`: the fields of the input that you and somebody else "
+            'changed to different values, like `["dueDate"]`. Empty with every other error, and if the record does not '
+            "have the version that you expected."
+        ),
     )
 
 
@@ -328,9 +339,7 @@ class _PayloadCodec:
             if value is not None:
                 answer[name] = codec.write(value) if codec else value
         if payload.errors:
-            answer["errors"] = [
-                {"code": error.code, "message": error.message, "field": error.field} for error in payload.errors
-            ]
+            answer["errors"] = [_json_of_error(error) for error in payload.errors]
         return answer
 
     def read(self, answer: Mapping[str, Any]) -> Any:
@@ -339,11 +348,22 @@ class _PayloadCodec:
             for name, codec in self._row_codecs.items()
             if name in answer
         }
-        errors = [
-            UserError(code=ErrorCode(error["code"]), message=error["message"], field=error["field"])
-            for error in answer.get("errors", ())
-        ]
+        errors = [_error_of_json(error) for error in answer.get("errors", ())]
         return self._payload_type(errors=errors, replayed=True, **values)
+
+
+def _json_of_error(error: UserError) -> dict[str, Any]:
+    values = {"code": error.code, "message": error.message, "field": error.field}
+    return values | ({"conflictingFields": error.conflicting_fields} if error.conflicting_fields else {})
+
+
+def _error_of_json(values: Mapping[str, Any]) -> UserError:
+    return UserError(
+        code=ErrorCode(values["code"]),
+        message=values["message"],
+        field=values["field"],
+        conflicting_fields=values.get("conflictingFields", []),
+    )
 
 
 def _codec_of(type_: Any) -> RowCodec[Any] | None:
@@ -362,6 +382,7 @@ def _refused(refused: Refusal | Refusals, payload_type: Any) -> Any:
             message=refusal.message,
             # Services name the fields of inputs as Python does.
             field=refusal.field and [to_camel_case(name) for name in refusal.field],
+            conflicting_fields=[to_camel_case(name) for name in refusal.conflicting_fields],
         )
         for refusal in refusals
     ]

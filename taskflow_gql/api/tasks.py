@@ -27,6 +27,7 @@ from taskflow_gql.services import access, task_stats, tasks
 from taskflow_gql.services.access import Viewer
 from taskflow_gql.services.changes import ChangePage, ChangeRequest, history_page
 from taskflow_gql.services.ids import parse_id, parse_optional_id
+from taskflow_gql.services.merging import ConflictPolicy
 from taskflow_gql.services.paging import PageRequest
 from taskflow_gql.services.positions import StreamPlace, encode_cursor
 from taskflow_gql.services.task_filters import Filter
@@ -354,8 +355,9 @@ class CreateTaskInput(MutationInput):
 
 
 _EXPECTED_VERSION = (
-    "Refuse with VERSION_CONFLICT unless the task is at this `version`: what you show is what you change."
+    "The `version` that you show. If the task is at another one, `onConflict` decides; by default VERSION_CONFLICT."
 )
+_ON_CONFLICT = "Whether to merge your change with what was changed since `expectedVersion`."
 
 
 @strawberry.input(
@@ -367,6 +369,7 @@ _EXPECTED_VERSION = (
 class UpdateTaskInput(MutationInput):
     id: strawberry.ID = strawberry.field(description="The task.")
     expected_version: int | None = strawberry.field(default=None, description=_EXPECTED_VERSION)
+    on_conflict: ConflictPolicy = strawberry.field(default=ConflictPolicy.REFUSE, description=_ON_CONFLICT)
     title: str | None = strawberry.field(
         default=strawberry.UNSET, description="3 to 255 characters; blanks around it are cut off."
     )
@@ -391,18 +394,38 @@ class SetTaskStatusInput(MutationInput):
     id: strawberry.ID = strawberry.field(description="The task.")
     status: TaskStatus = strawberry.field(description="The new status.")
     expected_version: int | None = strawberry.field(default=None, description=_EXPECTED_VERSION)
+    on_conflict: ConflictPolicy = strawberry.field(
+        default=ConflictPolicy.REFUSE,
+        description=(
+            f"{_ON_CONFLICT} With MERGE, the status of `expectedVersion` changes nothing: it is not a change of yours."
+        ),
+    )
 
 
 @strawberry.input(description="Which task to tick off, or to open again.")
 class ToggleTaskCompletionInput(MutationInput):
     id: strawberry.ID = strawberry.field(description="The task.")
     expected_version: int | None = strawberry.field(default=None, description=_EXPECTED_VERSION)
+    on_conflict: ConflictPolicy = strawberry.field(
+        default=ConflictPolicy.REFUSE,
+        description=(
+            f"{_ON_CONFLICT} MERGE toggles the status of `expectedVersion`, the one that you show; it never undoes the "
+            "same toggle of somebody else."
+        ),
+    )
 
 
 @strawberry.input(description="Which task to delete.")
 class DeleteTaskInput(MutationInput):
     id: strawberry.ID = strawberry.field(description="The task.")
     expected_version: int | None = strawberry.field(default=None, description=_EXPECTED_VERSION)
+    on_conflict: ConflictPolicy = strawberry.field(
+        default=ConflictPolicy.REFUSE,
+        description=(
+            "Deleting changes all of the task, so it conflicts with every change since `expectedVersion`: MERGE is the "
+            "same as REFUSE."
+        ),
+    )
 
 
 _TASK = "The task as changed; on VERSION_CONFLICT as it stands now; null on other errors."
@@ -466,7 +489,13 @@ class TaskMutations:
     async def update_task(session: DatabaseSession, viewer: Viewer, input: UpdateTaskInput) -> UpdateTaskPayload:
         id, problems = parse_id(input.id, field="id"), list[Refusal]()
         task = await tasks.update_task(
-            session, viewer, id, _given(input, problems), expected_version=input.expected_version, problems=problems
+            session,
+            viewer,
+            id,
+            _given(input, problems),
+            expected_version=input.expected_version,
+            on_conflict=input.on_conflict,
+            problems=problems,
         )
         return UpdateTaskPayload(task=task)
 
@@ -478,7 +507,12 @@ class TaskMutations:
         session: DatabaseSession, viewer: Viewer, input: SetTaskStatusInput
     ) -> SetTaskStatusPayload:
         task = await tasks.set_task_status(
-            session, viewer, parse_id(input.id, field="id"), input.status, expected_version=input.expected_version
+            session,
+            viewer,
+            parse_id(input.id, field="id"),
+            input.status,
+            expected_version=input.expected_version,
+            on_conflict=input.on_conflict,
         )
         return SetTaskStatusPayload(task=task)
 
@@ -492,7 +526,11 @@ class TaskMutations:
         session: DatabaseSession, viewer: Viewer, input: ToggleTaskCompletionInput
     ) -> ToggleTaskCompletionPayload:
         task = await tasks.toggle_task_completion(
-            session, viewer, parse_id(input.id, field="id"), expected_version=input.expected_version
+            session,
+            viewer,
+            parse_id(input.id, field="id"),
+            expected_version=input.expected_version,
+            on_conflict=input.on_conflict,
         )
         return ToggleTaskCompletionPayload(task=task)
 

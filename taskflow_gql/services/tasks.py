@@ -42,6 +42,7 @@ from taskflow_gql.services.access import (
     Viewer,
     may_change_status,
     may_delete,
+    may_see,
     may_update,
     visible,
     visible_scopes,
@@ -49,6 +50,7 @@ from taskflow_gql.services.access import (
 from taskflow_gql.services.checks import check_description, check_due_date, check_title
 from taskflow_gql.services.events import write_with_event
 from taskflow_gql.services.ids import check_free_id, make_id
+from taskflow_gql.services.merging import ConflictPolicy, merged
 from taskflow_gql.services.paging import (
     Order,
     Page,
@@ -61,6 +63,7 @@ from taskflow_gql.services.paging import (
     sort_columns,
 )
 from taskflow_gql.services.positions import StreamPlace
+from taskflow_gql.services.record import row_of_version
 from taskflow_gql.services.search_words import text_keys
 from taskflow_gql.services.task_filters import (
     EVERYTHING,
@@ -364,13 +367,14 @@ async def update_task(
     changes: TaskUpdate,
     *,
     expected_version: int | None = None,
+    on_conflict: ConflictPolicy = ConflictPolicy.REFUSE,
     problems: Sequence[Refusal] = (),
 ) -> TaskRow:
     """`problems` are those already found in the input. They are reported together with those found here."""
     task = await _require_task_for_update(session, viewer, task_id)
     if not may_update(viewer, task):
         raise Forbidden("Only its creator or an admin can update a task")
-    _require_version(task, expected_version)
+    seen = await _as_seen(session, viewer, task, expected_version, on_conflict)
 
     found: list[Refusal] = []
     values: dict[str, Any] = {**changes}
@@ -381,6 +385,7 @@ async def update_task(
         values["title"] = check_title(values["title"], found)
     check_description(values.get("description"), found)
     check_due_date(values.get("due_date"), found)
+    values = merged("task", task, seen, values)
     # Check only a new assignee: a present one who was deactivated does not block other changes.
     if values.get("assignee_id") not in (None, task.assignee_id):
         await _check_assignee(session, values["assignee_id"], found)
@@ -395,34 +400,40 @@ async def set_task_status(
     status: TaskStatus,
     *,
     expected_version: int | None = None,
+    on_conflict: ConflictPolicy = ConflictPolicy.REFUSE,
 ) -> TaskRow:
     task = await _require_task_for_update(session, viewer, task_id)
     if not may_change_status(viewer, task):
         raise Forbidden("Not enough permissions")
-    _require_version(task, expected_version)
-    return await _change_task(session, viewer, task, {"status": status})
+    seen = await _as_seen(session, viewer, task, expected_version, on_conflict)
+    return await _change_task(session, viewer, task, merged("task", task, seen, {"status": status}))
 
 
 async def toggle_task_completion(
-    session: DatabaseSession, viewer: Viewer, task_id: UUID, *, expected_version: int | None = None
+    session: DatabaseSession,
+    viewer: Viewer,
+    task_id: UUID,
+    *,
+    expected_version: int | None = None,
+    on_conflict: ConflictPolicy = ConflictPolicy.REFUSE,
 ) -> TaskRow:
-    """COMPLETED becomes PENDING; anything else becomes COMPLETED."""
+    """COMPLETED becomes PENDING; anything else becomes COMPLETED. What counts is the status that the viewer saw."""
     task = await _require_task_for_update(session, viewer, task_id)
     if not may_change_status(viewer, task):
         raise Forbidden("Not enough permissions")
-    _require_version(task, expected_version)
-    status = TaskStatus.PENDING if task.completed else TaskStatus.COMPLETED
-    return await _change_task(session, viewer, task, {"status": status})
+    seen = await _as_seen(session, viewer, task, expected_version, on_conflict)
+    status = TaskStatus.PENDING if seen.completed else TaskStatus.COMPLETED
+    return await _change_task(session, viewer, task, merged("task", task, seen, {"status": status}))
 
 
 async def delete_task(
     session: DatabaseSession, viewer: Viewer, task_id: UUID, *, expected_version: int | None = None
 ) -> TaskRow:
-    """Delete the task and return its last state."""
+    """Delete the task and return its last state. Deleting changes the whole task, so it cannot be merged."""
     task = await _require_task_for_update(session, viewer, task_id)
     if not may_delete(viewer, task):
         raise Forbidden("Only its creator or an admin can delete a task")
-    _require_version(task, expected_version)
+    await _as_seen(session, viewer, task, expected_version, ConflictPolicy.REFUSE)
     await write_with_event(
         session,
         viewer,
@@ -449,9 +460,19 @@ def _task_for_update(is_admin: bool, locks: bool) -> Statement:
     return Statement(found.with_for_update() if locks else found)
 
 
-def _require_version(task: TaskRow, expected_version: int | None) -> None:
-    if expected_version is not None and expected_version != task.version:
+async def _as_seen(
+    session: DatabaseSession, viewer: Viewer, task: TaskRow, expected_version: int | None, on_conflict: ConflictPolicy
+) -> TaskRow:
+    """The task at the version that the viewer saw, which is the present one unless changes may be merged.
+
+    Raises VersionConflict for any other version, and for one that the record does not have or the viewer did not see.
+    """
+    if expected_version is None or expected_version == task.version:
+        return task
+    seen = await row_of_version(session, task, expected_version) if on_conflict is ConflictPolicy.MERGE else None
+    if seen is None or not may_see(viewer, seen):
         raise VersionConflict("task", task, expected_version)
+    return cast("TaskRow", seen)
 
 
 async def _check_assignee(session: DatabaseSession, assignee_id: UUID, problems: list[Refusal]) -> None:
