@@ -17,7 +17,7 @@ from sqlalchemy import Select, Update, and_, bindparam, delete, func, insert, se
 from taskflow_gql import clock
 from taskflow_gql.database.constructs import among, among_few, look_up
 from taskflow_gql.database.rows import row_class_of
-from taskflow_gql.database.sessions import DatabaseSession
+from taskflow_gql.database.sessions import DatabaseSession, Outdated
 from taskflow_gql.database.statements import Build, Statement
 from taskflow_gql.errors import (
     BadUserInput,
@@ -470,6 +470,9 @@ async def _as_seen(
     if expected_version is None or expected_version == task.version:
         return task
     seen = await row_of_version(session, task, expected_version) if on_conflict is ConflictPolicy.MERGE else None
+    if seen is None and on_conflict is ConflictPolicy.MERGE and not session.locks:
+        # The record may have grown since the task was read.
+        raise Outdated
     if seen is None or not may_see(viewer, seen):
         raise VersionConflict("task", task, expected_version)
     return cast("TaskRow", seen)
