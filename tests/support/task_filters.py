@@ -65,9 +65,12 @@ _IS_LONG_RUN = os.environ.get("HYPOTHESIS_PROFILE") == "long"
 
 
 def examples(count: int) -> settings:
-    """The same examples in every run. With HYPOTHESIS_PROFILE=long, new examples and fifty times as many."""
+    """The same examples in every run, at most 10 in quick ones.
+
+    With HYPOTHESIS_PROFILE=long, new examples and fifty times as many.
+    """
     return settings(
-        max_examples=count * 50 if _IS_LONG_RUN else count,
+        max_examples=count * 50 if _IS_LONG_RUN else min(count, settings().max_examples),
         derandomize=not _IS_LONG_RUN,
         deadline=None,
         # Sharing the fixture is safe: each example works in its own transaction, which is never committed.
