@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from uuid import UUID
 
-from sqlalchemy import Uuid, bindparam, select, union_all
+from sqlalchemy import Table, Uuid, bindparam, select, union_all
 from uuid_utils.compat import uuid7
 
 from taskflow_gql.database.sessions import DatabaseSession
 from taskflow_gql.database.statements import Statement
 from taskflow_gql.errors import BadUserInput, Refusal
-from taskflow_gql.models import Event, Task, User
+from taskflow_gql.models import Event, Model
 
 # uuid.UUID() also accepts braces, `urn:uuid:` and misplaced hyphens. Here an id has one form, in either case.
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE | re.ASCII)
@@ -45,6 +45,10 @@ class IdTaken(Refusal):
         super().__init__("This id is taken: make another one", field="id")
 
 
+def _has_ids(table: Table) -> bool:
+    return "id" in table.c and isinstance(table.c.id.type, Uuid)
+
+
 async def check_free_id(session: DatabaseSession, id_: UUID, problems: list[Refusal]) -> None:
     """An id is unique over all types, and is not used again when its object is deleted."""
     if await session.run(_OWNERS, {"id": id_}):
@@ -52,9 +56,10 @@ async def check_free_id(session: DatabaseSession, id_: UUID, problems: list[Refu
 
 
 _ID = bindparam("id", type_=Uuid())
+# All tables that have ids, and the record, which keeps the ids of deleted objects.
 _OWNERS = Statement(
     union_all(
-        *(select(noun.id).where(noun.id == _ID) for noun in (Task, User)),
+        *(select(table.c.id).where(table.c.id == _ID) for table in Model.metadata.sorted_tables if _has_ids(table)),
         select(Event.subject_id).where(Event.subject_id == _ID).limit(1).subquery().select(),
     )
 )
