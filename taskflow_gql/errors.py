@@ -1,6 +1,6 @@
 """The base class of all errors that clients may see, and the generic ones.
 
-Errors of one noun are defined in its service. `operations/errors.py` renders errors, and `api/mutations.py` renders
+Errors of one noun are defined in its service. `operations/errors.py` renders errors, and `api/payloads.py` renders
 those in payloads.
 """
 

@@ -10,7 +10,8 @@ import strawberry
 
 from taskflow_gql import clock
 from taskflow_gql.api.context import Context
-from taskflow_gql.api.mutations import MutationInput, MutationPayload, Write, mutation, prepared_mutation
+from taskflow_gql.api.mutations import Write, mutation, prepared_mutation
+from taskflow_gql.api.payloads import MutationInput, MutationPayload
 from taskflow_gql.api.users import User
 from taskflow_gql.database.sessions import DatabaseSession
 from taskflow_gql.models import UserRow

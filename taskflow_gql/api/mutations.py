@@ -1,26 +1,22 @@
-"""The decorators of all mutations: they authenticate, run a unit of work and put refusals into the payload."""
+"""The decorators of all mutations: they authenticate, run a unit of work, and answer repeats from receipts."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, fields
-from enum import StrEnum
 from functools import cached_property
-from typing import Annotated, Any, ClassVar, TypeAlias, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, TypeAlias, TypeVar, get_args, get_type_hints
 
 import strawberry
 from graphql import FieldNode, OperationDefinitionNode
 from sqlalchemy.exc import IntegrityError
 from strawberry.types.field import StrawberryField
-from strawberry.utils.str_converters import to_camel_case
 
 from taskflow_gql.api.context import Context, Info
-from taskflow_gql.api.enums import describe_enum
+from taskflow_gql.api.payloads import PayloadCodec, refused_payload
 from taskflow_gql.database.sessions import DatabaseSession, Outdated
 from taskflow_gql.errors import BadUserInput, Refusal, Refusals
-from taskflow_gql.services.events import RowCodec, codec_of
-from taskflow_gql.services.positions import position_of_event
 from taskflow_gql.services.receipts import (
     Request,
     check_mutation_id,
@@ -29,104 +25,6 @@ from taskflow_gql.services.receipts import (
     owner_of_anonymous,
     write_receipt,
 )
-
-
-class ErrorCode(StrEnum):
-    BAD_USER_INPUT = "BAD_USER_INPUT"
-    NOT_FOUND = "NOT_FOUND"
-    FORBIDDEN = "FORBIDDEN"
-    VERSION_CONFLICT = "VERSION_CONFLICT"
-    EMAIL_TAKEN = "EMAIL_TAKEN"
-    USERNAME_TAKEN = "USERNAME_TAKEN"
-    ASSIGNEE_NOT_FOUND = "ASSIGNEE_NOT_FOUND"
-    INVALID_CREDENTIALS = "INVALID_CREDENTIALS"
-    MUTATION_ID_REUSED = "MUTATION_ID_REUSED"
-    ID_TAKEN = "ID_TAKEN"
-
-
-describe_enum(
-    ErrorCode,
-    "What is wrong with a mutation's input, for programs.",
-    BAD_USER_INPUT="A value that cannot be taken; `field` and `message` say which and why.",
-    NOT_FOUND="No such thing, or it is not visible to you.",
-    FORBIDDEN="You may see it, but not change it like this.",
-    VERSION_CONFLICT=(
-        "Somebody changed it since the version you expected; the payload has it as it stands now. With `onConflict: "
-        "MERGE`, `conflictingFields` says what you both changed."
-    ),
-    EMAIL_TAKEN="Another account has this email address.",
-    USERNAME_TAKEN="Another account has this username.",
-    ASSIGNEE_NOT_FOUND="The assignee does not exist or is deactivated.",
-    INVALID_CREDENTIALS="The name and the password do not belong together.",
-    MUTATION_ID_REUSED="The `mutationId` was used for another mutation or other input. Nothing was changed.",
-    ID_TAKEN="The `id` of the new object is taken: make another one.",
-)
-
-
-@strawberry.type(description="One thing that is wrong with a mutation's input. Nothing was changed.")
-class UserError:
-    code: ErrorCode = strawberry.field(description="What is wrong, for programs.")
-    message: str = strawberry.field(description="What is wrong and what to do, in English, for people.")
-    field: list[str] | None = strawberry.field(
-        description='Path inside the input, like `["title"]`; null when it is about the whole request.'
-    )
-    conflicting_fields: list[str] = strawberry.field(
-        default_factory=list,
-        description=(
-            "With VERSION_CONFLICT under `onConflict: MERGE`: the fields of the input that you and somebody else "
-            'changed to different values, like `["dueDate"]`. Empty with every other error, and if the record does not '
-            "have the version that you expected."
-        ),
-    )
-
-
-@strawberry.input
-class MutationInput:
-    """The fields that every mutation's input has."""
-
-    mutation_id: strawberry.ID | None = strawberry.field(
-        default=None,
-        description=(
-            "Your name for this change: 1 to 64 characters, such as a random UUID, new for each change. A request that "
-            "repeats it gets the answer of the first one and changes nothing. So send it again whenever you do not "
-            "know whether it arrived. Answers are kept for 30 days, unless the server is set otherwise."
-        ),
-    )
-
-
-@strawberry.type
-class MutationPayload:
-    """The fields that every mutation's payload has. All fields of payloads must have defaults."""
-
-    errors: list[UserError] = strawberry.field(
-        default_factory=list, description="Empty, or everything that is wrong; then nothing was changed."
-    )
-    replayed: bool = strawberry.field(
-        default=False,
-        description="Whether this is the answer of an earlier request with the same `mutationId`.",
-    )
-    event_ids: strawberry.Private[Sequence[int]] = ()
-    # The fields that receipts do not keep.
-    not_kept: ClassVar[frozenset[str]] = frozenset()
-
-    @strawberry.field(
-        description=(
-            "The place of this change in the stream, as `TaskChange.cursor`; null when nothing was changed, and for "
-            "changes that the stream does not show."
-        )
-    )
-    async def change_cursor(self, info: Info) -> str | None:
-        if not self.event_ids:
-            return None
-        parts = info.context.parts
-        await parts.relay.catch_up()
-        async with info.context.read() as session:
-            position = await position_of_event(session, max(self.event_ids))
-        return None if position is None else parts.fanout.cursor(position)
-
-    async def on_replay(self, context: Context) -> None:
-        """Restore what the receipt does not keep."""
-
 
 Payload = TypeVar("Payload")
 # The part of a prepared mutation that runs in its unit of work.
@@ -206,8 +104,8 @@ class _Mutation:
     has_secrets: bool = False
 
     @cached_property
-    def codec(self) -> _PayloadCodec:
-        return _PayloadCodec(self.payload_type)
+    def codec(self) -> PayloadCodec:
+        return PayloadCodec(self.payload_type)
 
     async def run(self, info: Info, given: Any) -> Any:
         context = info.context
@@ -256,7 +154,7 @@ class _Mutation:
                 payload = await write(session)
                 write_receipt(session, request, self.codec.write(payload))
         except (Refusal, Refusals) as refused:
-            payload = _refused(refused, self.payload_type)
+            payload = refused_payload(refused, self.payload_type)
             async with context.write() as session:
                 write_receipt(session, request, self.codec.write(payload))
         payload.event_ids = session.returned_ids
@@ -283,7 +181,7 @@ def _field(made: _Mutation, description: str, input_description: str) -> Strawbe
         try:
             return await made.run(info, input)
         except (Refusal, Refusals) as refused:
-            return _refused(refused, made.payload_type)
+            return refused_payload(refused, made.payload_type)
 
     resolve.__annotations__ = {
         "info": Info,
@@ -320,71 +218,3 @@ def _given_values(given: Any) -> dict[str, Any]:
         for name, (value, default) in values.items()
         if name != "mutation_id" and value is not default and value != default
     }
-
-
-class _PayloadCodec:
-    """Payloads as JSON for receipts, and back."""
-
-    def __init__(self, payload_type: Any) -> None:
-        types = get_type_hints(payload_type)
-        common = {field.name for field in fields(MutationPayload)} | payload_type.not_kept
-        names = [field.name for field in fields(payload_type) if field.init and field.name not in common]
-        self._payload_type = payload_type
-        self._row_codecs = {name: _codec_of(types[name]) for name in names}
-
-    def write(self, payload: Any) -> dict[str, Any]:
-        answer: dict[str, Any] = {}
-        for name, codec in self._row_codecs.items():
-            value = getattr(payload, name)
-            if value is not None:
-                answer[name] = codec.write(value) if codec else value
-        if payload.errors:
-            answer["errors"] = [_json_of_error(error) for error in payload.errors]
-        return answer
-
-    def read(self, answer: Mapping[str, Any]) -> Any:
-        values = {
-            name: codec.read(answer[name]) if codec else answer[name]
-            for name, codec in self._row_codecs.items()
-            if name in answer
-        }
-        errors = [_error_of_json(error) for error in answer.get("errors", ())]
-        return self._payload_type(errors=errors, replayed=True, **values)
-
-
-def _json_of_error(error: UserError) -> dict[str, Any]:
-    values = {"code": error.code, "message": error.message, "field": error.field}
-    return values | ({"conflictingFields": error.conflicting_fields} if error.conflicting_fields else {})
-
-
-def _error_of_json(values: Mapping[str, Any]) -> UserError:
-    return UserError(
-        code=ErrorCode(values["code"]),
-        message=values["message"],
-        field=values["field"],
-        conflicting_fields=values.get("conflictingFields", []),
-    )
-
-
-def _codec_of(type_: Any) -> RowCodec[Any] | None:
-    """The codec of a row, which may be optional. None for a type whose values are the same in JSON."""
-    for option in get_args(type_) or (type_,):
-        if hasattr(option, "_fields"):
-            return codec_of(option)
-    return None
-
-
-def _refused(refused: Refusal | Refusals, payload_type: Any) -> Any:
-    refusals = refused.refusals if isinstance(refused, Refusals) else [refused]
-    errors = [
-        UserError(
-            code=ErrorCode(refusal.code),
-            message=refusal.message,
-            # Services name the fields of inputs as Python does.
-            field=refusal.field and [to_camel_case(name) for name in refusal.field],
-            conflicting_fields=[to_camel_case(name) for name in refusal.conflicting_fields],
-        )
-        for refusal in refusals
-    ]
-    shown = {name: value for one in refusals for name, value in one.payload.items()}
-    return payload_type(errors=errors, **{name: shown[name] for name in shown.keys() & payload_type.__annotations__})

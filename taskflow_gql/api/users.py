@@ -12,9 +12,10 @@ import strawberry
 
 from taskflow_gql.api.connections import After, Before, First, Last, PageInfo, page_info
 from taskflow_gql.api.context import Context, Info
-from taskflow_gql.api.mutations import MutationInput, MutationPayload, mutation
+from taskflow_gql.api.mutations import mutation
 from taskflow_gql.api.needs import needs
 from taskflow_gql.api.nodes import Node
+from taskflow_gql.api.payloads import MutationInput, MutationPayload
 from taskflow_gql.api.task_filters import TaskFilter, TaskFilterArgument
 from taskflow_gql.api.task_lists import TaskList, TaskOrder, TaskOrderArgument, task_query
 from taskflow_gql.database.sessions import DatabaseSession

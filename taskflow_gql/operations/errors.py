@@ -1,6 +1,6 @@
 """How errors reach clients: the codes of request errors, and the rendering of every exception.
 
-Refusals of mutations are part of the payload, and `api/mutations.py` renders them.
+Refusals of mutations are part of the payload, and `api/payloads.py` renders them.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import text
 
 from taskflow_gql import errors
-from taskflow_gql.api.mutations import ErrorCode
+from taskflow_gql.api.payloads import ErrorCode
 from taskflow_gql.config import Settings
 from taskflow_gql.database.engines import create_engine
 from taskflow_gql.database.migrations import migrate
