@@ -12,6 +12,7 @@ import strawberry
 from graphql import FieldNode, OperationDefinitionNode
 from sqlalchemy.exc import IntegrityError
 from strawberry.types.field import StrawberryField
+from strawberry.utils.str_converters import to_camel_case
 
 from taskflow_gql.api.context import Context, Info
 from taskflow_gql.api.payloads import PayloadCodec, refused_payload
@@ -131,9 +132,10 @@ class _Mutation:
         viewer = None if self.is_public else await context.require_viewer()
         mutation_id = check_mutation_id(mutation_id)
         key = context.parts.receipt_key
-        input_hash = hash_of_input(self.name, _given_values(given), key=key if self.has_secrets else b"")
+        field = to_camel_case(self.name)
+        input_hash = hash_of_input(field, _given_values(given), key=key if self.has_secrets else b"")
         owner_id = viewer.id if viewer else owner_of_anonymous(context.address, input_hash, key=key)
-        return Request(owner_id, mutation_id, self.name, input_hash)
+        return Request(owner_id, mutation_id, field, input_hash)
 
     async def _run_once(self, context: Context, given: Any, request: Request) -> Any:
         """Do it, unless a receipt says that it was done.
