@@ -190,7 +190,8 @@ async def _ready(database: Database, bus: Bus) -> JSONResponse:
     failing = []
     try:
         async with asyncio.timeout(_READY_TIMEOUT_SECONDS), database.read() as session:
-            await session.execute(text("SELECT 1 FROM stream_state"))
+            # Also the newest table, so that a server is not ready before its migration.
+            await session.execute(text("SELECT 1 FROM stream_state WHERE true OR EXISTS (SELECT 1 FROM receipts)"))
     except (SQLAlchemyError, OSError, TimeoutError) as error:
         log.warning("Not ready: the database cannot be used: %s", error)
         failing.append("database")

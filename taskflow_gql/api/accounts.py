@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from typing import ClassVar
+from typing import Any, ClassVar
 from uuid import UUID
 
 import strawberry
@@ -68,9 +68,16 @@ class AuthPayload(MutationPayload):
     issued_at: strawberry.Private[float | None] = None
     not_kept: ClassVar[frozenset[str]] = frozenset({"access_token", "token_type", "expires_in"})
 
-    async def on_replay(self, context: Context) -> None:
-        """A new token of the same session, which expires when the first one does."""
+    async def on_replay(self, context: Context, given: Any) -> None:
+        """Check the password again, because it may have been changed, and give a new token of the same session.
+
+        The token expires when the first one does.
+        """
         if self.user is not None and self.session_id is not None and self.issued_at is not None:
+            async with context.read() as session:
+                candidate = await accounts.find_active_candidate(session, self.user.id)
+            matches = await context.parts.passwords.verify(given.password, candidate.password_hash)
+            self.user = accounts.require_match(candidate, matches)
             context.note_sign_in(self.user)
             issued_at = datetime.fromtimestamp(self.issued_at, UTC)
             self.give_token(context.parts.tokens, self.user, UUID(self.session_id), issued_at)
@@ -154,7 +161,7 @@ class AccountMutations:
         passwords = context.parts.passwords
         new_password = accounts.check_new_password(input.new_password)
         async with context.read() as session:
-            candidate = await accounts.find_viewer_candidate(session, viewer)
+            candidate = await accounts.find_active_candidate(session, viewer.id)
         if not await passwords.verify(input.current_password, candidate.password_hash):
             raise accounts.InvalidCredentials("The current password is not correct", field="current_password")
         new_hash = await passwords.hash(new_password)

@@ -143,7 +143,7 @@ class _Mutation:
         The first attempt does not look for a receipt, because there is none for nearly all requests.
         """
         for attempt in range(_MAX_ATTEMPTS):
-            if (attempt or self.is_prepared) and (payload := await self._replay(context, request)):
+            if (attempt or self.is_prepared) and (payload := await self._replay(context, given, request)):
                 return payload
             with suppress(IntegrityError, Outdated) if attempt < _MAX_ATTEMPTS - 1 else nullcontext():
                 return await self._attempt(context, given, request, locks=attempt > 0 or self.locks)
@@ -157,19 +157,22 @@ class _Mutation:
                 write_receipt(session, request, self.codec.write(payload))
         except (Refusal, Refusals) as refused:
             payload = refused_payload(refused, self.payload_type)
+            if self.is_public:
+                # Not kept: anybody could fill the table. Nothing was changed, so a repeat may be tried again.
+                return payload
             async with context.write() as session:
                 write_receipt(session, request, self.codec.write(payload))
         payload.event_ids = session.returned_ids
         return payload
 
-    async def _replay(self, context: Context, request: Request) -> Any:
+    async def _replay(self, context: Context, given: Any, request: Request) -> Any:
         async with context.read() as session:
             receipt = await find_receipt(session, request)
         if receipt is None:
             return None
         payload = self.codec.read(receipt.answer)
         payload.event_ids = receipt.event_ids
-        await payload.on_replay(context)
+        await payload.on_replay(context, given)
         return payload
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from enum import StrEnum
@@ -92,26 +93,33 @@ class MutationPayload:
         description="Whether this is the answer of an earlier request with the same `mutationId`.",
     )
     event_ids: strawberry.Private[Sequence[int]] = ()
+    _cursor: strawberry.Private[asyncio.Future[str | None] | None] = None
     # The fields that receipts do not keep.
     not_kept: ClassVar[frozenset[str]] = frozenset()
 
     @strawberry.field(
         description=(
-            "The place of this change in the stream, as `TaskChange.cursor`; null when nothing was changed, and for "
-            "changes that the stream does not show."
+            "The place of this change in the stream, as `TaskChange.cursor`; null when nothing was changed, for "
+            "changes that the stream does not show, and for those that it no longer keeps."
         )
     )
     async def change_cursor(self, info: Info) -> str | None:
         if not self.event_ids:
             return None
+        # Read once for all aliases of the field.
+        if self._cursor is None:
+            self._cursor = asyncio.ensure_future(self._read_cursor(info))
+        return await self._cursor
+
+    async def _read_cursor(self, info: Info) -> str | None:
         parts = info.context.parts
         await parts.relay.catch_up()
         async with info.context.read() as session:
             position = await position_of_event(session, max(self.event_ids))
         return None if position is None else parts.fanout.cursor(position)
 
-    async def on_replay(self, context: Context) -> None:
-        """Restore what the receipt does not keep."""
+    async def on_replay(self, context: Context, given: Any) -> None:
+        """Restore what the receipt does not keep. May raise a Refusal."""
 
 
 class PayloadCodec:
@@ -151,7 +159,8 @@ def _json_of_error(error: UserError) -> dict[str, Any]:
 
 def _error_of_json(values: Mapping[str, Any]) -> UserError:
     return UserError(
-        code=ErrorCode(values["code"]),
+        # A newer release may have written a code that this one does not know.
+        code=ErrorCode.__members__.get(values["code"], ErrorCode.BAD_USER_INPUT),
         message=values["message"],
         field=values["field"],
         conflicting_fields=values.get("conflictingFields", []),

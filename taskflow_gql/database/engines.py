@@ -151,7 +151,13 @@ def _switch_to_wal(cursor: Any) -> None:
 def _create_sqlite_engine(url: URL) -> AsyncEngine:
     # Turns off the driver's own transactions. It begins none before a SELECT, and before a write a deferred one, with
     # which two writers run into SQLITE_BUSY. `begin` below sends BEGIN instead.
-    engine = create_async_engine(url, connect_args={"isolation_level": None}, hide_parameters=True)
+    engine = create_async_engine(
+        url,
+        connect_args={"isolation_level": None},
+        json_serializer=_as_json,
+        json_deserializer=orjson.loads,
+        hide_parameters=True,
+    )
 
     @event.listens_for(engine.sync_engine, "connect")
     def set_up(connection: Any, _record: object) -> None:

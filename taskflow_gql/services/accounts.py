@@ -150,8 +150,8 @@ async def find_candidate(session: DatabaseSession, username_or_email: str) -> Ca
     return await _read_candidate(session, or_(User.username_key == key, User.email_key == key))
 
 
-async def find_viewer_candidate(session: DatabaseSession, viewer: Viewer) -> Candidate:
-    return await _read_candidate(session, User.id == viewer.id)
+async def find_active_candidate(session: DatabaseSession, user_id: UUID) -> Candidate:
+    return await _read_candidate(session, User.id == user_id)
 
 
 async def _read_candidate(session: DatabaseSession, condition: ColumnElement[bool]) -> Candidate:

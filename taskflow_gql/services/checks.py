@@ -26,6 +26,11 @@ _USERNAME = re.compile(r"[A-Za-z0-9_.-]*")
 
 def check_email(email: str, problems: list[Refusal]) -> str:
     email = email.strip()
+    if len(email) > MAX_EMAIL_LENGTH:
+        # Before the syntax: its messages quote what was sent.
+        message = f"Email address must be at most {MAX_EMAIL_LENGTH} characters long"
+        problems.append(BadUserInput(message, field="email"))
+        return email
     try:
         # Syntax only: only sending mail shows whether it arrives, so do not query a name server here.
         validate_email(email, check_deliverability=False, test_environment=True)

@@ -50,7 +50,7 @@ def _has_ids(table: Table) -> bool:
 
 
 async def check_free_id(session: DatabaseSession, id_: UUID, problems: list[Refusal]) -> None:
-    """An id is unique over all types, and is not used again when its object is deleted."""
+    """An id is unique over all types. It is taken for as long as the record keeps a change of its object."""
     if await session.run(_OWNERS, {"id": id_}):
         problems.append(IdTaken())
 
