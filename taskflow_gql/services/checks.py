@@ -28,7 +28,7 @@ def check_email(email: str, problems: list[Refusal]) -> str:
     email = email.strip()
     if len(email) > MAX_EMAIL_LENGTH:
         # Before the syntax: its messages quote what was sent.
-        message = f"Email address must be at most {MAX_EMAIL_LENGTH} characters long"
+        message = f"Email address is not valid: it has more than {MAX_EMAIL_LENGTH} characters"
         problems.append(BadUserInput(message, field="email"))
         return email
     try:
