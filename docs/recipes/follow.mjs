@@ -14,7 +14,7 @@ export const LIST = `query List($filter: TaskFilter, $after: String) {
 }`
 
 export const CHANGES = `subscription Changes($filter: TaskFilter, $after: String) {
-  taskChanged(filter: $filter, after: $after) { cursor kind taskId task { ${TASK} } previous { version } }
+  taskChanged(filter: $filter, after: $after) { cursor kind taskId mutationId task { ${TASK} } previous { version } }
 }`
 
 const QUERY_PATIENCE = 30_000

@@ -9,7 +9,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -54,12 +54,16 @@ class TaskflowServer(Server):
 
 
 class Proxy:
-    """Forwards bytes to a server, and can cut every connection in the middle of a message."""
+    """Forwards bytes to a server. It can cut every connection in the middle of a message, and withhold answers."""
 
     def __init__(self, server: TaskflowServer) -> None:
         self._server = server
         self._connections: set[_Connection] = set()
         self._listener: asyncio.Server | None = None
+        self._passes = asyncio.Event()
+        self._passes.set()
+        # Set when an answer has arrived from the server and is withheld.
+        self.has_withheld = asyncio.Event()
         self.url = ""
 
     async def start(self) -> None:
@@ -78,13 +82,31 @@ class Proxy:
             connection.cut(after_bytes())
         return len(self._connections)
 
+    @asynccontextmanager
+    async def withholding(self) -> AsyncIterator[None]:
+        """Withhold what the server answers during the block. At its end, cut the connections with a withheld answer."""
+        self.has_withheld.clear()
+        self._passes.clear()
+        try:
+            yield
+        finally:
+            self._passes.set()
+
+    async def may_pass(self) -> bool:
+        """Whether an answer may pass. If not, returns when its connection is to be cut."""
+        if self._passes.is_set():
+            return True
+        self.has_withheld.set()
+        await self._passes.wait()
+        return False
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             upstream = await asyncio.open_connection("127.0.0.1", self._server.port)
         except OSError:
             writer.transport.abort()
             return
-        connection = _Connection((reader, writer), upstream)
+        connection = _Connection((reader, writer), upstream, self.may_pass)
         self._connections.add(connection)
         try:
             await connection.run()
@@ -96,8 +118,9 @@ Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 class _Connection:
-    def __init__(self, client: Streams, server: Streams) -> None:
+    def __init__(self, client: Streams, server: Streams, may_pass: Callable[[], Awaitable[bool]]) -> None:
         self._client, self._server = client, server
+        self._may_pass = may_pass
         self._bytes_left: int | None = None
 
     async def run(self) -> None:
@@ -111,6 +134,8 @@ class _Connection:
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(OSError):
             while data := await reader.read(65_536):
+                if reader is self._server[0] and not await self._may_pass():
+                    break
                 if self._bytes_left is not None:
                     data = data[: self._bytes_left]
                     self._bytes_left -= len(data)
