@@ -185,7 +185,7 @@ def _top_of_each_on_sqlite(element: _TopOfEach, compiler: SQLCompiler, **options
 def top_of_each(
     rows: Select[Any],
     *,
-    parent: InstrumentedAttribute[UUID],
+    parent: InstrumentedAttribute[UUID] | None,
     child: InstrumentedAttribute[Any],
     keys: str,
     order_by: Sequence[ColumnElement[Any]],
@@ -193,7 +193,8 @@ def top_of_each(
 ) -> Subquery:
     """The first `limit` rows for each key in the parameter `keys`: rows whose `child` column equals the key.
 
-    The subquery has the columns of `rows` and the key as `parent_id`. `parent` is the column that `child` refers to.
+    The subquery has the columns of `rows` and the key as `parent_id`. `parent` is the column that `child` refers to, or
+    None if the object of a key may be gone.
 
     PostgreSQL looks each key up in the index and stops at the limit. SQLite has no LATERAL and numbers all rows of
     every key.
@@ -206,7 +207,12 @@ def top_of_each(
         inner = rows.add_columns(child.label("parent_id"), number).where(among(child, keys)).subquery("numbered")
         return select(inner).where(inner.c.number <= most)
 
-    parents = select(parent.label("parent_id")).where(among_few(parent, keys)).subquery("parents")
+    if parent is None:
+        # Twice, to hide the length of the list as in `among_few`.
+        values = select(func.unnest(bindparam(keys, type_=ValueList(child.type)))).scalar_subquery()
+        parents = select(func.unnest(func.array(values), type_=child.type).label("parent_id")).subquery("parents")
+    else:
+        parents = select(parent.label("parent_id")).where(among_few(parent, keys)).subquery("parents")
     top = rows.where(child == parents.c.parent_id).order_by(*order_by).limit(most).lateral("top")
     both = _TopOfEach(parents.c.parent_id, top).join(top, true())
     both.on_sqlite = numbered

@@ -30,7 +30,7 @@ from taskflow_gql.database.constructs import top_of_each
 from taskflow_gql.database.sessions import DatabaseSession
 from taskflow_gql.database.statements import Statement
 from taskflow_gql.database.writes import WritePair
-from taskflow_gql.models import RECORDED, Event, EventKind, Task, TaskRow
+from taskflow_gql.models import RECORDED, Event, EventKind, TaskRow
 from taskflow_gql.services.access import PEOPLE_WHO_SEE, Viewer, events_visible
 
 if TYPE_CHECKING:
@@ -350,7 +350,8 @@ async def history_of_tasks(
 def _histories(is_admin: bool, limit: int, backward: bool) -> Statement:
     page = top_of_each(
         _within(SUBJECT_OF_ROW[TaskRow].name, is_admin=is_admin),
-        parent=Task.id,
+        # Deleted tasks have a history too.
+        parent=None,
         child=Event.subject_id,
         keys="task_ids",
         order_by=[_direction(Event.position, backward)],

@@ -49,7 +49,8 @@ async def test_sqlite_looks_up_lists_of_values_in_the_index(
     assert re.match("SEARCH tasks USING INDEX", plan[0].detail), plan
 
 
-async def test_top_of_each_reads_the_first_rows_of_each_key(database: Database) -> None:
+@pytest.mark.parametrize("parent", [User.id, None], ids=["of rows", "of keys"])
+async def test_top_of_each_reads_the_first_rows_of_each_key(database: Database, parent: Any) -> None:
     async with database.write() as session:
         ann, bob, eva = [await make_user(session, name) for name in ("ann", "bob", "eva")]
         for user, titles in ((ann, ["aaa", "bbb", "ccc"]), (bob, ["ddd"]), (eva, ["eee"])):
@@ -58,7 +59,7 @@ async def test_top_of_each_reads_the_first_rows_of_each_key(database: Database) 
     for limit, excluded in ((2, "none"), (1, "none"), (1, "ccc")):
         page = top_of_each(
             select(Task.title).where(Task.title != excluded),
-            parent=User.id,
+            parent=parent,
             child=Task.creator_id,
             keys="user_ids",
             order_by=[Task.title.desc()],
