@@ -284,16 +284,30 @@ class TaskStats:
         return encode_cursor(*self.begun)
 
 
+_AS_OF = (
+    "The task as it stood then, also if it is deleted now: at its `updatedAt`, at the `occurredAt` of a change, or at "
+    "any other time. Null before its creation and after its deletion. Null also unless you could see it then and can "
+    "see it now or, if it is deleted, could see it last. BAD_USER_INPUT if the record does not reach back so far; it "
+    "keeps 30 days unless the server is set otherwise. A time to come is as now. `creator`, `assignee` and `history` "
+    "are people and changes as they are now. The `id` is the same: do not let it replace the present task in a cache."
+)
+
+
 @strawberry.type
 class TaskQueries:
     @strawberry.field(
         graphql_type=Task | None, description="A task by id; null when there is none or it is not visible to you."
     )
     async def task(
-        self, info: Info, id: Annotated[strawberry.ID, strawberry.argument(description="The task's id.")]
+        self,
+        info: Info,
+        id: Annotated[strawberry.ID, strawberry.argument(description="The task's id.")],
+        as_of: Annotated[datetime | None, strawberry.argument(description=_AS_OF)] = None,
     ) -> TaskRow | None:
         viewer = await info.context.require_viewer()
         async with info.context.read() as session:
+            if as_of is not None and as_of < info.context.begun_at:
+                return await tasks.task_as_of(session, viewer, parse_id(id), as_of)
             return await tasks.get_task(session, viewer, parse_id(id), columns_of_tasks(info.context))
 
     @strawberry.field(

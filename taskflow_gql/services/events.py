@@ -182,8 +182,11 @@ async def write_with_event(
     before: Any,
     after: Any,
     audience: Collection[UUID] | None = None,
+    occurred_at: datetime | None = None,
 ) -> None:
     """Run a write with the values of its parameters, and record it in the same transaction.
+
+    Give the time that the write gives to the row, so that both agree.
 
     Both run with the session's next statement or with the commit. Their errors are raised there.
 
@@ -202,7 +205,7 @@ async def write_with_event(
         "before": subject.write(before),
         "after": subject.write(after),
         "mutation_id": session.mutation_id,
-        "occurred_at": clock.now(),
+        "occurred_at": occurred_at or clock.now(),
     }
     await session.write_pair(WritePair(write, values, _EVENTS, recorded))
 

@@ -6,14 +6,18 @@ without a position are the newest.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from datetime import datetime
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
+from uuid import UUID
 
-from sqlalchemy import Integer, Select, Subquery, and_, bindparam, literal_column, select, union_all
+from sqlalchemy import ColumnElement, Integer, Select, Subquery, bindparam, literal_column, select, union_all
+from sqlalchemy.orm import InstrumentedAttribute
 
 from taskflow_gql.database.sessions import DatabaseSession
 from taskflow_gql.database.statements import Statement
+from taskflow_gql.errors import BadUserInput
 from taskflow_gql.models import Event
 from taskflow_gql.services.events import SUBJECT_OF_ROW
 
@@ -40,27 +44,89 @@ async def row_of_version(session: DatabaseSession, row: Any, version: int) -> An
 def _before_of_version(subject_type: str) -> Statement:
     """The database compares the versions, because rows with long texts are expensive to send and to read."""
     most = bindparam("most", type_=Integer)
-    newest = _together(_newest(events).limit(most) for events in _events(subject_type, Event.before))
+    newest = _together(part.newest().limit(most) for part in _parts(subject_type, Event.before))
     version = newest.c.before["version"].as_integer()
     return Statement(select(newest.c.before).where(version == bindparam("version", type_=Integer)))
 
 
-# SQLite sorts NULL first and PostgreSQL last, so events with and without a position are two parts of a statement. Each
-# part is a range of the index on (subject_id, position).
-def _events(subject_type: str, *columns: Any) -> tuple[Select[Any], Select[Any]]:
-    """The events of the subject in the parameter `subject_id`: those without a position, and those with one."""
+class _Part(NamedTuple):
+    """Events of one subject, and the column that orders them."""
+
+    events: Select[Any]
+    order: InstrumentedAttribute[Any]
+
+    def newest(self, *conditions: ColumnElement[bool]) -> Select[Any]:
+        return self.events.where(*conditions).order_by(self.order.desc())
+
+    def oldest(self) -> Select[Any]:
+        return self.events.order_by(self.order)
+
+
+def _parts(subject_type: str, *columns: Any) -> tuple[_Part, _Part]:
+    """The events of the subject in the parameter `subject_id`, without a position and with one.
+
+    Both parts are ranges of one index. Together they could not be read in order, because SQLite sorts NULL first and
+    PostgreSQL sorts it last.
+    """
     # The type is a literal, so that plans know it.
-    is_subject = and_(
-        Event.subject_type == literal_column(f"'{subject_type}'"), Event.subject_id == bindparam("subject_id")
+    is_type = Event.subject_type == literal_column(f"'{subject_type}'")
+    found = select(*columns).where(is_type, Event.subject_id == bindparam("subject_id"))
+    return (
+        _Part(found.where(Event.position.is_(None)), Event.id),
+        _Part(found.where(Event.position.is_not(None)), Event.position),
     )
-    found = select(*columns).where(is_subject)
-    return found.where(Event.position.is_(None)), found.where(Event.position.is_not(None))
-
-
-def _newest(events: Select[Any]) -> Select[Any]:
-    return events.order_by(Event.position.desc(), Event.id.desc())
 
 
 def _together(parts: Iterable[Select[Any]]) -> Subquery:
     # SQLite takes an ORDER BY in parts of a UNION only inside subqueries.
     return union_all(*(select(part.subquery()) for part in parts)).subquery()
+
+
+class Entry(NamedTuple):
+    """An event of the subject."""
+
+    id: int
+    occurred_at: datetime
+    before: Any
+    after: Any
+
+
+async def entries_around(session: DatabaseSession, row_class: Any, subject_id: UUID, time: datetime) -> list[Entry]:
+    """In order, without repetitions: the oldest kept entry, the last one until this time, and the newest one.
+
+    Within a subject the order of events counts, not their times: clocks of several servers differ.
+    """
+    subject = SUBJECT_OF_ROW[row_class]
+    rows = await session.run(_events_around(subject.name), {"subject_id": subject_id, "time": time})
+    found = {id_: Entry(id_, at, subject.read(before), subject.read(after)) for id_, at, before, after in rows}
+    return [found[id_] for id_ in sorted(found)]
+
+
+@cache
+def _events_around(subject_type: str) -> Statement:
+    has_happened = Event.occurred_at <= bindparam("time", type_=Event.occurred_at.type)
+    parts = _parts(subject_type, Event.id, Event.occurred_at, Event.before, Event.after)
+    found = [one for part in parts for one in (part.oldest(), part.newest(has_happened), part.newest())]
+    return Statement(_together(each.limit(literal_column("1")) for each in found).select())
+
+
+class NotKept(BadUserInput):
+    def __init__(self) -> None:
+        super().__init__("asOf is older than the record of this object: name a later time", field="as_of")
+
+
+def row_at(time: datetime, entries: Sequence[Entry], current: Any) -> Any:
+    """The subject as it stood at the time, by its `entries_around` it and its current row, if it has one.
+
+    None before its creation and after its deletion. Raises NotKept if the record does not say how it stood.
+    """
+    until = [entry for entry in entries if entry.occurred_at <= time]
+    if until:
+        return until[-1].after
+    # Older events may have expired. The row before the oldest kept one tells since when it had stood like this.
+    oldest = entries[0].before if entries else current
+    if oldest is None or time < oldest.created_at:
+        return None
+    if time < oldest.updated_at:
+        raise NotKept
+    return oldest

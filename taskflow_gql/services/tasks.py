@@ -63,7 +63,7 @@ from taskflow_gql.services.paging import (
     sort_columns,
 )
 from taskflow_gql.services.positions import StreamPlace
-from taskflow_gql.services.record import row_of_version
+from taskflow_gql.services.record import entries_around, row_at, row_of_version
 from taskflow_gql.services.search_words import text_keys
 from taskflow_gql.services.task_filters import (
     EVERYTHING,
@@ -132,6 +132,22 @@ async def get_task(
     session: DatabaseSession, viewer: Viewer, task_id: UUID, columns: TaskColumns = ALL_COLUMNS
 ) -> TaskRow | None:
     return (await tasks_by_id(session, viewer, [task_id], columns)).get(task_id)
+
+
+async def task_as_of(session: DatabaseSession, viewer: Viewer, task_id: UUID, time: datetime) -> TaskRow | None:
+    """The task as it stood at a time in the past. None unless the viewer could see it then and can see it now.
+
+    "Now" is its last state if it was deleted. Raises NotKept if the record does not reach back to the time.
+    """
+    # Read before the record, which therefore has all changes that this row lacks.
+    task = await get_task(session, viewer, task_id)
+    entries = await entries_around(session, TaskRow, task_id, time)
+    if task is None:
+        is_deleted = bool(entries) and entries[-1].after is None
+        if not is_deleted or not may_see(viewer, entries[-1].before):
+            return None
+    then = row_at(time, entries, task)
+    return then if then is not None and may_see(viewer, then) else None
 
 
 async def tasks_by_id(
@@ -356,7 +372,9 @@ async def create_task(
         updated_at=now,
     )
     values = {**task._asdict(), **text_keys(task.title, task.description)}
-    await write_with_event(session, viewer, _INSERT, values, kind=EventKind.CREATED, before=None, after=task)
+    await write_with_event(
+        session, viewer, _INSERT, values, kind=EventKind.CREATED, before=None, after=task, occurred_at=now
+    )
     return task
 
 
@@ -514,6 +532,7 @@ async def _change_task(session: DatabaseSession, viewer: Viewer, task: TaskRow, 
         kind=EventKind.UPDATED,
         before=task,
         after=changed,
+        occurred_at=now,
     )
     return changed
 

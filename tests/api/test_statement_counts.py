@@ -300,6 +300,42 @@ async def test_the_people_before_and_after_changes_are_read_in_as_many_statement
     assert counts in ([5, 5], [7, 7])
 
 
+@pytest.mark.parametrize(
+    ("fields", "now", "then"),
+    [("title status version", 2, 3), ("title assignee { username }", 2, 4), ("history { nodes { kind } }", 4, 5)],
+)
+async def test_a_task_as_it_stood_costs_one_statement_more_and_its_people_another(
+    api: Api, database: Database, fields: str, now: int, then: int
+) -> None:
+    boss, ann, bob = await boss_of(api, database), await api.register("ann"), await api.register("bob")
+    id_ = {"id": (await api.create_task(ann, assigneeId=bob.id))["id"]}
+    query = f"query($id: ID!, $asOf: DateTime) {{ task(id: $id, asOf: $asOf) {{ {fields} }} }}"
+    for number in range(3):
+        task = (await api.data("query($id: ID!) { task(id: $id) { updatedAt } }", id_, by=boss))["task"]
+        await api.update_task(ann, id_["id"], title=f"Title {number}")
+        variables = id_ | {"asOf": task["updatedAt"]}
+        # This request also lets the relay place the events.
+        assert (await api.data(query, variables, by=boss))["task"] is not None
+        assert await count(api, query, boss, variables) == then
+        for as_now in (None, "9999-01-01T00:00:00Z"):
+            assert await count(api, query, boss, id_ | {"asOf": as_now}) == now
+    assert await count(api, query, boss, id_ | {"asOf": "1999-01-01T00:00:00Z"}) == 3
+
+
+async def test_a_merge_costs_one_statement_more(api: Api, database: Database) -> None:
+    boss = await boss_of(api, database)
+    task = await api.create_task(boss)
+    update = "mutation($input: UpdateTaskInput!) { updateTask(input: $input) { task { version } errors { code } } }"
+
+    async def count_update(title: str, **given: Any) -> int:
+        return await count(api, update, boss, {"input": {"id": task["id"], "title": title, **given}})
+
+    plain = await count_update("Second")
+    assert await count_update("Third", expectedVersion=2, onConflict="MERGE") == plain
+    await api.update_task(boss, task["id"], category="HOME")
+    assert await count_update("Fourth", expectedVersion=3, onConflict="MERGE") == plain + 1
+
+
 async def test_invisible_objects_cost_no_further_statements(api: Api, database: Database) -> None:
     await boss_of(api, database)
     ann = await api.register("ann")
