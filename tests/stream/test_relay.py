@@ -182,6 +182,7 @@ async def test_a_transaction_that_commits_late_gets_a_later_position(postgresql_
         ann = await sign_up(one.database)
         async with other.database.write() as late:
             await make_task(late, ann, "Begun first")
+            await late.flush()
             for n in range(3):
                 await create(one.database, ann, f"Meanwhile {n}")
             before = await one.until_placed(3)
