@@ -355,6 +355,7 @@ print(*(Settings(_env_file=None, data_dir=f"{sys.argv[1]}/{number}").signing_key
 """
 
 
+@pytest.mark.slow
 def test_processes_started_at_once_agree_on_the_secret(empty_folder: Path) -> None:
     """Fifty times, because a single race is rarely lost."""
     command = [sys.executable, "-c", REPORT_SECRETS_WHEN_TOLD, str(empty_folder)]

@@ -189,6 +189,7 @@ FILTERS: list[tuple[dict[str, Any] | None, list[str]]] = [
 ]
 
 
+@pytest.mark.slow
 async def test_every_filter_finds_and_counts_the_same_tasks(api: Api, team: Team) -> None:
     for given, titles in FILTERS:
         data = await api.data(TITLES, {"filter": team.cast(given)}, by=team.ann)

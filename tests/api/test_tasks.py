@@ -573,6 +573,7 @@ async def test_of_writers_expecting_the_same_version_exactly_one_wins(api: Api) 
         assert await read(api, ann, task["id"]) == winner
 
 
+@pytest.mark.slow
 async def test_increments_that_retry_on_conflict_lose_none(api: Api) -> None:
     ann = await api.register("ann")
     task = await create(api, ann, description="0")

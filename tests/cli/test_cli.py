@@ -183,6 +183,7 @@ finally:
 """
 
 
+@pytest.mark.slow
 async def test_python_m_taskflow_gql_is_the_command() -> None:
     assert await real_taskflow("--version", script=AS_MODULE) == Ran(0, f"{__version__}\nTrue\n", "")
 
@@ -234,6 +235,7 @@ async def test_check_of_an_outdated_schema_exits_with_1_and_leaves_the_file_unch
     assert content is None or path.read_text() == content
 
 
+@pytest.mark.slow
 async def test_a_dash_writes_the_schema_to_stdout(empty_folder: Path) -> None:
     await taskflow("export-schema")
     written = (empty_folder / "schema.graphql").read_text()

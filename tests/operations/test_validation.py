@@ -90,6 +90,7 @@ def selection_set(choose: random.Random, type_: str, depth: int, fragments: list
     return f"{{ {' '.join(parts)} }}"
 
 
+@pytest.mark.slow
 @given(st.randoms(use_true_random=False))
 @settings(max_examples=600, deadline=None)
 def test_mergeable_fields_are_the_same_as_in_graphql_core(choose: random.Random) -> None:

@@ -135,6 +135,7 @@ async def walk_on(read: Read, size: int, *, after: int, meanwhile: Callable[[], 
         await meanwhile()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("viewer", [ANN, BOSS], ids=["member", "admin"])
 @pytest.mark.parametrize("filter_", [EVERYTHING, PENDING, NOTHING], ids=["everything", "pending", "nothing"])
 @examples(15)

@@ -58,6 +58,7 @@ EDGES = ["0001-01-01T00:00:00Z", "0001-01-01T00:00:00.000001Z", "9999-12-31T23:5
 EDGES += ["9999-12-31T23:59:59.999999Z", "9999-12-31T23:59:59.999999+14:00", "0001-01-01T00:00:00-14:00"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("edge", EDGES)
 @pytest.mark.parametrize("name", ["eq", "gt", "gte", "lt", "lte"])
 @pytest.mark.parametrize("field", ["dueDate", "completedAt", "createdAt", "updatedAt"])

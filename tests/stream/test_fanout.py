@@ -152,6 +152,7 @@ async def test_events_placed_while_the_table_is_read_are_delivered_without_furth
         assert await hear(reader, Interrupted(database.engine), 1) == ["Meanwhile"]
 
 
+@pytest.mark.slow
 async def test_a_subscriber_far_behind_reads_the_table_in_batches(
     database: Database, bus: MemoryBus, ann: Viewer
 ) -> None:

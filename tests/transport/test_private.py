@@ -183,7 +183,7 @@ SUBCLASSES = [
         },
     ),
     Subclass(ServerConfig, config, {}),
-    Subclass(_Server, lambda: uvicorn.Server(config()), {"capture_signals": ""}),
+    Subclass(_Server, lambda: uvicorn.Server(config()), {"__init__": "config", "main_loop": "", "capture_signals": ""}),
     Subclass(
         TransportWSHandler,
         stock_handler,
