@@ -158,8 +158,9 @@ class _Mutation:
         except (Refusal, Refusals) as refused:
             payload = refused_payload(refused, self.payload_type)
             if self.is_public:
-                # Not kept: anybody could fill the table. Nothing was changed, so a repeat may be tried again.
-                return payload
+                # Not kept: anybody could fill the table. The same request may have been done at the same time, and be
+                # the reason for this refusal; then its answer counts.
+                return await self._replay(context, given, request) or payload
             async with context.write() as session:
                 write_receipt(session, request, self.codec.write(payload))
         payload.event_ids = session.returned_ids
@@ -216,7 +217,7 @@ def _has_one_field(operation: OperationDefinitionNode) -> bool:
 
 
 def _given_values(given: Any) -> dict[str, Any]:
-    """What an input asks for. Defaults are left out, so that a field that a later release adds changes no hash."""
+    """The values of an input that are not the default, so that a field that a later release adds changes no hash."""
     values = {field.name: (getattr(given, field.name), field.default) for field in fields(given)}
     return {
         name: value

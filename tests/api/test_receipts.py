@@ -202,6 +202,15 @@ async def test_a_repeated_registration_and_sign_in_get_a_token_of_the_same_sessi
     assert codes(wrong) == [("INVALID_CREDENTIALS", None)]
 
 
+async def test_of_concurrent_registrations_with_one_id_one_is_done(api: Api) -> None:
+    answers = await asyncio.gather(*(ask(api, REGISTER, **ZOE, mutationId="r") for _ in range(4)))
+    assert [answer["errors"] for answer in answers] == [[]] * 4
+    assert sorted(answer["replayed"] for answer in answers) == [False, True, True, True]
+    assert len({answer["user"]["id"] for answer in answers}) == 1
+    for answer in answers:
+        assert (await api.post(ME, by=answer["accessToken"]))["data"] == {"me": {"username": "zoe"}}
+
+
 async def test_an_old_password_gets_no_token_from_a_repeated_sign_in(api: Api) -> None:
     zoe = await api.register("zoe")
     given: dict[str, Any] = {"usernameOrEmail": "zoe", "password": zoe.password, "mutationId": "l"}
