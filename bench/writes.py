@@ -1,4 +1,4 @@
-"""What a `mutationId` costs: processor time of the server and of PostgreSQL for mutations with and without it.
+"""The cost of a `mutationId`: processor time of the server and of PostgreSQL for mutations with and without it.
 
     python -m bench.writes [--rounds 20] [--requests 200]
 

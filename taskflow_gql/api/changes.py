@@ -12,7 +12,7 @@ import strawberry
 from taskflow_gql.api.connections import Last, PageInfo
 from taskflow_gql.api.context import Info
 from taskflow_gql.api.task_filters import TaskFilterArgument, filter_of
-from taskflow_gql.api.tasks import Task, TaskEdge
+from taskflow_gql.api.tasks import Task, TaskEdge, edge_of
 from taskflow_gql.api.users import User, users_by_id
 from taskflow_gql.execution.strawberry import Batched
 from taskflow_gql.models import TaskCategory, TaskField, TaskPriority, TaskRow, TaskStatus, UserRow
@@ -21,7 +21,6 @@ from taskflow_gql.services.changes import Change, ChangePage, ChangeRequest, Tas
 from taskflow_gql.services.events import EventRow
 from taskflow_gql.services.paging import PageRequest
 from taskflow_gql.services.task_filters import Filter
-from taskflow_gql.services.task_orders import NEWEST_FIRST
 
 
 @strawberry.type(description="A task's fields as they stood before a change.")
@@ -78,7 +77,7 @@ class TaskChange:
 
     @strawberry.field(description="`task` as an edge of `tasks` in its default order; null where `task` is.")
     def task_edge(self) -> TaskEdge | None:
-        return self._task and TaskEdge(cursor=NEWEST_FIRST.cursor(self._task), node=self._task)
+        return edge_of(self._task)
 
     @property
     def _task(self) -> TaskRow | None:

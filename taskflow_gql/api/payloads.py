@@ -1,4 +1,4 @@
-"""What all inputs and payloads of mutations have in common: errors, receipts as JSON, and the place in the stream."""
+"""The common part of all inputs and payloads of mutations: errors, receipts as JSON, and the place in the stream."""
 
 from __future__ import annotations
 

@@ -146,6 +146,11 @@ class TaskEdge:
     node: TaskRow = strawberry.field(graphql_type=Task, description="The task.")
 
 
+def edge_of(task: TaskRow | None) -> TaskEdge | None:
+    """The task as an edge of `tasks` in its default order."""
+    return task and TaskEdge(cursor=NEWEST_FIRST.cursor(task), node=task)
+
+
 @strawberry.type(description="A page of tasks.")
 class TaskConnection:
     """Its fields resolve from a `TaskList`."""
@@ -454,7 +459,7 @@ class CreateTaskPayload(MutationPayload):
 
     @strawberry.field(description="The new task as an edge of `tasks` in its default order; null on errors.")
     def task_edge(self) -> TaskEdge | None:
-        return self.task and TaskEdge(cursor=NEWEST_FIRST.cursor(self.task), node=self.task)
+        return edge_of(self.task)
 
 
 @strawberry.type(description="What became of `updateTask`.")

@@ -76,7 +76,7 @@ def core_schema(schema: strawberry.Schema) -> GraphQLSchema:
 
 
 def enum_definition(enum: type[Enum]) -> StrawberryEnumDefinition:
-    """What `strawberry.enum` has stored of the enum."""
+    """The definition that `strawberry.enum` has stored in the enum."""
     definition: StrawberryEnumDefinition = enum.__strawberry_definition__  # type: ignore[attr-defined]
     return definition
 

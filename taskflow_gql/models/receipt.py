@@ -13,7 +13,7 @@ from taskflow_gql.database.types import Model, UtcDateTime
 
 
 class Receipt(Model):
-    """What one mutation was asked and what it answered. It is committed with the mutation's changes."""
+    """The request and the answer of one mutation, committed with its changes."""
 
     __tablename__ = "receipts"
 

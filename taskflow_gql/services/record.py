@@ -1,4 +1,4 @@
-"""What the record says of one subject, including events that have no position yet.
+"""The record of one subject, including events that have no position yet.
 
 The ids of a subject's events follow the order of its changes, and so do the positions of those that have one. Events
 without a position are the newest.

@@ -12,24 +12,10 @@ import { overFetch } from '../../docs/recipes/fetch.mjs'
 import { codesOf, followTasks } from '../../docs/recipes/follow.mjs'
 import { openQueue } from '../../docs/recipes/queue.mjs'
 import { makeSession } from '../../docs/recipes/session.mjs'
+import { makeSignIn } from './sign_in.mjs'
 
 const given = JSON.parse(process.argv[2])
 const write = (kind, facts) => process.stdout.write(`${JSON.stringify({ kind, at: Date.now(), ...facts })}\n`)
-
-let firstToken = given.token
-async function signIn() {
-  if (firstToken) {
-    const token = firstToken
-    firstToken = null
-    return token
-  }
-  const query = 'mutation($input: LoginInput!) { login(input: $input) { accessToken } }'
-  const variables = { input: { usernameOrEmail: given.username, password: given.password } }
-  const headers = { 'Content-Type': 'application/json' }
-  const answer = await fetch(given.url, { method: 'POST', headers, body: JSON.stringify({ query, variables }) })
-  write('signed in')
-  return (await answer.json()).data.login.accessToken
-}
 
 const store = {
   load: () => (existsSync(given.file) ? JSON.parse(readFileSync(given.file, 'utf8')) : null),
@@ -41,7 +27,7 @@ const store = {
 
 const nameOf = ({ document, variables }) => ({ field: /\{\s*(\w+)/.exec(document)[1], input: variables.input })
 
-const session = makeSession(signIn)
+const session = makeSession(makeSignIn(given, write))
 const queue = await openQueue({
   url: given.url,
   session,

@@ -7,6 +7,7 @@
 
 import { createRequire } from 'node:module'
 import { createInterface } from 'node:readline'
+import { makeSignIn } from './sign_in.mjs'
 
 const RECIPES = new URL('../../docs/recipes/', import.meta.url)
 const given = JSON.parse(process.argv[2])
@@ -31,28 +32,8 @@ globalThis.WebSocket = NotedWebSocket
 
 const recipe = (name) => import(new URL(`${name}.mjs`, RECIPES))
 
-let firstToken = given.token
-async function signIn() {
-  if (firstToken) {
-    const token = firstToken
-    firstToken = null
-    return token
-  }
-  const query = 'mutation($input: LoginInput!) { login(input: $input) { accessToken errors { code } } }'
-  const variables = { input: { usernameOrEmail: given.username, password: given.password } }
-  const answer = await fetch(given.url, {
-    method: 'POST',
-    headers: { 'Content-Type': 'application/json' },
-    body: JSON.stringify({ query, variables }),
-  })
-  const { accessToken, errors } = (await answer.json()).data.login
-  if (errors.length) throw new Error(`Cannot sign in: ${errors[0].code}`)
-  write('signed in')
-  return accessToken
-}
-
 const { makeSession } = await recipe('session')
-const session = makeSession(signIn)
+const session = makeSession(makeSignIn(given, write))
 const options = { url: given.url, session, patience: given.patience }
 
 const connect = {

@@ -54,7 +54,7 @@ class FrontEnd:
 
     def __init__(self, process: Process, facts: list[Fact]) -> None:
         self._process = process
-        # Of all front ends that had the same store, this one last.
+        # The front end that used the store last.
         self.facts = facts
         self._changed = asyncio.Event()
 
@@ -124,7 +124,7 @@ async def front_end(facts: list[Fact], **given: object) -> AsyncIterator[FrontEn
 
 @dataclass
 class Story:
-    """What the front ends wrote down, the record of all changes, and the tasks at the end."""
+    """The log of the front ends, the record of all changes, and the tasks at the end."""
 
     facts: list[Fact]
     record: list[Event]

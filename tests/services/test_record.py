@@ -1,4 +1,4 @@
-"""What the record says of one task: random programs of changes against a list of all states."""
+"""The record of one task: random programs of changes against a list of all states."""
 
 from __future__ import annotations
 

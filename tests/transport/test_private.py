@@ -238,7 +238,7 @@ def attributes_of_self(source: str, context: type[ast.expr_context] = ast.expr_c
 
 
 def own_names(classes: list[type[Any]]) -> set[str]:
-    """What the classes define, and what their `__init__` sets."""
+    """The names that the classes define and those that their `__init__` sets."""
     names = {name for one in classes for name in vars(one) if not name.startswith("__")} - {"_abc_impl"}
     names |= {name for one in classes for name in ("__init__", "__call__") if name in vars(one)}
     for one in classes:
