@@ -397,7 +397,15 @@ class SocketProtocol(InPieces, WebSocketsSansIOProtocol):
             return self._send_and_wait(message)
         if message["type"] == "websocket.close":
             return self._send_close(message)
+        if message["type"] == "websocket.accept":
+            return self._accept(message)
         return super().send(message)
+
+    async def _accept(self, message: Any) -> None:
+        await super().send(message)
+        # uvicorn and websockets would keep the headers of the handshake as long as the connection: three kilobytes.
+        self.request.headers.clear()
+        self.response.headers.clear()
 
     async def _send_close(self, message: Any) -> None:
         await super().send(message)

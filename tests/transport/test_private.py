@@ -294,6 +294,8 @@ PARTS: dict[str, tuple[Callable[[], Any], str]] = {
     "HttpToolsProtocol.flow": (lambda: stock_http().flow, "read_paused resume_reading"),
     "ServerState": (private.ServerState, "default_headers total_requests"),
     "WebSocketsSansIOProtocol.conn": (lambda: stock_socket().conn, "state send_close data_to_send"),
+    "WebSocketsSansIOProtocol.request.headers": (lambda: stock_socket().request.headers, "clear"),
+    "WebSocketsSansIOProtocol.response.headers": (lambda: stock_socket().response.headers, "clear"),
     "Server": (lambda: uvicorn.Server(config()), "started should_exit"),
     "Config": (config, "workers"),
     "Operation": (lambda: Operation(*[NOTHING] * 5), "id completed task"),
