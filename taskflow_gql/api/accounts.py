@@ -11,7 +11,7 @@ import strawberry
 from taskflow_gql import clock
 from taskflow_gql.api.context import Context
 from taskflow_gql.api.mutations import Write, mutation, prepared_mutation
-from taskflow_gql.api.payloads import MutationInput, MutationPayload
+from taskflow_gql.api.payloads import MutationPayload, RepeatableInput
 from taskflow_gql.api.users import User
 from taskflow_gql.database.sessions import DatabaseSession
 from taskflow_gql.models import UserRow
@@ -21,7 +21,7 @@ from taskflow_gql.services.access import Viewer
 
 
 @strawberry.input(description="A new account.")
-class RegisterInput(MutationInput):
+class RegisterInput(RepeatableInput):
     email: str = strawberry.field(
         description="Unique without regard to case. Only you and ADMINs see it. Good for signing in."
     )
@@ -33,19 +33,19 @@ class RegisterInput(MutationInput):
 
 
 @strawberry.input(description="Who you are.")
-class LoginInput(MutationInput):
+class LoginInput(RepeatableInput):
     username_or_email: str = strawberry.field(description="Either one; case does not matter.")
     password: str = strawberry.field(description="The password; case matters.")
 
 
 @strawberry.input(description="The old password and the new one.")
-class ChangePasswordInput(MutationInput):
+class ChangePasswordInput(RepeatableInput):
     current_password: str = strawberry.field(description="The password that is good until now.")
     new_password: str = strawberry.field(description="8 to 128 characters.")
 
 
 @strawberry.input(description="What to change about yourself. Left out: unchanged. Neither can be null.")
-class UpdateProfileInput(MutationInput):
+class UpdateProfileInput(RepeatableInput):
     full_name: str | None = strawberry.field(
         default=strawberry.UNSET, description="The name that others see; at most 255 characters."
     )

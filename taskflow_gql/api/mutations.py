@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from contextlib import nullcontext, suppress
-from dataclasses import dataclass, fields
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass, fields, is_dataclass
 from functools import cached_property
 from typing import Annotated, Any, TypeAlias, TypeVar, get_args, get_type_hints
 
@@ -15,9 +15,10 @@ from strawberry.types.field import StrawberryField
 from strawberry.utils.str_converters import to_camel_case
 
 from taskflow_gql.api.context import Context, Info
-from taskflow_gql.api.payloads import PayloadCodec, refused_payload
+from taskflow_gql.api.payloads import REFUSED, PayloadCodec, refused_payload
 from taskflow_gql.database.sessions import DatabaseSession, Outdated
-from taskflow_gql.errors import BadUserInput, Refusal, Refusals
+from taskflow_gql.errors import BadUserInput
+from taskflow_gql.services.access import Viewer
 from taskflow_gql.services.receipts import (
     Request,
     check_mutation_id,
@@ -31,6 +32,7 @@ Payload = TypeVar("Payload")
 # The part of a prepared mutation that runs in its unit of work.
 Write: TypeAlias = Callable[[DatabaseSession], Awaitable[Payload]]
 _Prepare: TypeAlias = Callable[[Context, Any], Awaitable[Write[Any]]]
+_Function: TypeAlias = Callable[[DatabaseSession, Viewer, Any], Awaitable[Any]]
 
 
 def mutation(description: str, *, input: str, locks: bool = True) -> Callable[[Any], Any]:
@@ -45,21 +47,28 @@ def mutation(description: str, *, input: str, locks: bool = True) -> Callable[[A
     """
 
     def decorate(method: Any) -> StrawberryField:
-        function = method.__func__
-
-        async def prepare(context: Context, given: Any) -> Write[Any]:
-            viewer = await context.require_viewer()
-
-            async def write(session: DatabaseSession) -> Any:
-                return await function(session, viewer, given)
-
-            return write
-
-        types = get_type_hints(function)
-        made = _Mutation(function.__name__, prepare, types["input"], types["return"], locks=locks)
-        return _field(made, description, input)
+        made = mutation_of(method.__func__, locks=locks)
+        MUTATIONS[made.name] = made
+        return mutation_field(made, description, input)
 
     return decorate
+
+
+def mutation_of(function: _Function, *, locks: bool = True, kind: type[Mutation] | None = None) -> Mutation:
+    """The mutation that a function `(session, viewer, input) -> payload` is, for a field or as a part of a batch."""
+
+    async def prepare(context: Context, given: Any) -> Write[Any]:
+        viewer = await context.require_viewer()
+
+        async def write(session: DatabaseSession) -> Any:
+            return await function(session, viewer, given)
+
+        return write
+
+    types = get_type_hints(function)
+    return (kind or Mutation)(
+        function.__name__, prepare, types["input"], types["return"], function=function, locks=locks
+    )
 
 
 def prepared_mutation(
@@ -77,7 +86,7 @@ def prepared_mutation(
         types = get_type_hints(function)
         _, awaitable = get_args(types["return"])
         (payload_type,) = get_args(awaitable)
-        made = _Mutation(
+        made = Mutation(
             function.__name__,
             function,
             types["input"],
@@ -86,17 +95,21 @@ def prepared_mutation(
             is_public=is_public,
             has_secrets=has_secrets,
         )
-        return _field(made, description, input)
+        return mutation_field(made, description, input)
 
     return decorate
 
 
 @dataclass(frozen=True)
-class _Mutation:
+class Mutation:
+    """How a mutation runs: on its own, once, or again for a request that repeats it."""
+
     name: str
     prepare: _Prepare
     input_type: Any
     payload_type: Any
+    # What runs in the unit of work, if nothing runs before it.
+    function: _Function | None = None
     # Whether the first attempt locks what it reads.
     locks: bool = True
     # Whether `prepare` does slow work.
@@ -110,18 +123,29 @@ class _Mutation:
 
     async def run(self, info: Info, given: Any) -> Any:
         context = info.context
-        mutation_id = given.mutation_id
-        if mutation_id is None:
-            mutation_id = _idempotency_key(info)
-        if mutation_id is None:
-            return await self._run_unnamed(context, given)
-        return await self._run_once(context, given, await self._request(context, given, mutation_id))
+        try:
+            mutation_id = given.mutation_id
+            if mutation_id is None:
+                mutation_id = _idempotency_key(info)
+            request = None if mutation_id is None else await self._request(context, given, mutation_id)
+        except REFUSED as refused:
+            return refused_payload(refused, self.payload_type)
+        return await self.run_as(context, given, request)
+
+    async def run_as(self, context: Context, given: Any, request: Request | None) -> Any:
+        """The payload, also of a refusal. Without a request, the mutation cannot be repeated."""
+        try:
+            if request is None:
+                return await self._run_unnamed(context, given)
+            return await self._run_once(context, given, request)
+        except REFUSED as refused:
+            return refused_payload(refused, self.payload_type)
 
     async def _run_unnamed(self, context: Context, given: Any) -> Any:
-        for is_last in (False, True):
-            with nullcontext() if is_last else suppress(IntegrityError, Outdated):
+        for attempt in range(_MAX_ATTEMPTS):
+            with _trying(attempt):
                 write = await self.prepare(context, given)
-                async with context.write(locks=is_last or self.locks) as session:
+                async with context.write(locks=attempt > 0 or self.locks) as session:
                     payload = await write(session)
                 payload.event_ids = session.returned_ids
                 return payload
@@ -145,17 +169,17 @@ class _Mutation:
         for attempt in range(_MAX_ATTEMPTS):
             if (attempt or self.is_prepared) and (payload := await self._replay(context, given, request)):
                 return payload
-            with suppress(IntegrityError, Outdated) if attempt < _MAX_ATTEMPTS - 1 else nullcontext():
+            with _trying(attempt):
                 return await self._attempt(context, given, request, locks=attempt > 0 or self.locks)
         raise AssertionError("The last attempt returns or raises")
 
     async def _attempt(self, context: Context, given: Any, request: Request, *, locks: bool) -> Any:
         try:
             write = await self.prepare(context, given)
-            async with context.write(request.mutation_id, locks=locks) as session:
+            async with context.write(request.shown_id, locks=locks) as session:
                 payload = await write(session)
                 write_receipt(session, request, self.codec.write(payload))
-        except (Refusal, Refusals) as refused:
+        except REFUSED as refused:
             payload = refused_payload(refused, self.payload_type)
             if self.is_public:
                 # Not kept: anybody could fill the table. The same request may have been done at the same time, and be
@@ -177,17 +201,22 @@ class _Mutation:
         return payload
 
 
+# By name, those that a batch may hold.
+MUTATIONS: dict[str, Mutation] = {}
+
 # The first attempt fails if the same mutation, or another one that took the same unique value, runs at the same time.
 # The second one finds what they have committed. The third one is for the rare case that they were rolled back then.
 _MAX_ATTEMPTS = 3
 
 
-def _field(made: _Mutation, description: str, input_description: str) -> StrawberryField:
+def _trying(attempt: int) -> AbstractContextManager[object]:
+    is_last = attempt == _MAX_ATTEMPTS - 1
+    return nullcontext() if is_last else suppress(IntegrityError, Outdated)
+
+
+def mutation_field(made: Mutation, description: str, input_description: str) -> StrawberryField:
     async def resolve(self: Any, info: Info, input: Any) -> Any:
-        try:
-            return await made.run(info, input)
-        except (Refusal, Refusals) as refused:
-            return refused_payload(refused, made.payload_type)
+        return await made.run(info, input)
 
     resolve.__annotations__ = {
         "info": Info,
@@ -220,7 +249,14 @@ def _given_values(given: Any) -> dict[str, Any]:
     """The values of an input that are not the default, so that a field that a later release adds changes no hash."""
     values = {field.name: (getattr(given, field.name), field.default) for field in fields(given)}
     return {
-        name: value
+        name: _given(value)
         for name, (value, default) in values.items()
         if name != "mutation_id" and value is not default and value != default
     }
+
+
+def _given(value: Any) -> Any:
+    # Inputs in inputs and lists of them, as deep as the schema nests them.
+    if isinstance(value, list):
+        return [_given(each) for each in value]
+    return _given_values(value) if is_dataclass(value) else value

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields, is_dataclass
 from enum import StrEnum
-from typing import Any, ClassVar, get_args, get_type_hints
+from typing import Any, ClassVar, Protocol, get_args, get_origin, get_type_hints
 
 import strawberry
 from strawberry.utils.str_converters import to_camel_case
@@ -14,7 +14,7 @@ from strawberry.utils.str_converters import to_camel_case
 from taskflow_gql.api.context import Context, Info
 from taskflow_gql.api.enums import describe_enum
 from taskflow_gql.errors import Refusal, Refusals
-from taskflow_gql.services.events import RowCodec, codec_of
+from taskflow_gql.services.events import codec_of
 from taskflow_gql.services.positions import position_of_event
 
 
@@ -29,6 +29,7 @@ class ErrorCode(StrEnum):
     INVALID_CREDENTIALS = "INVALID_CREDENTIALS"
     MUTATION_ID_REUSED = "MUTATION_ID_REUSED"
     ID_TAKEN = "ID_TAKEN"
+    NOT_APPLIED = "NOT_APPLIED"
 
 
 describe_enum(
@@ -47,6 +48,7 @@ describe_enum(
     INVALID_CREDENTIALS="The name and the password do not belong together.",
     MUTATION_ID_REUSED="The `mutationId` was used for another mutation or other input. Nothing was changed.",
     ID_TAKEN="The `id` of the new object is taken: make another one.",
+    NOT_APPLIED="Another mutation of the same ALL_OR_NOTHING batch was refused, so this one was not applied either.",
 )
 
 
@@ -68,7 +70,7 @@ class UserError:
 
 
 @strawberry.input
-class MutationInput:
+class RepeatableInput:
     """The fields that every mutation's input has."""
 
     mutation_id: strawberry.ID | None = strawberry.field(
@@ -122,6 +124,26 @@ class MutationPayload:
         """Restore what the receipt does not keep. May raise a Refusal."""
 
 
+class Withdrawn(Exception):
+    """Rolls back the unit of work of a mutation that answers with this payload."""
+
+    def __init__(self, payload: MutationPayload) -> None:
+        super().__init__("Nothing is changed")
+        self.payload = payload
+
+
+# What a mutation raises to change nothing. `refused_payload` makes the answer.
+REFUSED = (Refusal, Refusals, Withdrawn)
+
+
+class _Codec(Protocol):
+    """Values of one field as JSON, and back."""
+
+    def write(self, value: Any, /) -> Any: ...
+
+    def read(self, value: Any, /) -> Any: ...
+
+
 class PayloadCodec:
     """Payloads as JSON for receipts, and back."""
 
@@ -130,11 +152,11 @@ class PayloadCodec:
         common = {field.name for field in fields(MutationPayload)} | payload_type.not_kept
         names = [field.name for field in fields(payload_type) if field.init and field.name not in common]
         self._payload_type = payload_type
-        self._row_codecs = {name: _codec_of(types[name]) for name in names}
+        self._codecs = {name: _codec_of(types[name]) for name in names}
 
     def write(self, payload: Any) -> dict[str, Any]:
         answer: dict[str, Any] = {}
-        for name, codec in self._row_codecs.items():
+        for name, codec in self._codecs.items():
             value = getattr(payload, name)
             if value is not None:
                 answer[name] = codec.write(value) if codec else value
@@ -145,11 +167,45 @@ class PayloadCodec:
     def read(self, answer: Mapping[str, Any]) -> Any:
         values = {
             name: codec.read(answer[name]) if codec else answer[name]
-            for name, codec in self._row_codecs.items()
+            for name, codec in self._codecs.items()
             if name in answer
         }
         errors = [_error_of_json(error) for error in answer.get("errors", ())]
         return self._payload_type(errors=errors, replayed=True, **values)
+
+
+class _PayloadsCodec:
+    """A list of payloads of several types, with the ids of their events."""
+
+    def __init__(self, payload_types: Sequence[type[Any]]) -> None:
+        self._codecs = {type_.__name__: PayloadCodec(type_) for type_ in payload_types}
+
+    def write(self, payloads: Sequence[Any]) -> list[Any]:
+        return [
+            [type(payload).__name__, self._codecs[type(payload).__name__].write(payload), list(payload.event_ids)]
+            for payload in payloads
+        ]
+
+    def read(self, values: Sequence[Any]) -> list[Any]:
+        payloads = []
+        for name, answer, event_ids in values:
+            payload = self._codecs[name].read(answer)
+            payload.event_ids = event_ids
+            payloads.append(payload)
+        return payloads
+
+
+class _PlainsCodec:
+    """A list of objects whose values are the same in JSON."""
+
+    def __init__(self, type_: type[Any]) -> None:
+        self._type = type_
+
+    def write(self, found: Sequence[Any]) -> list[Any]:
+        return [asdict(each) for each in found]
+
+    def read(self, values: Sequence[Any]) -> list[Any]:
+        return [self._type(**value) for value in values]
 
 
 def _json_of_error(error: UserError) -> dict[str, Any]:
@@ -167,16 +223,24 @@ def _error_of_json(values: Mapping[str, Any]) -> UserError:
     )
 
 
-def _codec_of(type_: Any) -> RowCodec[Any] | None:
-    """The codec of a row, which may be optional. None for a type whose values are the same in JSON."""
+def _codec_of(type_: Any) -> _Codec | None:
+    """None for a type whose values are the same in JSON. A row may be optional."""
+    if get_origin(type_) is list:
+        (item,) = get_args(type_)
+        options = get_args(item) or (item,)
+        if issubclass(options[0], MutationPayload):
+            return _PayloadsCodec(options)
+        return _PlainsCodec(item) if isinstance(item, type) and is_dataclass(item) else None
     for option in get_args(type_) or (type_,):
         if hasattr(option, "_fields"):
             return codec_of(option)
     return None
 
 
-def refused_payload(refused: Refusal | Refusals, payload_type: Any) -> Any:
+def refused_payload(refused: Refusal | Refusals | Withdrawn, payload_type: Any) -> Any:
     """The payload of a mutation that was refused."""
+    if isinstance(refused, Withdrawn):
+        return refused.payload
     refusals = refused.refusals if isinstance(refused, Refusals) else [refused]
     errors = [
         UserError(

@@ -8,12 +8,14 @@ import strawberry
 from strawberry.schema.config import StrawberryConfig
 
 from taskflow_gql.api.accounts import AccountMutations
+from taskflow_gql.api.batches import MAX_MUTATIONS, BatchMutations
 from taskflow_gql.api.changes import ChangeQueries, TaskSubscriptions
 from taskflow_gql.api.needs import Analysis
 from taskflow_gql.api.nodes import MAX_NODES, NodeQueries
 from taskflow_gql.api.scalars import DATE_TIME
 from taskflow_gql.api.server import ServerQueries
 from taskflow_gql.api.tasks import Task, TaskMutations, TaskQueries
+from taskflow_gql.api.undo import UndoMutations
 from taskflow_gql.api.users import User, UserMutations, UserQueries
 from taskflow_gql.config import Settings
 from taskflow_gql.execution.strawberry import BatchingExecutor, StrawberryExecutor
@@ -34,7 +36,7 @@ class Query(ServerQueries, NodeQueries, UserQueries, TaskQueries, ChangeQueries)
         "that is wrong, the entity is null, and nothing was changed."
     )
 )
-class Mutation(AccountMutations, TaskMutations, UserMutations):
+class Mutation(AccountMutations, TaskMutations, BatchMutations, UndoMutations, UserMutations):
     pass
 
 
@@ -48,15 +50,18 @@ class Subscription(TaskSubscriptions):
     pass
 
 
-# Fields that cost many times as much as other values: a look-up for each object, a text of 10,000 characters, or a
-# search through 1,000 changes. With these weights, an operation within the default limit blocks others for at most some
-# tenths of a second (tests/test_hostile.py).
+# Fields that cost many times as much as other values: a look-up for each object, a text of 10,000 characters, a search
+# through 1,000 changes, or a change of a batch. With these weights, an operation within the default limit blocks others
+# for at most some tenths of a second (tests/test_hostile.py).
 PRICES = Prices(
     {"history": 50, "totalCount": 50, "byAssignee": 50, "description": 50, "taskChanges": 1_000},
     lists=["byAssignee"],
+    items=["edges", "nodes", "results", "undone", "conflicts"],
+    batches={"applyMutations": 200, "undo": 200},
     default_page_size=DEFAULT_PAGE_SIZE,
     max_page_size=MAX_PAGE_SIZE,
     max_ids=MAX_NODES,
+    max_batch=MAX_MUTATIONS,
 )
 
 

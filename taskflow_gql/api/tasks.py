@@ -15,7 +15,7 @@ from taskflow_gql.api.context import Context, Info
 from taskflow_gql.api.mutations import mutation
 from taskflow_gql.api.needs import needs
 from taskflow_gql.api.nodes import Node
-from taskflow_gql.api.payloads import MutationInput, MutationPayload
+from taskflow_gql.api.payloads import MutationPayload, RepeatableInput
 from taskflow_gql.api.task_filters import TaskFilterArgument, filter_of
 from taskflow_gql.api.task_lists import TaskList, TaskOrderArgument, columns_of_tasks, stream_place, task_query
 from taskflow_gql.api.users import User, users_by_id
@@ -354,7 +354,7 @@ class TaskQueries:
 
 
 @strawberry.input(description="A new task. You are its creator; it starts PENDING.")
-class CreateTaskInput(MutationInput):
+class CreateTaskInput(RepeatableInput):
     id: strawberry.ID | None = strawberry.field(
         default=None,
         description="Your own UUID for the task, best of version 7; without it the server makes one. Taken: ID_TAKEN.",
@@ -386,7 +386,7 @@ _ON_CONFLICT = "Whether to merge your change with what was changed since `expect
         "null for another field is BAD_USER_INPUT."
     )
 )
-class UpdateTaskInput(MutationInput):
+class UpdateTaskInput(RepeatableInput):
     id: strawberry.ID = strawberry.field(description="The task.")
     expected_version: int | None = strawberry.field(default=None, description=_EXPECTED_VERSION)
     on_conflict: ConflictPolicy = strawberry.field(default=ConflictPolicy.REFUSE, description=_ON_CONFLICT)
@@ -410,7 +410,7 @@ class UpdateTaskInput(MutationInput):
 
 
 @strawberry.input(description="Which task, and how far it is now.")
-class SetTaskStatusInput(MutationInput):
+class SetTaskStatusInput(RepeatableInput):
     id: strawberry.ID = strawberry.field(description="The task.")
     status: TaskStatus = strawberry.field(description="The new status.")
     expected_version: int | None = strawberry.field(default=None, description=_EXPECTED_VERSION)
@@ -423,7 +423,7 @@ class SetTaskStatusInput(MutationInput):
 
 
 @strawberry.input(description="Which task to tick off, or to open again.")
-class ToggleTaskCompletionInput(MutationInput):
+class ToggleTaskCompletionInput(RepeatableInput):
     id: strawberry.ID = strawberry.field(description="The task.")
     expected_version: int | None = strawberry.field(default=None, description=_EXPECTED_VERSION)
     on_conflict: ConflictPolicy = strawberry.field(
@@ -436,7 +436,7 @@ class ToggleTaskCompletionInput(MutationInput):
 
 
 @strawberry.input(description="Which task to delete.")
-class DeleteTaskInput(MutationInput):
+class DeleteTaskInput(RepeatableInput):
     id: strawberry.ID = strawberry.field(description="The task.")
     expected_version: int | None = strawberry.field(default=None, description=_EXPECTED_VERSION)
     on_conflict: ConflictPolicy = strawberry.field(

@@ -15,7 +15,7 @@ from taskflow_gql.api.context import Context, Info
 from taskflow_gql.api.mutations import mutation
 from taskflow_gql.api.needs import needs
 from taskflow_gql.api.nodes import Node
-from taskflow_gql.api.payloads import MutationInput, MutationPayload
+from taskflow_gql.api.payloads import MutationPayload, RepeatableInput
 from taskflow_gql.api.task_filters import TaskFilter, TaskFilterArgument
 from taskflow_gql.api.task_lists import TaskList, TaskOrder, TaskOrderArgument, task_query
 from taskflow_gql.database.sessions import DatabaseSession
@@ -213,18 +213,18 @@ def _columns_of_list(context: Context) -> tuple[str, ...]:
 
 
 @strawberry.input(description="Whose role to set, and to what.")
-class SetUserRoleInput(MutationInput):
+class SetUserRoleInput(RepeatableInput):
     user_id: strawberry.ID = strawberry.field(description="The person.")
     role: UserRole = strawberry.field(description="The new role.")
 
 
 @strawberry.input(description="Whom to deactivate.")
-class DeactivateUserInput(MutationInput):
+class DeactivateUserInput(RepeatableInput):
     user_id: strawberry.ID = strawberry.field(description="The person.")
 
 
 @strawberry.input(description="Whom to let in again.")
-class ReactivateUserInput(MutationInput):
+class ReactivateUserInput(RepeatableInput):
     user_id: strawberry.ID = strawberry.field(description="The person.")
 
 

@@ -34,7 +34,9 @@ from taskflow_gql.database.writes import (
 
 
 class Outdated(Exception):
-    """A row was changed or deleted between its read without a lock and its write. Nothing was written."""
+    """A row was changed or deleted between its read without a lock and its write, or two transactions waited for each
+    other. Nothing was written, and the caller may try again.
+    """
 
 
 class DatabaseSession:
@@ -272,7 +274,10 @@ class PostgresTransaction(PostgresSession):
             if not self.locks:
                 return await super()._fetch(sql, arguments)
             await self._begin()
-        return await cast("asyncpg.Connection", self._driver).fetch(sql, *arguments)
+        try:
+            return await cast("asyncpg.Connection", self._driver).fetch(sql, *arguments)
+        except asyncpg.DeadlockDetectedError as error:
+            raise Outdated from error
 
     async def _begin(self) -> None:
         if self._driver is None:

@@ -40,8 +40,6 @@ MAX_VALUE_NESTING = 100
 _INTROSPECTION = {"__schema": 30_000, "__type": 1_000}
 # A string counts as one more value for each so many characters: it may be decoded or searched for at each use.
 _CHARACTERS_OF_VALUE = 250
-# The fields of a connection that are lists with the length of its page.
-_ITEMS = ("edges", "nodes")
 # An alias is repeated for each object in the answer and in the path of each error.
 MAX_ALIAS_LENGTH = 100
 
@@ -52,6 +50,9 @@ class Prices:
     `weights` holds the costs of fields that cost more than one value, by field name. A list counts as its page size, at
     most `max_page_size`, or as `default_page_size` if none is given. `lists` names the fields that return their page
     as a list, not as a connection. A list of ids counts as at most `max_ids`.
+
+    `batches` holds the cost of one change by a field that makes several: as many as its input has literal `mutations`,
+    else `max_batch`. `items` names the fields of connections and batches that are lists of their length.
     """
 
     def __init__(
@@ -59,12 +60,18 @@ class Prices:
         weights: Mapping[str, int] = {},
         *,
         lists: Collection[str] = (),
+        items: Collection[str] = ("edges", "nodes"),
+        batches: Mapping[str, int] = {},
         default_page_size: int,
         max_page_size: int,
         max_ids: int,
+        max_batch: int = 0,
     ) -> None:
         self.weights = {**_INTROSPECTION, **weights}
         self.lists = lists
+        self.items = items
+        self.batches = batches
+        self.max_batch = max_batch
         self.default_page_size = default_page_size
         self.max_page_size = max_page_size
         self.max_ids = max_ids
@@ -218,15 +225,15 @@ class _Counts:
         for around in definition.sets:
             count, items = counts[around.parent] if around.parent >= 0 else (objects, items_of_lists)
             if around.field is not None:
-                is_list = around.field.name.value in _ITEMS
+                is_list = around.field.name.value in self._prices.items
                 count = (items if is_list else count) * self._id_count(around.field)
-                items = count if is_list else count * self._page_size(around.field)
+                items = count if is_list else count * self._length(around.field)
                 if around.field.name.value in self._prices.lists:
                     count = items
             counts.append((count, items))
             for selection in around.node.selections:
                 if isinstance(selection, FieldNode):
-                    self.cost += count * self._prices.weights.get(selection.name.value, 1)
+                    self.cost += count * self._price(selection)
                     if selection.alias:
                         self.aliases += times
                         self.longest_alias = max(self.longest_alias, len(selection.alias.value))
@@ -246,6 +253,23 @@ class _Counts:
                 self.literals += count * (len(value.value) // _CHARACTERS_OF_VALUE)
             if isinstance(value, VariableNode):
                 self.uses[value.name.value] += count
+
+    def _price(self, field: FieldNode) -> int:
+        name = field.name.value
+        if name in self._prices.batches:
+            return self._prices.batches[name] * self._length(field)
+        return self._prices.weights.get(name, 1)
+
+    def _length(self, field: FieldNode) -> int:
+        return self._batch_size(field) if field.name.value in self._prices.batches else self._page_size(field)
+
+    def _batch_size(self, field: FieldNode) -> int:
+        for argument in field.arguments or ():
+            if isinstance(argument.value, ObjectValueNode):
+                for given in argument.value.fields:
+                    if given.name.value == "mutations" and isinstance(given.value, ListValueNode):
+                        return min(len(given.value.values), self._prices.max_batch)
+        return self._prices.max_batch
 
     def _page_size(self, field: FieldNode) -> int:
         sizes = [

@@ -26,7 +26,7 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, Integer, Select, UpdateBase, and_, bindparam, literal_column, or_, select
 
 from taskflow_gql import clock
-from taskflow_gql.database.constructs import top_of_each
+from taskflow_gql.database.constructs import among_few, top_of_each
 from taskflow_gql.database.sessions import DatabaseSession
 from taskflow_gql.database.statements import Statement
 from taskflow_gql.database.writes import WritePair
@@ -155,7 +155,7 @@ class Subject:
         return None if value is None else self.codec.read(value)
 
 
-_SUBJECTS = {
+SUBJECT_OF_NAME = {
     name: Subject(
         name,
         noun.row_class,
@@ -165,8 +165,8 @@ _SUBJECTS = {
     )
     for name, noun in RECORDED.items()
 }
-SUBJECT_OF_ROW = {subject.row_class: subject for subject in _SUBJECTS.values()}
-_FIELDS = {name: {str(field): field for field in subject.column_by_field} for name, subject in _SUBJECTS.items()}
+SUBJECT_OF_ROW = {subject.row_class: subject for subject in SUBJECT_OF_NAME.values()}
+_FIELDS = {name: {str(field): field for field in subject.column_by_field} for name, subject in SUBJECT_OF_NAME.items()}
 
 
 # Writing
@@ -247,7 +247,7 @@ def event_of_row(row: Any) -> EventRow:
         mutation_id,
         at,
     ) = row
-    subject, known_fields = _SUBJECTS[subject_type], _FIELDS[subject_type]
+    subject, known_fields = SUBJECT_OF_NAME[subject_type], _FIELDS[subject_type]
     before, after = subject.read(before_json), subject.read(after_json)
     return EventRow(
         id=id_,
@@ -282,7 +282,7 @@ async def events_after(
 ) -> list[EventRow]:
     """Placed events in order of position; with a viewer, those that this person may see before or after the change."""
     # Without a viewer all events, as an admin sees them.
-    types = tuple(_SUBJECTS) if row_class is None else (SUBJECT_OF_ROW[row_class].name,)
+    types = tuple(SUBJECT_OF_NAME) if row_class is None else (SUBJECT_OF_ROW[row_class].name,)
     statement = _events_after(types, is_admin=viewer is None or viewer.is_admin)
     parameters = {"position": position, "most": limit, "viewer_id": viewer and viewer.id}
     return [event_of_row(row) for row in await session.run(statement, parameters)]
@@ -295,6 +295,19 @@ def _events_after(types: tuple[str, ...], *, is_admin: bool) -> Statement:
         Event.position > bindparam("position"), _is_of(*types), events_visible(is_admin=is_admin)
     )
     return Statement(after.order_by(Event.position).limit(bindparam("most", type_=Integer)))
+
+
+async def placed_events(session: DatabaseSession, ids: Collection[int]) -> list[EventRow]:
+    """Those of them that are placed and kept, in order of position."""
+    if not ids:
+        return []
+    return [event_of_row(row) for row in await session.run(_placed(tuple(SUBJECT_OF_NAME)), {"ids": ids})]
+
+
+@cache
+def _placed(types: tuple[str, ...]) -> Statement:
+    found = select(*EVENT_COLUMNS).where(among_few(Event.id, "ids"), Event.position.is_not(None), _is_of(*types))
+    return Statement(found.order_by(Event.position))
 
 
 # Higher than every position.

@@ -42,9 +42,9 @@ class MutationIdReused(Refusal):
         )
 
 
-def check_mutation_id(mutation_id: str) -> str:
+def check_mutation_id(mutation_id: str, *, field: str = "mutation_id") -> str:
     if not 1 <= len(mutation_id) <= MAX_MUTATION_ID_LENGTH or not is_storable(mutation_id):
-        raise BadUserInput(f"A mutationId has 1 to {MAX_MUTATION_ID_LENGTH} characters", field="mutation_id")
+        raise BadUserInput(f"A mutationId has 1 to {MAX_MUTATION_ID_LENGTH} characters", field=field)
     return mutation_id
 
 
@@ -56,6 +56,20 @@ class Request:
     mutation_id: str
     field: str
     input_hash: bytes
+    # The mutation that this one is a part of.
+    whole_id: str | None = None
+
+    @property
+    def shown_id(self) -> str:
+        """The id that the client knows and events carry."""
+        return self.whole_id or self.mutation_id
+
+    def part(self, index: int, field: str) -> Request:
+        """The request of one part, by the input of the whole."""
+        number = f"{self.mutation_id}\0{index}".encode()
+        # Not an id that a client would choose.
+        mutation_id = "part:" + hashlib.blake2b(number, digest_size=16).hexdigest()
+        return Request(self.owner_id, mutation_id, field, self.input_hash, whole_id=self.mutation_id)
 
 
 class ReceiptRow(NamedTuple):
@@ -82,12 +96,15 @@ def owner_of_anonymous(address: str, input_hash: bytes, *, key: bytes) -> UUID:
 
 async def find_receipt(session: DatabaseSession, request: Request) -> ReceiptRow | None:
     """The receipt of an earlier request. Raises MutationIdReused if that asked for something else."""
-    parameters = {"owner_id": request.owner_id, "mutation_id": request.mutation_id}
-    for row in await session.run(_RECEIPT, parameters):
-        receipt = ReceiptRow._make(row)
-        if (receipt.field, bytes(receipt.input_hash)) != (request.field, request.input_hash):
-            raise MutationIdReused
-        return receipt
+    receipt = await receipt_of(session, request.owner_id, request.mutation_id)
+    if receipt and (receipt.field, bytes(receipt.input_hash)) != (request.field, request.input_hash):
+        raise MutationIdReused
+    return receipt
+
+
+async def receipt_of(session: DatabaseSession, owner_id: UUID, mutation_id: str) -> ReceiptRow | None:
+    for row in await session.run(_RECEIPT, {"owner_id": owner_id, "mutation_id": mutation_id}):
+        return ReceiptRow._make(row)
     return None
 
 

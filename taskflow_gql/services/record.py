@@ -6,7 +6,7 @@ without a position are the newest.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
 from functools import cache
 from typing import Any, NamedTuple
@@ -15,11 +15,12 @@ from uuid import UUID
 from sqlalchemy import ColumnElement, Integer, Select, Subquery, bindparam, literal_column, select, union_all
 from sqlalchemy.orm import InstrumentedAttribute
 
+from taskflow_gql.database.constructs import among_few
 from taskflow_gql.database.sessions import DatabaseSession
 from taskflow_gql.database.statements import Statement
 from taskflow_gql.errors import BadUserInput
 from taskflow_gql.models import Event
-from taskflow_gql.services.events import SUBJECT_OF_ROW
+from taskflow_gql.services.events import SUBJECT_OF_NAME, SUBJECT_OF_ROW
 
 # How many of a subject's newest events are searched for a version.
 MAX_VERSIONS = 1000
@@ -108,6 +109,46 @@ def _events_around(subject_type: str) -> Statement:
     parts = _parts(subject_type, Event.id, Event.occurred_at, Event.before, Event.after)
     found = [one for part in parts for one in (part.oldest(), part.newest(has_happened), part.newest())]
     return Statement(_together(each.limit(literal_column("1")) for each in found).select())
+
+
+async def newest_change(session: DatabaseSession, row_class: Any, subject_id: UUID) -> int | None:
+    """The id of the subject's newest event."""
+    found = await session.run(_newest_ids(SUBJECT_OF_ROW[row_class].name), {"subject_id": subject_id})
+    return max((id_ for (id_,) in found), default=None)
+
+
+@cache
+def _newest_ids(subject_type: str) -> Statement:
+    newest = (part.newest().limit(literal_column("1")) for part in _parts(subject_type, Event.id))
+    return Statement(_together(newest).select())
+
+
+class RecordedChange(NamedTuple):
+    """An event of any subject."""
+
+    id: int
+    row_class: type[Any]
+    subject_id: UUID
+    before: Any
+    after: Any
+
+
+async def changes_by_id(session: DatabaseSession, ids: Collection[int]) -> list[RecordedChange]:
+    """Those of them that the record keeps, in any order."""
+    if not ids:
+        return []
+    found = await session.run(_EVENTS_BY_ID, {"ids": ids})
+    return [
+        RecordedChange(id_, subject.row_class, subject_id, subject.read(before), subject.read(after))
+        for id_, subject_type, subject_id, before, after in found
+        # A newer release may have recorded nouns that this one does not know.
+        if (subject := SUBJECT_OF_NAME.get(subject_type))
+    ]
+
+
+_EVENTS_BY_ID = Statement(
+    select(Event.id, Event.subject_type, Event.subject_id, Event.before, Event.after).where(among_few(Event.id, "ids"))
+)
 
 
 class NotKept(BadUserInput):

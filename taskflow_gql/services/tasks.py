@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
@@ -28,6 +28,7 @@ from taskflow_gql.errors import (
     refuse_if_any,
 )
 from taskflow_gql.models import (
+    COLUMN_BY_FIELD,
     TASK_COLUMNS,
     EventKind,
     Task,
@@ -64,6 +65,7 @@ from taskflow_gql.services.paging import (
 )
 from taskflow_gql.services.positions import StreamPlace
 from taskflow_gql.services.record import entries_around, row_at, row_of_version
+from taskflow_gql.services.reverting import GONE, WHOLE
 from taskflow_gql.services.search_words import text_keys
 from taskflow_gql.services.task_filters import (
     EVERYTHING,
@@ -371,11 +373,15 @@ async def create_task(
         created_at=now,
         updated_at=now,
     )
+    await _insert_task(session, viewer, task)
+    return task
+
+
+async def _insert_task(session: DatabaseSession, viewer: Viewer, task: TaskRow) -> None:
     values = {**task._asdict(), **text_keys(task.title, task.description)}
     await write_with_event(
-        session, viewer, _INSERT, values, kind=EventKind.CREATED, before=None, after=task, occurred_at=now
+        session, viewer, _INSERT, values, kind=EventKind.CREATED, before=None, after=task, occurred_at=task.updated_at
     )
-    return task
 
 
 async def update_task(
@@ -452,6 +458,11 @@ async def delete_task(
     if not may_delete(viewer, task):
         raise Forbidden("Only its creator or an admin can delete a task")
     await _as_seen(session, viewer, task, expected_version, ConflictPolicy.REFUSE)
+    await _delete_task(session, viewer, task)
+    return task
+
+
+async def _delete_task(session: DatabaseSession, viewer: Viewer, task: TaskRow) -> None:
     await write_with_event(
         session,
         viewer,
@@ -461,7 +472,6 @@ async def delete_task(
         before=task,
         after=None,
     )
-    return task
 
 
 async def _require_task_for_update(session: DatabaseSession, viewer: Viewer, task_id: UUID) -> TaskRow:
@@ -476,6 +486,19 @@ async def _require_task_for_update(session: DatabaseSession, viewer: Viewer, tas
 def _task_for_update(is_admin: bool, locks: bool) -> Statement:
     found = select(*TASK_COLUMNS).where(Task.id == bindparam("task_id"), visible(is_admin=is_admin))
     return Statement(found.with_for_update() if locks else found)
+
+
+async def lock_tasks(session: DatabaseSession, task_ids: Collection[UUID]) -> dict[UUID, TaskRow]:
+    """These tasks by id, also those that nobody may see, locked in the order of their ids."""
+    if not task_ids:
+        return {}
+    rows = await session.run(_TASKS_FOR_UPDATE, {"task_ids": task_ids})
+    return {row.id: row for row in map(TaskRow._make, rows)}
+
+
+_TASKS_FOR_UPDATE = Statement(
+    select(*TASK_COLUMNS).where(among(Task.id, "task_ids")).order_by(Task.id).with_for_update()
+)
 
 
 async def _as_seen(
@@ -514,7 +537,8 @@ async def _change_task(session: DatabaseSession, viewer: Viewer, task: TaskRow, 
         return task
     now = clock.now()
     if "status" in values:
-        values["completed_at"] = now if values["status"] is TaskStatus.COMPLETED else None
+        # Undo gives the old time.
+        values.setdefault("completed_at", now if values["status"] is TaskStatus.COMPLETED else None)
     changed = task._replace(**values, version=task.version + 1, updated_at=now)
     written = {**values, "version": changed.version, "updated_at": now}
     if "title" in values or "description" in values:
@@ -535,6 +559,47 @@ async def _change_task(session: DatabaseSession, viewer: Viewer, task: TaskRow, 
         occurred_at=now,
     )
     return changed
+
+
+class TaskReverting:
+    """How undo changes tasks."""
+
+    derived: Mapping[str, Sequence[str]] = {"status": ("completed_at",)}
+
+    async def lock(self, session: DatabaseSession, ids: Collection[UUID], /) -> dict[UUID, TaskRow]:
+        return await lock_tasks(session, ids)
+
+    async def why_not(
+        self, session: DatabaseSession, viewer: Viewer, row: TaskRow | None, wanted: TaskRow | None, /
+    ) -> dict[str, str]:
+        if row is None:
+            return {} if wanted is None or may_delete(viewer, wanted) else {WHOLE: GONE}
+        if not may_see(viewer, row):
+            return {WHOLE: GONE}
+        if wanted is None:
+            return {} if may_delete(viewer, row) else {WHOLE: "You may no longer delete it"}
+        refused: dict[str, str] = {}
+        for name in COLUMN_BY_FIELD.values():
+            is_allowed = may_change_status(viewer, row) if name == "status" else may_update(viewer, row)
+            if getattr(row, name) != getattr(wanted, name) and not is_allowed:
+                refused[name] = "You may no longer change it"
+        if wanted.assignee_id not in (None, row.assignee_id) and "assignee_id" not in refused:
+            problems: list[Refusal] = []
+            await _check_assignee(session, wanted.assignee_id, problems)
+            refused |= dict.fromkeys(("assignee_id",) if problems else (), "The assignee of then is deactivated")
+        return refused
+
+    async def revert(
+        self, session: DatabaseSession, viewer: Viewer, row: TaskRow | None, wanted: TaskRow | None, /
+    ) -> None:
+        if row is not None and wanted is not None:
+            await _change_task(session, viewer, row, wanted._asdict())
+        elif row is not None:
+            await _delete_task(session, viewer, row)
+        elif wanted is not None:
+            # The deletion was a version too.
+            restored = wanted._replace(version=wanted.version + 2, updated_at=clock.now())
+            await _insert_task(session, viewer, restored)
 
 
 _TASKS = cast("Table", Task.__table__)

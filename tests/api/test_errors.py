@@ -46,7 +46,8 @@ def test_every_error_code_is_reached_by_a_test(error: type[errors.TaskflowError]
 
 def test_every_refusal_has_a_code_of_the_schema() -> None:
     codes = {refusal.code for refusal in subclasses(errors.Refusal) if hasattr(refusal, "code")}
-    assert codes == set(ErrorCode)
+    # A mutation of a batch that was not tried is not refused itself.
+    assert codes | {ErrorCode.NOT_APPLIED} == set(ErrorCode)
 
 
 async def test_an_error_has_message_location_path_and_code(api: Api) -> None:
