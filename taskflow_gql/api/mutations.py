@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import random
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cached_property
 from typing import Annotated, Any, TypeAlias, TypeVar, get_args, get_type_hints
@@ -16,7 +17,7 @@ from strawberry.utils.str_converters import to_camel_case
 
 from taskflow_gql.api.context import Context, Info
 from taskflow_gql.api.payloads import REFUSED, PayloadCodec, refused_payload
-from taskflow_gql.database.sessions import DatabaseSession, Outdated
+from taskflow_gql.database.sessions import DatabaseSession, Deadlock, Outdated
 from taskflow_gql.errors import BadUserInput
 from taskflow_gql.services.access import Viewer
 from taskflow_gql.services.receipts import (
@@ -142,14 +143,14 @@ class Mutation:
             return refused_payload(refused, self.payload_type)
 
     async def _run_unnamed(self, context: Context, given: Any) -> Any:
-        for attempt in range(_MAX_ATTEMPTS):
-            with _trying(attempt):
-                write = await self.prepare(context, given)
-                async with context.write(locks=attempt > 0 or self.locks) as session:
-                    payload = await write(session)
-                payload.event_ids = session.returned_ids
-                return payload
-        raise AssertionError("The last attempt returns or raises")
+        async def attempt(number: int) -> Any:
+            write = await self.prepare(context, given)
+            async with context.write(locks=number > 0 or self.locks) as session:
+                payload = await write(session)
+            payload.event_ids = session.returned_ids
+            return payload
+
+        return await _try(attempt)
 
     async def _request(self, context: Context, given: Any, mutation_id: str) -> Request:
         # Without a viewer, a request is refused before its input is looked at.
@@ -166,12 +167,13 @@ class Mutation:
 
         The first attempt does not look for a receipt, because there is none for nearly all requests.
         """
-        for attempt in range(_MAX_ATTEMPTS):
-            if (attempt or self.is_prepared) and (payload := await self._replay(context, given, request)):
+
+        async def attempt(number: int) -> Any:
+            if (number or self.is_prepared) and (payload := await self._replay(context, given, request)):
                 return payload
-            with _trying(attempt):
-                return await self._attempt(context, given, request, locks=attempt > 0 or self.locks)
-        raise AssertionError("The last attempt returns or raises")
+            return await self._attempt(context, given, request, locks=number > 0 or self.locks)
+
+        return await _try(attempt)
 
     async def _attempt(self, context: Context, given: Any, request: Request, *, locks: bool) -> Any:
         try:
@@ -207,11 +209,21 @@ MUTATIONS: dict[str, Mutation] = {}
 # The first attempt fails if the same mutation, or another one that took the same unique value, runs at the same time.
 # The second one finds what they have committed. The third one is for the rare case that they were rolled back then.
 _MAX_ATTEMPTS = 3
+# After a deadlock. The other transaction should be committed by then, or they may lock each other out again.
+_PAUSE_SECONDS = (0.1, 0.3)
 
 
-def _trying(attempt: int) -> AbstractContextManager[object]:
-    is_last = attempt == _MAX_ATTEMPTS - 1
-    return nullcontext() if is_last else suppress(IntegrityError, Outdated)
+async def _try(attempt: Callable[[int], Awaitable[Any]]) -> Any:
+    """What the attempt returns. It gets its number, from 0."""
+    for number in range(_MAX_ATTEMPTS):
+        try:
+            return await attempt(number)
+        except (IntegrityError, Outdated) as lost:
+            if number == _MAX_ATTEMPTS - 1:
+                raise
+            if isinstance(lost, Deadlock):
+                await asyncio.sleep(random.uniform(*_PAUSE_SECONDS))  # noqa: S311
+    raise AssertionError("The last attempt returns or raises")
 
 
 def mutation_field(made: Mutation, description: str, input_description: str) -> StrawberryField:

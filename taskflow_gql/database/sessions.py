@@ -34,9 +34,11 @@ from taskflow_gql.database.writes import (
 
 
 class Outdated(Exception):
-    """A row was changed or deleted between its read without a lock and its write, or two transactions waited for each
-    other. Nothing was written, and the caller may try again.
-    """
+    """A row was changed or deleted between its read without a lock and its write. Nothing was written."""
+
+
+class Deadlock(Outdated):
+    """Two transactions waited for each other, and the database ended this one. Nothing was written."""
 
 
 class DatabaseSession:
@@ -277,7 +279,7 @@ class PostgresTransaction(PostgresSession):
         try:
             return await cast("asyncpg.Connection", self._driver).fetch(sql, *arguments)
         except asyncpg.DeadlockDetectedError as error:
-            raise Outdated from error
+            raise Deadlock from error
 
     async def _begin(self) -> None:
         if self._driver is None:
