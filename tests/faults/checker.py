@@ -40,11 +40,11 @@ class Answer(NamedTuple):
     """One answer to a mutation that a client sent with an id, perhaps several times."""
 
     mutation_id: str
-    # The payload as JSON, but for `replayed`, so that answers can be compared.
+    # The payload as JSON, but for `replayed` and cursors, so that answers can be compared.
     payload: str
     was_refused: bool
-    # The position that `changeCursor` names.
-    position: int | None
+    # The positions of its changes, in order.
+    positions: tuple[int, ...]
     is_replay: bool
 
 
@@ -132,6 +132,7 @@ class Verdict:
     mutations_done_twice: list[str] = field(default_factory=list)
     mutations_answered_differently: list[str] = field(default_factory=list)
     mutations_refused_and_done: list[str] = field(default_factory=list)
+    batches_half_done: list[str] = field(default_factory=list)
     positions_wrong: list[str] = field(default_factory=list)
     changes_missed: list[str] = field(default_factory=list)
     repeats: list[str] = field(default_factory=list)
@@ -158,13 +159,17 @@ def check(
     acknowledged: Iterable[Acknowledged],
     listeners: Iterable[Listener],
     answers: Iterable[Answer] = (),
+    batches: Mapping[str, int] = {},
 ) -> Verdict:
-    """`record` is all of `events`, and `tasks` all of `tasks`, read when everything has settled."""
+    """`record` is all of `events`, and `tasks` all of `tasks`, read when everything has settled.
+
+    `batches` holds how many changes each ALL_OR_NOTHING batch makes if it is done, by mutation id.
+    """
     verdict = Verdict()
     events = list(record)
     _check_positions(events, verdict)
     _check_writes(events, tasks, acknowledged, verdict)
-    _check_answers(events, answers, verdict)
+    _check_answers(events, answers, batches, verdict)
     placed = {event.position: event for event in events if event.position is not None}
     for listener in listeners:
         _check_listener(listener, placed, verdict)
@@ -172,16 +177,21 @@ def check(
 
 
 def _check_positions(events: list[Event], verdict: Verdict) -> None:
-    """Positions run from 1 without a gap, and those of one task follow its versions."""
+    """Positions run from 1 without a gap, and those of one task follow its versions.
+
+    A deletion is a version too, which a task that comes back has behind it.
+    """
     positions = sorted(event.position or 0 for event in events)
     if positions != list(range(1, len(events) + 1)):
         verdict.positions_wrong.append(f"{len(events)} events have the positions {positions[:3]}…{positions[-3:]}")
     versions: dict[str, int] = {}
     for event in sorted(events, key=lambda event: event.position or 0):
-        before = event.before["version"] if event.before else 0
-        if before != versions.get(event.task_id, 0):
+        last = versions.get(event.task_id, 0)
+        before = event.before["version"] if event.before else last
+        after = event.after["version"] if event.after else last + 1
+        if (before, after) != (last, last + 1):
             verdict.positions_wrong.append(f"{event.task_id} at {event.position} follows on a version not its own")
-        versions[event.task_id] = event.after["version"] if event.after else before
+        versions[event.task_id] = after
 
 
 def _check_writes(
@@ -201,25 +211,32 @@ def _check_writes(
             )
 
 
-def _check_answers(events: list[Event], answers: Iterable[Answer], verdict: Verdict) -> None:
-    """A mutation with an id is done once or not at all, as all its answers say."""
+def _check_answers(
+    events: list[Event], answers: Iterable[Answer], batches: Mapping[str, int], verdict: Verdict
+) -> None:
+    """A mutation with an id is done once or not at all, as all its answers say. None changes a task twice."""
     positions: defaultdict[str, list[int]] = defaultdict(list)
+    task_ids: defaultdict[str, list[str]] = defaultdict(list)
     for event in events:
         if event.mutation_id is not None:
             positions[event.mutation_id].append(event.position or 0)
-    for mutation_id, found in positions.items():
-        if len(found) > 1:
-            verdict.mutations_done_twice.append(f"{mutation_id} made the events at {found}")
+            task_ids[event.mutation_id].append(event.task_id)
+    for mutation_id, ids in task_ids.items():
+        if len(set(ids)) < len(ids):
+            verdict.mutations_done_twice.append(f"{mutation_id} made the events at {positions[mutation_id]}")
+    for mutation_id, count in batches.items():
+        if len(positions[mutation_id]) not in (0, count):
+            verdict.batches_half_done.append(f"{mutation_id} made {positions[mutation_id]} of {count} changes")
     first_answers: dict[str, Answer] = {}
     for answer in answers:
         first = first_answers.setdefault(answer.mutation_id, answer)
-        if (first.payload, first.position) != (answer.payload, answer.position):
+        if (first.payload, first.positions) != (answer.payload, answer.positions):
             verdict.mutations_answered_differently.append(f"{first} and {answer}")
         if not answer.is_replay and first is not answer and not first.is_replay:
             verdict.mutations_answered_differently.append(f"{answer.mutation_id} was twice answered as new")
         if answer.was_refused and positions[answer.mutation_id]:
             verdict.mutations_refused_and_done.append(f"{answer}")
-        elif positions[answer.mutation_id] != ([] if answer.position is None else [answer.position]):
+        elif sorted(positions[answer.mutation_id]) != sorted(answer.positions):
             verdict.acknowledged_writes_lost.append(f"{answer}, and the record has {positions[answer.mutation_id]}")
 
 

@@ -37,7 +37,32 @@ TOGGLE = f"""
 mutation($i: ToggleTaskCompletionInput!) {{ x: toggleTaskCompletion(input: $i) {{ task {{ {TASK} }} {_COMMON} }} }}
 """
 DELETE = f"mutation($i: DeleteTaskInput!) {{ x: deleteTask(input: $i) {{ deletedTaskId {_COMMON} }} }}"
-KINDS = {CREATE: "createTask", UPDATE: "updateTask", STATUS: "setTaskStatus", TOGGLE: "toggle", DELETE: "deleteTask"}
+_PART = f"task {{ {TASK} }} changeCursor errors {{ code }}"
+BATCH = f"""
+mutation($i: ApplyMutationsInput!) {{
+  x: applyMutations(input: $i) {{
+    results {{
+      ... on CreateTaskPayload {{ {_PART} }} ... on UpdateTaskPayload {{ {_PART} }}
+      ... on DeleteTaskPayload {{ deletedTaskId changeCursor errors {{ code }} }}
+    }}
+    {_COMMON}
+  }}
+}}
+"""
+UNDO = f"""
+mutation($i: UndoInput!) {{
+  x: undo(input: $i) {{ undone {{ cursor taskId task {{ {TASK} }} }} conflicts {{ subjectId fields }} {_COMMON} }}
+}}
+"""
+KINDS = {
+    CREATE: "createTask",
+    UPDATE: "updateTask",
+    STATUS: "setTaskStatus",
+    TOGGLE: "toggle",
+    DELETE: "deleteTask",
+    BATCH: "batch",
+    UNDO: "undo",
+}
 LIST = f"""
 query($filter: TaskFilter, $after: String) {{
   tasks(filter: $filter, first: 100, after: $after) {{
@@ -80,6 +105,8 @@ class Log:
     listeners: list[Listener] = field(default_factory=list)
     # Answers that no fault excuses.
     complaints: list[str] = field(default_factory=list)
+    # How many changes each ALL_OR_NOTHING batch makes if it is done, by mutation id.
+    batches: dict[str, int] = field(default_factory=dict)
     # Tasks that probably exist, with their creators.
     creators: dict[str, str] = field(default_factory=dict)
 
@@ -164,6 +191,8 @@ class Writer:
         self._random = Random(seed)
         self._count = 0
         self._past: deque[Sent] = deque(maxlen=40)
+        # The versions that this writer was told last.
+        self._versions: dict[str, int] = {}
 
     async def run(self, stop: asyncio.Event, *, pause_seconds: float) -> None:
         async with httpx.AsyncClient(timeout=TIMEOUT_SECONDS, trust_env=False) as http:
@@ -175,6 +204,8 @@ class Writer:
         task_id, query, given = self._choose()
         mutation_id = str(UUID(int=self._random.getrandbits(128)))
         sent = Sent(task_id, query, given | {"mutationId": mutation_id})
+        if given.get("mode") == "ALL_OR_NOTHING":
+            self._log.batches[mutation_id] = len(given["mutations"])
         at_once = 2 if self._random.random() < 0.1 else 1
         self._log.sometimes["two requests at once"] += at_once == 2
         await asyncio.gather(*(self._send(http, sent) for _ in range(at_once)))
@@ -203,40 +234,57 @@ class Writer:
 
     def _hear(self, sent: Sent, payload: dict[str, Any], url: str) -> None:
         log = self._log
-        is_replay, cursor = payload.pop("replayed"), payload.pop("changeCursor")
+        is_replay = payload.pop("replayed")
+        changes = payload["undone"] if "undone" in payload else payload.get("results", [payload])
+        cursors = [change.pop("cursor" if "cursor" in change else "changeCursor") for change in changes]
+        payload.pop("changeCursor", None)
         answer = Answer(
             mutation_id=sent.given["mutationId"],
             payload=json.dumps(payload, sort_keys=True),
             was_refused=payload["errors"] != [],
-            position=None if cursor is None else decoded(cursor),
+            positions=tuple(decoded(cursor) for cursor in cursors if cursor is not None),
             is_replay=is_replay,
         )
         log.answers.append(answer)
         sent.answers += 1
-        self._count_paths(sent, answer, url)
+        self._count_paths(sent, answer, url, payload)
         if answer.was_refused:
             self._hear_refusal(sent, payload)
-        elif "deletedTaskId" in payload:
-            log.outcomes["acknowledged"] += 1
-            log.creators.pop(sent.task_id, None)
-            log.acknowledged.append(Acknowledged(sent.task_id, None))
-        else:
-            log.outcomes["acknowledged"] += 1
-            task = payload["task"]
-            if sent.query == CREATE and not is_replay:
-                log.creators[task["id"]] = self._person.id
-            log.acknowledged.append(Acknowledged(task["id"], seen(task)))
+            return
+        log.outcomes["acknowledged"] += 1
+        for change in changes:
+            if change.get("errors"):
+                log.outcomes["refused in a batch"] += 1
+            elif "task" in change or "deletedTaskId" in change:
+                self._hear_change(change, is_replay=is_replay)
+
+    def _hear_change(self, change: dict[str, Any], *, is_replay: bool) -> None:
+        log, task = self._log, change.get("task")
+        if task is None:
+            task_id = change.get("deletedTaskId") or change["taskId"]
+            log.creators.pop(task_id, None)
+            log.acknowledged.append(Acknowledged(task_id, None))
+            return
+        if not is_replay:
+            log.creators.setdefault(task["id"], self._person.id)
+            self._versions[task["id"]] = task["version"]
+        log.acknowledged.append(Acknowledged(task["id"], seen(task)))
 
     def _hear_refusal(self, sent: Sent, payload: dict[str, Any]) -> None:
         self._log.outcomes["refused"] += 1
         code = payload["errors"][0]["code"]
         if code == "NOT_FOUND":
             self._log.creators.pop(sent.task_id, None)
-        elif code != "FORBIDDEN":
+        elif code not in ("FORBIDDEN", "VERSION_CONFLICT", "NOT_APPLIED"):
             self._log.complaints.append(f"{sent.query} with {sent.given}: {payload['errors']}")
 
-    def _count_paths(self, sent: Sent, answer: Answer, url: str) -> None:
+    def _count_paths(self, sent: Sent, answer: Answer, url: str, payload: dict[str, Any]) -> None:
         sometimes = self._log.sometimes
+        if sent.query == UNDO and not answer.is_replay:
+            done, left = payload["undone"] != [], payload["conflicts"] != []
+            sometimes["undo in part" if done and left else "undo refused" if left else "undo"] += done or left
+        if "expectedVersion" in sent.given and answer.positions and not answer.is_replay:
+            sometimes["merge"] += payload["task"]["version"] > sent.given["expectedVersion"] + 1
         if answer.is_replay:
             sometimes[f"repeat of {KINDS[sent.query]}"] += 1
             sometimes["repeat on the other server"] += any(other != url for other in sent.urls)
@@ -256,7 +304,7 @@ class Writer:
             priority = random.choice(["LOW", "MEDIUM", "HIGH"])
             return "", CREATE, {"title": title, "assigneeId": assignee, "priority": priority}
         task_id, _ = self._log.some_task(random)
-        match random.randrange(10):
+        match random.randrange(14):
             case 0:
                 return task_id, DELETE, {"id": task_id}
             case 1 | 2 | 3:
@@ -265,11 +313,31 @@ class Writer:
                     STATUS,
                     {"id": task_id, "status": random.choice(["PENDING", "IN_PROGRESS", "COMPLETED"])},
                 )
-            case 4 | 5:
+            case 4:
                 return task_id, UPDATE, {"id": task_id, "title": title, "assigneeId": assignee}
-            case 6 | 7:
+            case 5 | 6:
                 return task_id, TOGGLE, {"id": task_id}
+            case 7 | 8:
+                return "", BATCH, self._choose_batch(title, assignee)
+            case 9 | 10 if self._past:
+                return "", UNDO, {"undoes": random.choice(self._past).given["mutationId"]}
+            case 11 | 12 if self._versions:
+                # Often an old version.
+                task_id, version = random.choice([*self._versions.items()][-60:])
+                given = {"id": task_id, "title": title, "expectedVersion": version, "onConflict": "MERGE"}
+                return task_id, UPDATE, given
         return task_id, UPDATE, {"id": task_id, "title": title, "priority": random.choice(["LOW", "HIGH"])}
+
+    def _choose_batch(self, title: str, assignee: str | None) -> dict[str, Any]:
+        """Mutations of different tasks. Each makes a change if it is not refused."""
+        random = self._random
+        new = str(UUID(int=random.getrandbits(128)))
+        mutations: list[dict[str, Any]] = [{"createTask": {"id": new, "title": title, "assigneeId": assignee}}]
+        task_ids = {self._log.some_task(random)[0] for _ in range(random.randrange(1, 4))}
+        mutations += [{"updateTask": {"id": task_id, "title": f"{title} {task_id[:8]}"}} for task_id in task_ids]
+        if random.random() < 0.3:
+            mutations[-1] = {"deleteTask": {"id": mutations[-1]["updateTask"]["id"]}}
+        return {"mutations": mutations, "mode": random.choice(["ALL_OR_NOTHING", "EACH"])}
 
 
 class Follower(ABC):

@@ -207,7 +207,7 @@ def test_complaints_name_the_promise_and_the_client() -> None:
 
 
 ONCE = [Event(1, "t", None, T[0], "m"), Event(2, "t", T[0], T[1])]
-DONE = Answer("m", "{}", was_refused=False, position=1, is_replay=False)
+DONE = Answer("m", "{}", was_refused=False, positions=(1,), is_replay=False)
 
 
 @pytest.mark.parametrize(
@@ -215,16 +215,33 @@ DONE = Answer("m", "{}", was_refused=False, position=1, is_replay=False)
     [
         (ONCE, [DONE, DONE._replace(is_replay=True)], None),
         (ONCE, [DONE._replace(is_replay=True), DONE], None),
-        (ONCE[1:], [DONE._replace(was_refused=True, position=None)], None),
+        (ONCE[1:], [DONE._replace(was_refused=True, positions=())], None),
         ([ONCE[0], ONCE[1]._replace(mutation_id="m")], [], "mutations_done_twice"),
         (ONCE, [DONE, DONE._replace(payload="[]", is_replay=True)], "mutations_answered_differently"),
         (ONCE, [DONE, DONE._replace(payload="{}")], "mutations_answered_differently"),
-        (ONCE, [DONE._replace(was_refused=True, position=None)], "mutations_refused_and_done"),
+        (ONCE, [DONE._replace(was_refused=True, positions=())], "mutations_refused_and_done"),
         (ONCE, [DONE._replace(mutation_id="lost")], "acknowledged_writes_lost"),
-        (ONCE, [DONE._replace(position=2)], "acknowledged_writes_lost"),
+        (ONCE, [DONE._replace(positions=(2,))], "acknowledged_writes_lost"),
     ],
 )
 def test_answers_to_mutations_with_an_id(record: list[Event], answers: list[Answer], wrong: str | None) -> None:
     counts = check(record, {"t": seen(T[1])}, [], [], answers).counts()
     found = {name for name, count in counts.items() if count}
     assert found - {"positions_wrong"} == ({wrong} if wrong else set())
+
+
+@pytest.mark.parametrize(("changes", "is_wrong"), [(0, False), (2, False), (1, True)])
+def test_a_batch_of_all_or_nothing_makes_all_its_changes_or_none(changes: int, is_wrong: bool) -> None:
+    made = [Event(1, "t", None, T[0], "m"), Event(2, "u", None, U[0], "m")][:changes]
+    counts = check(made, {}, [], [], batches={"m": 2}).counts()
+    assert counts["batches_half_done"] == is_wrong
+
+
+@pytest.mark.parametrize(("version", "is_wrong"), [(3, False), (1, True), (2, True)])
+def test_a_task_that_comes_back_has_the_version_after_its_deletion(version: int, is_wrong: bool) -> None:
+    record = [
+        Event(1, "t", None, T[0]),
+        Event(2, "t", T[0], None),
+        Event(3, "t", None, {**T[0], "version": version}),
+    ]
+    assert check(record, {}, [], []).counts()["positions_wrong"] == is_wrong

@@ -70,7 +70,7 @@ async def test_no_change_is_missed_repeated_or_leaked_whatever_fails(tmp_path: P
                 task.cancel()
         for follower in followers:
             await read_fresh(follower, cluster.urls[0], log)
-        verdict = check(record, await cluster.tasks(), log.acknowledged, log.listeners, log.answers)
+        verdict = check(record, await cluster.tasks(), log.acknowledged, log.listeners, log.answers, log.batches)
         report(faults, log, verdict, len(record))
         assert settled
         assert len(log.listeners) == len(followers)
