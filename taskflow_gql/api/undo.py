@@ -98,7 +98,7 @@ class UndoMutations:
                 field=["undoes"],
             )
             raise Withdrawn(UndoPayload(conflicts=conflicts, errors=[error]))
-        await plan.run(session)
+        await plan.run(session, viewer)
         return UndoPayload(conflicts=conflicts)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, NamedTuple
@@ -39,35 +39,40 @@ _CHANGED = "It was changed since"
 
 
 @dataclass
-class _Undoing:
-    """One subject: its present row, and how it would stand without the changes taken back so far."""
+class _Subject:
+    """One subject: its present row, and how it would stand without the changes, as far as they can be taken back."""
 
+    id: UUID
+    noun: Reverting
+    # Of the mutation, the newest first: a batch may have changed a subject several times.
+    changes: Sequence[RecordedChange]
+    # Those that people change.
+    columns: Sequence[str]
     row: Any
     # The id of its newest change, if it is deleted.
-    newest: int | None = None
+    newest: int | None
     wanted: Any = field(init=False)
-    # By column.
-    conflicts: dict[str, str] = field(default_factory=dict)
+    # What cannot be taken back and why, by column.
+    refused: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.wanted = self.row
 
-    def take_back(self, change: RecordedChange, columns: Collection[str], derived: Mapping[str, Sequence[str]]) -> None:
-        before, after = change.before, change.after
-        if before is None:
-            self._take_back_creation(after, columns)
-        elif after is None:
-            self._take_back_deletion(change)
-        else:
-            self._take_back_update(before, after, columns, derived)
+    def take_back(self) -> None:
+        for change in self.changes:
+            if change.before is None:
+                self._take_back_creation(change)
+            elif change.after is None:
+                self._take_back_deletion(change)
+            else:
+                self._take_back_update(change)
 
-    def _take_back_creation(self, after: Any, columns: Collection[str]) -> None:
+    def _take_back_creation(self, change: RecordedChange) -> None:
         if self.wanted is None:
             return
-        changed = [name for name in columns if getattr(self.wanted, name) != getattr(after, name)]
-        if changed:
-            self.conflicts |= dict.fromkeys(changed, _CHANGED)
-        else:
+        changed = self._differing(self.wanted, change.after)
+        self.refused |= dict.fromkeys(changed, _CHANGED)
+        if not changed:
             self.wanted = None
 
     def _take_back_deletion(self, change: RecordedChange) -> None:
@@ -78,22 +83,61 @@ class _Undoing:
             self.wanted = change.before
         else:
             # Brought back since, and deleted again.
-            self.conflicts[WHOLE] = GONE
+            self.refused[WHOLE] = GONE
 
-    def _take_back_update(
-        self, before: Any, after: Any, columns: Collection[str], derived: Mapping[str, Sequence[str]]
-    ) -> None:
-        changed = [name for name in columns if getattr(before, name) != getattr(after, name)]
-        if self.wanted is None:
-            self.conflicts |= dict.fromkeys(changed, GONE)
-            return
-        for name in changed:
-            found, old = getattr(self.wanted, name), getattr(before, name)
-            if found == getattr(after, name):
-                followers = {each: getattr(before, each) for each in derived.get(name, ())}
+    def _take_back_update(self, change: RecordedChange) -> None:
+        for name in self._differing(change.before, change.after):
+            if self.wanted is None:
+                self.refused[name] = GONE
+                continue
+            found, old = getattr(self.wanted, name), getattr(change.before, name)
+            if found == getattr(change.after, name):
+                followers = {each: getattr(change.before, each) for each in self.noun.derived.get(name, ())}
                 self.wanted = self.wanted._replace(**{name: old, **followers})
             elif found != old:
-                self.conflicts[name] = _CHANGED
+                self.refused[name] = _CHANGED
+
+    async def heed_rights(self, session: DatabaseSession, viewer: Viewer) -> None:
+        refused = await self.noun.why_not(session, viewer, self.row, self.wanted)
+        if WHOLE in refused:
+            # Says nothing about the present row, which the viewer may not see.
+            theirs = [name for change in self.changes for name in self._differing(change.before, change.after)]
+            self.refused = dict.fromkeys(theirs or [WHOLE], refused[WHOLE])
+            self.wanted = self.row
+        elif refused:
+            self.refused |= refused
+            kept = [each for name in refused for each in (name, *self.noun.derived.get(name, ()))]
+            self.wanted = self.wanted._replace(**{name: getattr(self.row, name) for name in kept})
+
+    def _differing(self, one: Any, other: Any) -> list[str]:
+        if one is None or other is None:
+            return []
+        return [name for name in self.columns if getattr(one, name) != getattr(other, name)]
+
+    @property
+    def conflicts(self) -> list[Conflict]:
+        """One for each reason."""
+        return [
+            Conflict(
+                self.id,
+                tuple(name for name in self.columns if self.refused.get(name) == reason),
+                reason,
+            )
+            for reason in dict.fromkeys(self.refused.values())
+        ]
+
+
+class Undo:
+    """What an undo will do, and what it cannot do."""
+
+    def __init__(self, subjects: Sequence[_Subject]) -> None:
+        self.conflicts = [conflict for subject in subjects for conflict in subject.conflicts]
+        self._subjects = subjects
+
+    async def run(self, session: DatabaseSession, viewer: Viewer) -> None:
+        for subject in self._subjects:
+            if subject.wanted != subject.row:
+                await subject.noun.revert(session, viewer, subject.row, subject.wanted)
 
 
 async def plan_undo(session: DatabaseSession, viewer: Viewer, receipt: ReceiptRow) -> Undo:
@@ -105,65 +149,18 @@ async def plan_undo(session: DatabaseSession, viewer: Viewer, receipt: ReceiptRo
     if len(changes) < len(receipt.event_ids):
         raise NotFound("What this mutation changed is no longer in the record", field="undoes")
     by_subject: dict[tuple[type[Any], UUID], list[RecordedChange]] = {}
-    # The newest first, for a batch may have changed a subject several times.
     for change in sorted(changes, key=lambda change: change.id, reverse=True):
         by_subject.setdefault((change.row_class, change.subject_id), []).append(change)
-    plan = Undo(viewer)
+    subjects = []
     for row_class, noun in _NOUNS.items():
-        ids = [subject_id for kind, subject_id in by_subject if kind is row_class]
-        rows = await noun.lock(session, ids)
         columns = list(SUBJECT_OF_ROW[row_class].column_by_field.values())
-        for subject_id in ids:
-            undoing = _Undoing(rows.get(subject_id))
-            if undoing.row is None:
-                undoing.newest = await newest_change(session, row_class, subject_id)
-            for change in by_subject[row_class, subject_id]:
-                undoing.take_back(change, columns, noun.derived)
-            await plan.add(session, noun, subject_id, undoing, by_subject[row_class, subject_id], columns)
-    return plan
-
-
-class Undo:
-    """What an undo will do, and what it cannot do."""
-
-    def __init__(self, viewer: Viewer) -> None:
-        self.conflicts: list[Conflict] = []
-        self._viewer = viewer
-        self._reverts: list[tuple[Reverting, Any, Any]] = []
-
-    async def add(
-        self,
-        session: DatabaseSession,
-        noun: Reverting,
-        subject_id: UUID,
-        undoing: _Undoing,
-        changes: Sequence[RecordedChange],
-        columns: Sequence[str],
-    ) -> None:
-        row, wanted, conflicts = undoing.row, undoing.wanted, undoing.conflicts
-        refused = await noun.why_not(session, self._viewer, row, wanted)
-        if WHOLE in refused:
-            # Says nothing about the present row, which the viewer may not see.
-            theirs = [name for name in columns if any(_has_changed(change, name) for change in changes)]
-            conflicts = dict.fromkeys(theirs or [WHOLE], refused[WHOLE])
-            wanted = row
-        elif refused:
-            conflicts |= refused
-            kept = [each for name in refused for each in (name, *noun.derived.get(name, ()))]
-            wanted = wanted._replace(**{name: getattr(row, name) for name in kept})
-        if wanted != row:
-            self._reverts.append((noun, row, wanted))
-        # One conflict for each reason.
-        for message in dict.fromkeys(conflicts.values()):
-            named = tuple(name for name, reason in conflicts.items() if reason == message and name != WHOLE)
-            self.conflicts.append(Conflict(subject_id, named, message))
-
-    async def run(self, session: DatabaseSession) -> None:
-        for noun, row, wanted in self._reverts:
-            await noun.revert(session, self._viewer, row, wanted)
-
-
-def _has_changed(change: RecordedChange, column: str) -> bool:
-    if change.before is None or change.after is None:
-        return False
-    return bool(getattr(change.before, column) != getattr(change.after, column))
+        ids = [id_ for kind, id_ in by_subject if kind is row_class]
+        rows = await noun.lock(session, ids)
+        for id_ in ids:
+            row = rows.get(id_)
+            newest = await newest_change(session, row_class, id_) if row is None else None
+            subject = _Subject(id_, noun, by_subject[row_class, id_], columns, row, newest)
+            subject.take_back()
+            await subject.heed_rights(session, viewer)
+            subjects.append(subject)
+    return Undo(subjects)
