@@ -133,7 +133,30 @@ def chain(count: int, inline: int, last: str) -> str:
 # A random sequence, so that no two filters are alike.
 OPERATORS = (random.Random(1).choice(("eq", "ne", "contains", "startsWith")) for _ in iter(int, 1))
 
+APPLY = "applyMutations(input: $i) { results { ... on CreateTaskPayload { task { %s } changeCursor } } }"
+BATCHES = "mutation($i: ApplyMutationsInput!) {" + aliases(3, APPLY % ALL) + "}"
+# As much text as the limit on values lets through, in words that the search index must hold.
+WORDS = " ".join(f"{n:x}" for n in range(1_800))
+HUNDRED = [{"createTask": {"title": f"Number {n}", "description": WORDS[:5_000]}} for n in range(100)]
+
+
+def undone_and_done_again(site: Site) -> httpx.Response:
+    """A batch of 100, and the undo of undos of it."""
+    document = f"mutation($i: ApplyMutationsInput!) {{ {APPLY % ALL} }}"
+    answer = site.post(document, {"i": {"mutations": HUNDRED, "mutationId": "0"}}, by=site.token)
+    undo = f"mutation($i: UndoInput!) {{ undo(input: $i) {{ undone {{ task {{ {ALL} }} }} conflicts {{ fields }} }} }}"
+    for number in range(4):
+        answer = site.post(undo, {"i": {"undoes": str(number), "mutationId": str(number + 1)}}, by=site.token)
+        assert len(answer.json()["data"]["undo"]["undone"]) == 100
+    return answer
+
+
 PROBES: dict[str, Probe] = {
+    "3 batches of 100 tasks with long descriptions": posted(BATCHES, {"i": {"mutations": HUNDRED}}, signed_in=True),
+    "3 batches of 100 tasks, each a transaction": posted(
+        BATCHES, {"i": {"mutations": HUNDRED, "mode": "EACH", "mutationId": "each"}}, signed_in=True
+    ),
+    "undos of a batch of 100 tasks with long descriptions": undone_and_done_again,
     "100 errors behind 500,000 newlines": posted("{" + "\n" * 500_000 + UNKNOWN + "}"),
     "100 errors behind 9,000 newlines": posted("{" + "\n" * 9_000 + UNKNOWN + "}"),
     "GET of newlines": gotten("{" + "%0A" * 9_000 + UNKNOWN.replace(" ", "+") + "}"),
