@@ -33,7 +33,8 @@ class Conflict(NamedTuple):
     message: str
 
 
-_NOUNS: dict[type[Any], Reverting] = {TaskRow: tasks.TaskReverting()}
+# By the row class of the noun; every recorded noun has one.
+REVERTING: dict[type[Any], Reverting] = {TaskRow: tasks.TaskReverting()}
 
 _CHANGED = "It was changed since"
 
@@ -152,7 +153,7 @@ async def plan_undo(session: DatabaseSession, viewer: Viewer, receipt: ReceiptRo
     for change in sorted(changes, key=lambda change: change.id, reverse=True):
         by_subject.setdefault((change.row_class, change.subject_id), []).append(change)
     subjects = []
-    for row_class, noun in _NOUNS.items():
+    for row_class, noun in REVERTING.items():
         columns = list(SUBJECT_OF_ROW[row_class].column_by_field.values())
         ids = [id_ for kind, id_ in by_subject if kind is row_class]
         rows = await noun.lock(session, ids)

@@ -11,7 +11,9 @@ import pytest
 
 from taskflow_gql import clock
 from taskflow_gql.database.units import Database
+from taskflow_gql.services.events import SUBJECT_OF_ROW
 from taskflow_gql.services.positions import expire_events
+from taskflow_gql.services.undo import REVERTING
 from tests.support.client import Api, Person
 from tests.support.serving import make_admin
 
@@ -60,6 +62,10 @@ def codes(payload: dict[str, Any]) -> list[tuple[str, list[str] | None]]:
 
 def but_version(task: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in task.items() if name != "version"}
+
+
+def test_every_recorded_noun_can_be_undone() -> None:
+    assert set(REVERTING) == set(SUBJECT_OF_ROW)
 
 
 async def test_changed_fields_get_their_old_values(api: Api) -> None:
