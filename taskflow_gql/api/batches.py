@@ -40,7 +40,7 @@ from taskflow_gql.errors import BadUserInput, refuse_if_any
 from taskflow_gql.services import tasks
 from taskflow_gql.services.access import Viewer
 from taskflow_gql.services.ids import parse_optional_id
-from taskflow_gql.services.receipts import Request, write_receipt
+from taskflow_gql.services.receipts import MutationIdReused, Request, write_receipt
 
 MAX_MUTATIONS = 100
 
@@ -148,7 +148,7 @@ async def apply_mutations(
     """All of them in one unit of work. Raises Withdrawn if one is refused."""
     parts = _parts(input)
     # In one order, so that two batches do not wait for each other.
-    await tasks.lock_tasks(session, set(_task_ids(parts)))
+    present = await tasks.lock_tasks(session, viewer, set(_task_ids(parts)))
     payloads: list[Any] = []
     for part in parts:
         assert part.mutation.function is not None
@@ -156,7 +156,11 @@ async def apply_mutations(
         try:
             payload = await part.mutation.function(session, viewer, part.given)
         except REFUSED as refused:
-            raise Withdrawn(_not_applied(parts, part, refused_payload(refused, part.mutation.payload_type))) from None
+            payload = refused_payload(refused, part.mutation.payload_type)
+            if getattr(payload, "task", None) is not None:
+                # Earlier parts may have changed it, and they are rolled back.
+                payload.task = present.get(payload.task.id)
+            raise Withdrawn(_not_applied(parts, part, payload)) from None
         await session.flush()
         payload.event_ids = session.returned_ids[done:]
         payloads.append(payload)
@@ -200,6 +204,9 @@ class _Batch(Mutation):
             return await super()._attempt(context, given, request, locks=locks)
         try:
             payload = await self._apply_each(context, given, request)
+        except MutationIdReused:
+            # Not kept: the id belongs to the other batch.
+            raise
         except REFUSED as refused:
             payload = refused_payload(refused, self.payload_type)
         async with context.write() as session:
@@ -211,7 +218,12 @@ class _Batch(Mutation):
         self, context: Context, given: ApplyMutationsInput, request: Request | None
     ) -> ApplyMutationsPayload:
         await context.require_viewer()
-        payloads = [await part.mutation.run_as(context, part.given, part.request(request)) for part in _parts(given)]
+        payloads: list[Any] = []
+        for part in _parts(given):
+            payloads.append(await part.mutation.run_as(context, part.given, part.request(request)))
+            if part.index == 0 and any(error.code is ErrorCode.MUTATION_ID_REUSED for error in payloads[0].errors):
+                # A batch with other input has begun under this id.
+                raise MutationIdReused
         payload = ApplyMutationsPayload(results=payloads)
         payload.event_ids = [id_ for each in payloads for id_ in each.event_ids]
         return payload

@@ -24,6 +24,7 @@ from taskflow_gql.services.events import SUBJECT_OF_NAME, SUBJECT_OF_ROW
 
 # How many of a subject's newest events are searched for a version.
 MAX_VERSIONS = 1000
+_AFTER_ALL_IDS = 2**62
 
 
 async def row_of_version(session: DatabaseSession, row: Any, version: int) -> Any:
@@ -111,15 +112,19 @@ def _events_around(subject_type: str) -> Statement:
     return Statement(_together(each.limit(literal_column("1")) for each in found).select())
 
 
-async def newest_change(session: DatabaseSession, row_class: Any, subject_id: UUID) -> int | None:
-    """The id of the subject's newest event."""
-    found = await session.run(_newest_ids(SUBJECT_OF_ROW[row_class].name), {"subject_id": subject_id})
+async def newest_change(
+    session: DatabaseSession, row_class: Any, subject_id: UUID, *, before: int = _AFTER_ALL_IDS
+) -> int | None:
+    """The id of the subject's newest event before the event of that id."""
+    parameters = {"subject_id": subject_id, "before": before}
+    found = await session.run(_newest_ids(SUBJECT_OF_ROW[row_class].name), parameters)
     return max((id_ for (id_,) in found), default=None)
 
 
 @cache
 def _newest_ids(subject_type: str) -> Statement:
-    newest = (part.newest().limit(literal_column("1")) for part in _parts(subject_type, Event.id))
+    is_before = Event.id < bindparam("before", type_=Event.id.type)
+    newest = (part.newest(is_before).limit(literal_column("1")) for part in _parts(subject_type, Event.id))
     return Statement(_together(newest).select())
 
 
@@ -166,7 +171,12 @@ def row_at(time: datetime, entries: Sequence[Entry], current: Any) -> Any:
         return until[-1].after
     # Older events may have expired. The row before the oldest kept one tells since when it had stood like this.
     oldest = entries[0].before if entries else current
-    if oldest is None or time < oldest.created_at:
+    if oldest is None:
+        # It was made then, or brought back by an undo.
+        if time < entries[0].after.created_at:
+            return None
+        raise NotKept
+    if time < oldest.created_at:
         return None
     if time < oldest.updated_at:
         raise NotKept

@@ -488,17 +488,21 @@ def _task_for_update(is_admin: bool, locks: bool) -> Statement:
     return Statement(found.with_for_update() if locks else found)
 
 
-async def lock_tasks(session: DatabaseSession, task_ids: Collection[UUID]) -> dict[UUID, TaskRow]:
-    """These tasks by id, also those that nobody may see, locked in the order of their ids."""
+async def lock_tasks(
+    session: DatabaseSession, viewer: Viewer | None, task_ids: Collection[UUID]
+) -> dict[UUID, TaskRow]:
+    """These tasks by id, locked in the order of their ids; with a viewer, those that this person may see."""
     if not task_ids:
         return {}
-    rows = await session.run(_TASKS_FOR_UPDATE, {"task_ids": task_ids})
+    statement = _tasks_for_update(is_admin=viewer is None or viewer.is_admin)
+    rows = await session.run(statement, {"task_ids": task_ids, "viewer_id": viewer and viewer.id})
     return {row.id: row for row in map(TaskRow._make, rows)}
 
 
-_TASKS_FOR_UPDATE = Statement(
-    select(*TASK_COLUMNS).where(among(Task.id, "task_ids")).order_by(Task.id).with_for_update()
-)
+@cache
+def _tasks_for_update(*, is_admin: bool) -> Statement:
+    found = select(*TASK_COLUMNS).where(among(Task.id, "task_ids"), visible(is_admin=is_admin))
+    return Statement(found.order_by(Task.id).with_for_update())
 
 
 async def _as_seen(
@@ -567,7 +571,7 @@ class TaskReverting:
     derived: Mapping[str, Sequence[str]] = {"status": ("completed_at",)}
 
     async def lock(self, session: DatabaseSession, ids: Collection[UUID], /) -> dict[UUID, TaskRow]:
-        return await lock_tasks(session, ids)
+        return await lock_tasks(session, None, ids)
 
     async def why_not(
         self, session: DatabaseSession, viewer: Viewer, row: TaskRow | None, wanted: TaskRow | None, /
@@ -586,7 +590,7 @@ class TaskReverting:
         if wanted.assignee_id not in (None, row.assignee_id) and "assignee_id" not in refused:
             problems: list[Refusal] = []
             await _check_assignee(session, wanted.assignee_id, problems)
-            refused |= dict.fromkeys(("assignee_id",) if problems else (), "The assignee of then is deactivated")
+            refused |= dict.fromkeys(("assignee_id",) if problems else (), "The previous assignee is deactivated")
         return refused
 
     async def revert(

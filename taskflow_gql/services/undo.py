@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from taskflow_gql.database.sessions import DatabaseSession
+from taskflow_gql.database.sessions import DatabaseSession, Outdated
 from taskflow_gql.errors import NotFound
 from taskflow_gql.models import TaskRow
 from taskflow_gql.services import tasks
@@ -78,7 +78,7 @@ class _Subject:
 
     def _take_back_deletion(self, change: RecordedChange) -> None:
         if self.wanted is not None:
-            # Somebody has brought it back already. What was changed since is no part of the deletion.
+            # An undo has brought it back already. What was changed since is no part of the deletion.
             return
         if change.id == self.newest:
             self.wanted = change.before
@@ -99,7 +99,11 @@ class _Subject:
                 self.refused[name] = _CHANGED
 
     async def heed_rights(self, session: DatabaseSession, viewer: Viewer) -> None:
-        refused = await self.noun.why_not(session, viewer, self.row, self.wanted)
+        wanted = self.wanted
+        if self.row is None and wanted is None:
+            # Those who could not bring it back are not told that it is gone.
+            wanted = self.changes[0].after or self.changes[0].before
+        refused = await self.noun.why_not(session, viewer, self.row, wanted)
         if WHOLE in refused:
             # Says nothing about the present row, which the viewer may not see.
             theirs = [name for change in self.changes for name in self._differing(change.before, change.after)]
@@ -136,9 +140,16 @@ class Undo:
         self._subjects = subjects
 
     async def run(self, session: DatabaseSession, viewer: Viewer) -> None:
+        """Raises Outdated if a subject was brought back and deleted again since the undo was planned."""
         for subject in self._subjects:
             if subject.wanted != subject.row:
                 await subject.noun.revert(session, viewer, subject.row, subject.wanted)
+            if subject.wanted is not None and subject.row is None:
+                # There was no row to lock. From the insert on nobody else can make one with this id.
+                await session.flush()
+                own = session.returned_ids[-1]
+                if await newest_change(session, type(subject.wanted), subject.id, before=own) != subject.newest:
+                    raise Outdated
 
 
 async def plan_undo(session: DatabaseSession, viewer: Viewer, receipt: ReceiptRow) -> Undo:

@@ -184,6 +184,42 @@ async def test_an_interrupted_batch_of_each_goes_on_where_it_stopped(api: Api, m
     assert await apply(api, ann, *batch, mode="EACH", mutationId="m") == replayed(payload)
 
 
+async def test_other_input_under_the_id_of_an_interrupted_batch_is_refused(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ann = await api.register("ann")
+    batch = [create("One"), create("Two")]
+    write, count = Context.write, 0
+
+    def fail_at_second(self: Context, *arguments: Any, **options: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count == 2:
+            raise ConnectionError("The server dies here")
+        return write(self, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Context, "write", fail_at_second)
+        assert await api.codes(APPLY, {"input": {"mutations": batch, "mode": "EACH", "mutationId": "m"}}, by=ann)
+    other = await apply(api, ann, create("One"), create("Two"), create("Three"), mode="EACH", mutationId="m")
+    assert (codes(other), other["results"]) == (["MUTATION_ID_REUSED"], [])
+    payload = await apply(api, ann, *batch, mode="EACH", mutationId="m")
+    assert [codes(each) for each in payload["results"]] == [[], []]
+    assert await titles(api, ann) == ["One", "Two"]
+
+
+async def test_a_refused_batch_shows_no_state_that_was_rolled_back(api: Api) -> None:
+    ann, id_ = await api.register("ann"), str(uuid4())
+    task = await api.create_task(ann, "Before")
+    change = {"updateTask": {"id": task["id"], "title": "Never committed"}}
+    payload = await apply(api, ann, change, {"updateTask": {"id": task["id"], "title": "New", "expectedVersion": 1}})
+    assert codes(payload["results"][1]) == ["VERSION_CONFLICT"]
+    assert payload["results"][1]["task"] == task | {"title": "Before", "version": 1}
+    ghost = {"updateTask": {"id": id_, "title": "New", "expectedVersion": 7}}
+    payload = await apply(api, ann, create("Ghost", id=id_), ghost)
+    assert (codes(payload["results"][1]), payload["results"][1]["task"]) == (["VERSION_CONFLICT"], None)
+
+
 @MODES
 async def test_a_batch_itself_can_be_refused(api: Api, mode: str) -> None:
     ann = await api.register("ann")

@@ -10,10 +10,12 @@ from uuid import uuid4
 import pytest
 
 from taskflow_gql import clock
+from taskflow_gql.database.sessions import DatabaseSession
 from taskflow_gql.database.units import Database
+from taskflow_gql.services.access import Viewer
 from taskflow_gql.services.events import SUBJECT_OF_ROW
 from taskflow_gql.services.positions import expire_events
-from taskflow_gql.services.undo import REVERTING
+from taskflow_gql.services.undo import REVERTING, Undo
 from tests.support.client import Api, Person
 from tests.support.serving import make_admin
 
@@ -210,7 +212,7 @@ async def test_a_deactivated_assignee_is_not_assigned_again(api: Api, database: 
     await api.data(document, {"input": {"userId": bob.id}}, by=root)
     payload = await undo(api, ann, "change")
     assert [(each["fields"], each["message"]) for each in payload["conflicts"]] == [
-        (["assigneeId"], "The assignee of then is deactivated")
+        (["assigneeId"], "The previous assignee is deactivated")
     ]
     found = await read(api, ann, task["id"])
     assert (found["title"], found["assignee"]) == ("A task", None)
@@ -341,3 +343,47 @@ async def test_an_old_deletion_is_not_a_newer_one(api: Api) -> None:
     await undo(api, ann, "second")
     found = await read(api, ann, task["id"])
     assert (found["title"], found["version"]) == ("New title", 6)
+
+
+# SQLite has one writer, so nothing comes in between.
+@pytest.mark.parametrize("settings", ["postgresql"], indirect=True)
+async def test_a_deletion_is_not_taken_back_if_the_task_came_back_meanwhile(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody brings it back, changes it and deletes it again, between the plan of an undo and its insert."""
+    ann = await api.register("ann")
+    task = (await do(api, "createTask", ann, title="Old title"))["task"]
+    await do(api, "deleteTask", ann, id=task["id"], mutationId="first")
+    run, times = Undo.run, 0
+
+    async def run_late(self: Undo, session: DatabaseSession, viewer: Viewer) -> None:
+        nonlocal times
+        times += 1
+        if times == 1:
+            await undo(api, ann, "first")
+            await do(api, "updateTask", ann, id=task["id"], title="New title")
+            await do(api, "deleteTask", ann, id=task["id"], mutationId="second")
+        await run(self, session, viewer)
+
+    monkeypatch.setattr(Undo, "run", run_late)
+    payload = await undo(api, ann, "first")
+    assert (payload["undone"], len(payload["conflicts"])) == ([], 1)
+    assert await read(api, ann, task["id"]) is None
+    assert (await undo(api, ann, "second"))["undone"][0]["task"]["title"] == "New title"
+
+
+async def test_an_ex_admin_does_not_learn_whether_a_task_is_gone(api: Api, database: Database) -> None:
+    ann, root, boss = [await api.register(name) for name in ("ann", "root", "boss")]
+    for admin in (root, boss):
+        await make_admin(database, admin.id)
+    tasks = [await api.create_task(ann), await api.create_task(ann)]
+    for number, task in enumerate(tasks):
+        await do(api, "deleteTask", root, id=task["id"], mutationId=f"delete {number}")
+        await undo(api, root, f"delete {number}", mutationId=f"undo {number}")
+    document = "mutation($input: SetUserRoleInput!) { setUserRole(input: $input) { errors { code } } }"
+    await api.data(document, {"input": {"userId": root.id, "role": "MEMBER"}}, by=boss)
+    await do(api, "deleteTask", ann, id=tasks[1]["id"])
+    found = [(await undo(api, root, f"undo {number}"))["conflicts"] for number in range(2)]
+    assert [[(each["fields"], each["message"]) for each in one] for one in found] == [
+        [([], "It is gone, or you may no longer change it")]
+    ] * 2
