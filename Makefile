@@ -42,7 +42,7 @@ coverage: .venv/.installed-coverage ## say which lines and branches the quick te
 	.venv/bin/coverage combine --quiet
 	.venv/bin/coverage report
 
-bench: .venv/.installed-bench .bench/.installed ## a quarter of an hour of measuring beside PostGraphile, Mercurius and others
+bench: .venv/.installed-bench .bench/.installed ## a quarter of an hour of measuring beside PostGraphile, Mercurius, Go and others
 	.venv/bin/python -m bench.serving $(ARGS)
 
 lint: .venv/.installed-lint ## check style and types
@@ -90,7 +90,7 @@ clean: ## remove .venv and caches; the data under .taskflow stays
 	.venv/bin/pip install --quiet --constraint constraints.txt --editable '.[test,coverage]'
 	@touch $@
 
-.bench/.installed: bench/peers/install bench/peers/package.json bench/peers/package-lock.json
+.bench/.installed: bench/peers/install bench/peers/package.json bench/peers/package-lock.json bench/peers/golang/main.go
 	bench/peers/install
 	@touch $@
 

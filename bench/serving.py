@@ -6,7 +6,8 @@ Starts a durable PostgreSQL and a Redis, fills them with `taskflow seed`, starts
 whatever happens. Before anything is measured, every server must give the same answer to every operation.
 
 - The servers: `taskflow serve` in production, and the servers in `bench/peers`: the ordinary Strawberry stack,
-  PostGraphile, Mercurius, and the floor, which is SQL and JSON by hand. Each checks a token and looks up its session.
+  PostGraphile, Mercurius, Go, and the floor, which is SQL and JSON by hand. Each checks a token and looks up its
+  session. PostGraphile and Mercurius are there twice: `+event` writes an event and notifies, and takes only writes.
 - All servers run side by side, idle, and are measured in turn with every operation, in several rounds. The result is
   the median of the rounds. The load is wrk's: one thread and several connections, each of which sends its next
   request when the last is answered. Requests rotate through users, ids and cursors.
@@ -54,6 +55,8 @@ from tests.support.servers import Account, PostgresServer, RedisServer, Server, 
 ROOT = Path(__file__).parent.parent
 PEERS = ROOT / "bench" / "peers"
 WRK = ROOT / ".bench" / "wrk"
+# Missing where `bench/peers/install` cannot build it.
+GO_PEER = ROOT / ".bench" / "golang"
 # Node from npm, or the one on the PATH for platforms that npm has none for.
 NODE = next(PEERS.glob("node_modules/node-linux-*/bin/node"), Path("node"))
 
@@ -81,7 +84,7 @@ TITLES = {
 }
 
 # A file or a pipe has no width of its own, and 80 columns are too few.
-out = Console(width=None if sys.stdout.isatty() else 140)
+out = Console(width=None if sys.stdout.isatty() else 200)
 err = Console(stderr=True)
 
 
@@ -108,9 +111,9 @@ class Request:
     body: str
 
 
-def documents(name: str) -> dict[str, str]:
-    """The operations of a file by name, each as a document of its own."""
-    definitions = parse((PEERS / name).read_text()).definitions
+def documents(*names: str) -> dict[str, str]:
+    """The operations of files by name, each as a document of its own. Later files replace those of earlier ones."""
+    definitions = [one for name in names for one in parse((PEERS / name).read_text()).definitions]
     operations = [one for one in definitions if isinstance(one, OperationDefinitionNode)]
     return {one.name.value: print_ast(one) for one in operations if one.name is not None}
 
@@ -139,18 +142,23 @@ def written(site: Site) -> list[str]:
 
 
 class Contender(Server):
-    """One of the servers, by the command that starts it. `{port}` stands for the port."""
+    """One of the servers, by the command that starts it. `{port}` stands for the port.
+
+    `dialects` are the files of its operations.
+    """
 
     stop_signals = (signal.SIGTERM,)
 
     def __init__(
-        self, name: str, program: Sequence[str | Path], settings: dict[str, str], dialect: str, site: Site
+        self, name: str, program: Sequence[str | Path], settings: dict[str, str], site: Site, *dialects: str
     ) -> None:
         self.name = name
+        # The operations that are measured.
+        self.operations = ["SetStatus"] if name.endswith("+event") else list(TITLES)
         # By operation. `prepare` makes them.
         self.requests: dict[str, list[Request]] = {}
         self._program, self._settings, self._site = program, settings, site
-        self._documents = documents(dialect)
+        self._documents = documents(*dialects)
         self._first = self._request("Me", site.tokens[0], {})
         super().__init__(Account())
 
@@ -206,12 +214,18 @@ def contenders(site: Site, connections: int) -> list[Contender]:
     uvicorn += ["--http", "httptools", "--no-access-log", "--log-level", "warning"]
     own_settings = taskflow_settings(site, connections)
     node = common | {"PORT": "{port}", "NODE_ENV": "production", "GRAPHILE_ENV": "production"}
+    go = common | {"PORT": "{port}", "GOMAXPROCS": "1"}
+    postgraphile, mercurius = [NODE, PEERS / "postgraphile.js"], [NODE, PEERS / "mercurius.js"]
+    own, foreign, foreign_event = "taskflow.graphql", "postgraphile.graphql", "postgraphile+event.graphql"
     return [
-        Contender("taskflow", [*TASKFLOW, "--port", "{port}"], own_settings, "taskflow.graphql", site),
-        Contender("floor", [*uvicorn, "bench.peers.floor:app"], common, "taskflow.graphql", site),
-        Contender("PostGraphile", [NODE, PEERS / "postgraphile.js"], node, "postgraphile.graphql", site),
-        Contender("Mercurius", [NODE, PEERS / "mercurius.js"], node, "taskflow.graphql", site),
-        Contender("ordinary", [*uvicorn, "bench.peers.ordinary:app"], common, "taskflow.graphql", site),
+        Contender("taskflow", [*TASKFLOW, "--port", "{port}"], own_settings, site, own),
+        Contender("floor", [*uvicorn, "bench.peers.floor:app"], common, site, own),
+        Contender("PostGraphile", postgraphile, node, site, foreign),
+        Contender("Mercurius", mercurius, node, site, own),
+        Contender("Go", [GO_PEER], go, site, own),
+        Contender("ordinary", [*uvicorn, "bench.peers.ordinary:app"], common, site, own),
+        Contender("PostGraphile+event", [*postgraphile, "--with-event"], node, site, foreign, foreign_event),
+        Contender("Mercurius+event", [*mercurius, "--with-event"], node, site, own),
     ]
 
 
@@ -264,8 +278,9 @@ async def fill(database_url: str, redis_url: str) -> Site:
     await connection.executemany("INSERT INTO sessions VALUES ($1, $2, $3, $4)", sessions)
     tokens = [signer.sign(user_id=admin, session_id=id_, issued_at=now) for id_, admin, *_ in sessions]
     revoked_token = signer.sign(user_id=admins[0], session_id=make_id(), issued_at=now)
+    await connection.execute((PEERS / "events.sql").read_text())
     # No autovacuum: it would slow down whichever server is being measured. `begin_anew` vacuums instead.
-    for table in ("tasks", "events"):
+    for table in ("tasks", "events", "peer_events"):
         await connection.execute(f"ALTER TABLE {table} SET (autovacuum_enabled = false)")
     await connection.execute("VACUUM ANALYZE")
     await connection.close()
@@ -278,7 +293,7 @@ async def begin_anew(site: Site) -> None:
     await connection.execute(
         "UPDATE tasks SET status = 'PENDING', completed_at = NULL WHERE id = ANY($1)", written(site)
     )
-    await connection.execute("VACUUM tasks, events")
+    await connection.execute("VACUUM tasks, events, peer_events")
     await connection.close()
 
 
@@ -331,6 +346,8 @@ def compare(site: Site, servers: Sequence[Contender], operations: Collection[str
     for operation in operations:
         expected: list[Any] = []
         for server in servers:
+            if operation not in server.operations:
+                continue
             if operation == "SetStatus":
                 asyncio.run(begin_anew(site))
             answers = [plain(post(server.port, request)) for request in server.requests[operation][:COMPARED]]
@@ -424,13 +441,17 @@ Samples = dict[tuple[str, str], list[Sample]]
 def measure(
     bench: Bench, servers: Sequence[Contender], operations: Sequence[str], rounds: int, seconds: int
 ) -> Samples:
-    """The samples of each server and operation, one for each round. The first round warms up and does not count."""
+    """The samples of each server and operation, one for each round. The first round warms up and does not count.
+
+    None for an operation that is not measured at a server.
+    """
     samples: Samples = {(server.name, operation): [] for server in servers for operation in operations}
     for round_ in range(rounds + 1):
         for operation in operations:
             # Rotate the order, so that each server comes first equally often.
-            turn = round_ % len(servers)
-            for server in [*servers[turn:], *servers[:turn]]:
+            takers = [server for server in servers if operation in server.operations]
+            turn = round_ % len(takers)
+            for server in [*takers[turn:], *takers[:turn]]:
                 found = bench.sample(server, operation, seconds if round_ else WARM_UP_SECONDS)
                 if round_:
                     samples[server.name, operation].append(found)
@@ -477,7 +498,7 @@ def show_workers(bench: Bench, rounds: int, seconds: int) -> None:
     with ExitStack() as stack:
         servers = {}
         for number in by_number:
-            server = Contender(f"taskflow {number}", [*taskflow, str(number)], settings, "taskflow.graphql", bench.site)
+            server = Contender(f"taskflow {number}", [*taskflow, str(number)], settings, bench.site, "taskflow.graphql")
             servers[number] = stack.enter_context(server)
             server.prepare()
         for _ in range(rounds + 1):
@@ -503,10 +524,17 @@ def show_workers(bench: Bench, rounds: int, seconds: int) -> None:
 def aim(operation: str, peer: str) -> float | None:
     """The least ratio of taskflow's requests per second to the peer's."""
     if operation == "SetStatus":
-        return None
+        return 1.0 if peer.endswith("+event") else None
     if peer == "floor":
         return 0.65
+    if peer == "Go":
+        return None
     return {"PostGraphile": 1.3, "Mercurius": 2.5, "ordinary": 12.0}[peer] if operation == "Page" else 1.0
+
+
+def medians(samples: Sequence[Sample], parts: Sequence[str], between: str, digits: int) -> str:
+    """Empty if there are no samples."""
+    return between.join(f"{median(samples, part):.{digits}f}" for part in parts) if samples else ""
 
 
 def show_samples(samples: Samples, names: Sequence[str], operations: Sequence[str], title: str) -> None:
@@ -518,6 +546,9 @@ def show_samples(samples: Samples, names: Sequence[str], operations: Sequence[st
         own = median(samples[first, operation], "per_second")
         cells = []
         for peer in peers:
+            if not samples[peer, operation]:
+                cells.append("")
+                continue
             figure = median(samples[peer, operation], "per_second")
             cells.append(f"{figure:,.0f} ({own / figure:.2f})")
             least = aim(operation, peer)
@@ -532,16 +563,14 @@ def show_samples(samples: Samples, names: Sequence[str], operations: Sequence[st
     table = Table("latency, ms: p50 / p99", *names)
     for operation in operations:
         found = [samples[name, operation] for name in names]
-        table.add_row(
-            TITLES[operation], *(f"{median(one, 'p50_ms'):.1f} / {median(one, 'p99_ms'):.1f}" for one in found)
-        )
+        table.add_row(TITLES[operation], *(medians(one, ("p50_ms", "p99_ms"), " / ", 1) for one in found))
     out.print(table)
 
     table = Table("processor time, ms a request: server + database + load", *names)
     for operation in operations:
         found = [samples[name, operation] for name in names]
         parts = ("server_ms", "database_ms", "load_ms")
-        table.add_row(TITLES[operation], *(" + ".join(f"{median(one, part):.2f}" for part in parts) for one in found))
+        table.add_row(TITLES[operation], *(medians(one, parts, " + ", 2) for one in found))
     out.print(table)
 
 
@@ -561,9 +590,12 @@ def show_processes(servers: Sequence[Contender], starts: int) -> None:
 NOTES = """\
 Page and People are asked for by the cursors of their first ten pages; Filtered is by assignee and status, newest change
 first. SetStatus: taskflow also locks the task, writes an event in the same transaction, gives it its position and rings
-Redis; the floor, Mercurius and the ordinary stack write version and time of the change with it, PostGraphile the status
-alone. The Node servers and the floor serve ADMINs, as whom all is asked, and check no permission per task. PostGraphile
-looks up the session in `grafast.context`, without `pgSettings`, with which each request would be a transaction."""
+Redis; the floor, Mercurius, Go and the ordinary stack write version and time of the change with it, PostGraphile the
+status alone. `+event` locks, writes an event and notifies in one transaction, but gives no position: Mercurius with one
+statement, PostGraphile with a function of the database. No client listens to the notifications. Go reads each list
+with one joined statement, and so the tasks of each of the 20 people with a statement of their own. The Node servers, Go
+and the floor serve ADMINs, as whom all is asked, and check no permission per task. PostGraphile looks up the session in
+`grafast.context`, without `pgSettings`, with which each request would be a transaction."""
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -584,7 +616,7 @@ def main(arguments: argparse.Namespace) -> None:
         compare(site, servers, [*READS, "SetStatus"])
         err.print(f"{len(servers)} servers give the same answers")
         bench = Bench(site, postgres, arguments.connections, folder)
-        operations = [operation for operation in TITLES if operation in arguments.operations]
+        operations = [one for one in TITLES if one in arguments.operations and one in servers[0].operations]
         samples = measure(bench, servers, operations, arguments.rounds, arguments.seconds)
         show_samples(samples, [server.name for server in servers], operations, describe(postgres, arguments))
         out.print(NOTES, soft_wrap=True)
@@ -611,7 +643,18 @@ def _give_up(number: int, _frame: object) -> None:
 
 
 if __name__ == "__main__":
-    names = ["taskflow", "floor", "PostGraphile", "Mercurius", "ordinary"]
+    names = [
+        "taskflow",
+        "floor",
+        "PostGraphile",
+        "Mercurius",
+        "Go",
+        "ordinary",
+        "PostGraphile+event",
+        "Mercurius+event",
+    ]
+    if not GO_PEER.exists():
+        names.remove("Go")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=int, default=3, help="of each operation at each server in each round")

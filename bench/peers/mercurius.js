@@ -1,4 +1,5 @@
 // Mercurius with its compiler and its loaders, as its documentation has it, over `pg`.
+// With --with-event, setTaskStatus also writes an event and notifies, in the same statement.
 import fastifyJwt from '@fastify/jwt'
 import Fastify from 'fastify'
 import mercurius from 'mercurius'
@@ -71,6 +72,29 @@ const TASK = `id, title, description, status, priority, due_date AS "dueDate", c
   updated_at AS "updatedAt", creator_id AS "creatorId", assignee_id AS "assigneeId"`
 const USER = 'id, username, full_name AS "fullName"'
 
+const SET_STATUS = `
+  UPDATE tasks SET status = $2::varchar, completed_at = CASE WHEN $2::varchar = 'COMPLETED' THEN now() END,
+    version = version + 1, updated_at = now()
+  WHERE id = $1`
+
+const RECORDED = `id, title, description, status, priority, category, due_date, completed_at, creator_id, assignee_id,
+  version, created_at, updated_at`
+
+const SET_STATUS_WITH_EVENT = `
+  WITH before AS (SELECT ${RECORDED} FROM tasks WHERE id = $1 FOR UPDATE),
+  after AS (${SET_STATUS} AND EXISTS (SELECT FROM before) RETURNING ${RECORDED}),
+  event AS (
+    INSERT INTO peer_events
+      (subject_type, subject_id, kind, actor_id, audience, changed_fields, before, after, occurred_at)
+    SELECT 'TASK', after.id, 'UPDATED', $3,
+      array_remove(ARRAY[after.creator_id, nullif(after.assignee_id, after.creator_id)], NULL),
+      'STATUS', row_to_json(before), row_to_json(after), now()
+    FROM before, after RETURNING id AS event_id
+  )
+  SELECT ${TASK}, pg_notify('events', event_id::text) FROM after, event`
+
+const withEvent = process.argv.includes('--with-event')
+
 const resolvers = {
   Query: {
     async me (_root, _args, { viewer }) {
@@ -122,12 +146,10 @@ const resolvers = {
   },
 
   Mutation: {
-    async setTaskStatus (_root, { input }) {
-      const text = `
-        UPDATE tasks SET status = $2::varchar, completed_at = CASE WHEN $2::varchar = 'COMPLETED' THEN now() END,
-          version = version + 1, updated_at = now()
-        WHERE id = $1 RETURNING ${TASK}`
-      const [task] = await query('set status', text, [input.id, input.status])
+    async setTaskStatus (_root, { input }, { viewer }) {
+      const [task] = withEvent
+        ? await query('set status', SET_STATUS_WITH_EVENT, [input.id, input.status, viewer.id])
+        : await query('set status', `${SET_STATUS} RETURNING ${TASK}`, [input.id, input.status])
       return task ? { task, errors: [] } : { task: null, errors: [{ code: 'NOT_FOUND', message: 'No such task' }] }
     }
   }

@@ -1,11 +1,12 @@
 // PostGraphile 5 on the tables as they are, as its pages on production, on security and on smart tags have it.
+// With --with-event, setTaskStatus calls the function in events.sql, which also writes an event and notifies.
 import { createServer } from 'node:http'
 import { PgSimplifyInflectionPreset } from '@graphile/simplify-inflection'
 import jwt from 'jsonwebtoken'
 import pg from 'pg'
 import { postgraphile } from 'postgraphile'
 import { makePgService } from 'postgraphile/adaptors/pg'
-import { context, SafeError } from 'postgraphile/grafast'
+import { context, object, SafeError } from 'postgraphile/grafast'
 import { grafserv } from 'postgraphile/grafserv/node'
 import { PostGraphileAmberPreset } from 'postgraphile/presets/amber'
 import { extendSchema, gql, jsonPgSmartTags } from 'postgraphile/utils'
@@ -30,11 +31,13 @@ const SmartTags = jsonPgSmartTags({
       sessions: hidden,
       stream_state: hidden,
       events: hidden,
+      peer_events: hidden,
       // The view for servers of the previous release.
       task_events: hidden,
       tasks: { attribute: { status: filtered } },
       users: { attribute: { password_hash: hidden } }
-    }
+    },
+    procedure: { set_task_status: hidden }
   }
 })
 
@@ -49,6 +52,26 @@ const Me = extendSchema((build) => ({
       plans: {
         me () {
           return build.pgResources.users.get({ id: context().get('viewerId') })
+        }
+      }
+    }
+  }
+}))
+
+// The function itself is hidden: the actor is one of its arguments, and no choice of the client.
+const SetTaskStatus = extendSchema((build) => ({
+  typeDefs: gql`
+    input SetTaskStatusInput { rowId: UUID! status: String! }
+    type SetTaskStatusPayload { task: Task }
+    extend type Mutation { setTaskStatus(input: SetTaskStatusInput!): SetTaskStatusPayload }
+  `,
+  objects: {
+    Mutation: {
+      plans: {
+        setTaskStatus (_root, { $input: { $rowId, $status } }) {
+          const values = [$rowId, $status, context().get('viewerId')]
+          const $task = build.pgResources.set_task_status.execute(values.map((step) => ({ step })), 'mutation')
+          return object({ task: $task })
         }
       }
     }
@@ -79,7 +102,7 @@ function verify (token) {
 
 const preset = {
   extends: [PostGraphileAmberPreset, PgSimplifyInflectionPreset],
-  plugins: [SmartTags, Me],
+  plugins: process.argv.includes('--with-event') ? [SmartTags, Me, SetTaskStatus] : [SmartTags, Me],
   pgServices: [makePgService({ pool, schemas: ['public'] })],
   grafast: {
     explain: false,
