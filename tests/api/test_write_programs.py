@@ -344,6 +344,10 @@ class Program:
                 self.model = before
                 self.taken["not applied"] += 1
                 refused = results[-1]
+                if refused.get("task"):
+                    # As it stands: what earlier mutations of the batch made of it was rolled back.
+                    stands = before.tasks.get(refused["task"]["id"])
+                    refused["task"] = stands if stands and before.sees(who, stands) else None
                 results = [
                     {"deletedTaskId" if "deleteTask" in each else "task": None, "errors": [("NOT_APPLIED", [])]}
                     for each in given["mutations"]
