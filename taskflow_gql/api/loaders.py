@@ -24,6 +24,7 @@ class Loaders:
         self._reads = reads
         self._caught_up: asyncio.Future[None] | None = None
         self._stream_place: asyncio.Future[StreamPlace] | None = None
+        self._positions: DataLoader[int, int | None] | None = None
         self._history: dict[Window, DataLoader[UUID, list[EventRow]]] = {}
         # People already read. The check of the token has added the viewer.
         self.people: dict[UUID, UserRow] = {}
@@ -50,6 +51,20 @@ class Loaders:
             return [history[task_id] for task_id in task_ids]
 
         return self._history.setdefault(window, DataLoader(load))
+
+    def positions(self, relay: Relay) -> DataLoader[int, int | None]:
+        """Positions of committed events by event id; None for an event that is no longer kept."""
+        if self._positions is None:
+            reads = self._reads
+
+            async def load(event_ids: Sequence[int]) -> list[int | None]:
+                await relay.catch_up()
+                async with reads.read() as session:
+                    found = await positions.positions_of_events(session, event_ids)
+                return [found.get(event_id) for event_id in event_ids]
+
+            self._positions = DataLoader(load)
+        return self._positions
 
     async def catch_up(self, relay: Relay) -> None:
         """Call `Relay.catch_up` once for all fields of the operation."""

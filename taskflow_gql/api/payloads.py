@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from enum import StrEnum
@@ -15,7 +14,6 @@ from taskflow_gql.api.context import Context, Info
 from taskflow_gql.api.enums import describe_enum
 from taskflow_gql.errors import Refusal, Refusals
 from taskflow_gql.services.events import codec_of
-from taskflow_gql.services.positions import position_of_event
 
 
 class ErrorCode(StrEnum):
@@ -95,7 +93,6 @@ class MutationPayload:
         description="Whether this is the answer of an earlier request with the same `mutationId`.",
     )
     event_ids: strawberry.Private[Sequence[int]] = ()
-    _cursor: strawberry.Private[asyncio.Future[str | None] | None] = None
     # The fields that receipts do not keep.
     not_kept: ClassVar[frozenset[str]] = frozenset()
 
@@ -108,16 +105,8 @@ class MutationPayload:
     async def change_cursor(self, info: Info) -> str | None:
         if not self.event_ids:
             return None
-        # Read once for all aliases of the field.
-        if self._cursor is None:
-            self._cursor = asyncio.ensure_future(self._read_cursor(info))
-        return await self._cursor
-
-    async def _read_cursor(self, info: Info) -> str | None:
         parts = info.context.parts
-        await parts.relay.catch_up()
-        async with info.context.read() as session:
-            position = await position_of_event(session, max(self.event_ids))
+        position = await info.context.loaders.positions(parts.relay).load(max(self.event_ids))
         return None if position is None else parts.fanout.cursor(position)
 
     async def on_replay(self, context: Context, given: Any) -> None:

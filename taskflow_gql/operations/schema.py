@@ -16,6 +16,7 @@ import strawberry
 from graphql import (
     DocumentNode,
     GraphQLError,
+    GraphQLInputObjectType,
     GraphQLSchema,
     NoSchemaIntrospectionCustomRule,
     default_field_resolver,
@@ -84,6 +85,9 @@ class Schema(strawberry.Schema):
         for type_ in self.schema_converter.type_map.values():
             if isinstance(type_.definition, StrawberryObjectDefinition) and type_.definition.is_input:
                 build_quickly(type_.definition, self.config)
+                assert isinstance(type_.implementation, GraphQLInputObjectType)
+                # Strawberry leaves it out, and graphql-core then finds wrong values only when the field is executed.
+                type_.implementation.is_one_of = type_.definition.is_one_of
         self._settings = settings
         self._documents = Documents()
         self._hides_schema = not settings.allows_introspection

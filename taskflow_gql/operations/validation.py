@@ -21,6 +21,7 @@ from graphql import (
     GraphQLSchema,
     InlineFragmentNode,
     Lexer,
+    NonNullTypeNode,
     OperationDefinitionNode,
     OverlappingFieldsCanBeMergedRule,
     ParallelVisitor,
@@ -31,6 +32,8 @@ from graphql import (
     ValidationContext,
     ValidationRule,
     get_named_type,
+    get_nullable_type,
+    is_input_object_type,
     is_interface_type,
     is_leaf_type,
     is_list_type,
@@ -296,7 +299,29 @@ def _argument_text(argument: ArgumentNode) -> str:
     return f"{argument.name.value}:{print_ast(sort_value_node(argument.value))}"
 
 
-RULES: Rules = tuple(
-    FieldsCanMergeRule if rule is OverlappingFieldsCanBeMergedRule else rule  # type: ignore[misc]
-    for rule in specified_rules
+class OneOfVariablesRule(ValidationRule):
+    """A field of a oneOf input takes no nullable variable. graphql-core's rule overlooks inputs that are non-null."""
+
+    def leave_operation_definition(self, operation: OperationDefinitionNode, *_: Any) -> None:
+        nullable = {
+            definition.variable.name.value: definition
+            for definition in operation.variable_definitions or ()
+            if not isinstance(definition.type, NonNullTypeNode)
+        }
+        for usage in self.context.get_recursive_variable_usages(operation):
+            definition = nullable.get(usage.node.name.value)
+            parent = get_nullable_type(usage.parent_type)
+            if definition and parent is not usage.parent_type and is_input_object_type(parent) and parent.is_one_of:
+                name = usage.node.name.value
+                message = (
+                    f"Variable '${name}' must be non-nullable to be used for a field of the oneOf input '{parent}'."
+                )
+                self.report_error(GraphQLError(message, [definition, usage.node]))
+
+
+RULES: Rules = (
+    *(  # type: ignore[arg-type]
+        FieldsCanMergeRule if rule is OverlappingFieldsCanBeMergedRule else rule for rule in specified_rules
+    ),
+    OneOfVariablesRule,
 )

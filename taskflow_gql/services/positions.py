@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import base64
 import re
+from collections.abc import Collection
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from sqlalchemy import BigInteger, Integer, Select, bindparam, delete, func, select, update
 
+from taskflow_gql.database.constructs import among_few
 from taskflow_gql.database.sessions import DatabaseSession
 from taskflow_gql.database.statements import Statement
 from taskflow_gql.errors import BadUserInput, TaskflowError
@@ -194,11 +196,10 @@ async def has_unplaced_events(session: DatabaseSession) -> bool:
     return bool(await session.run(_ANY_UNPLACED))
 
 
-async def position_of_event(session: DatabaseSession, event_id: int) -> int | None:
-    """None if the event has no position yet, or is no longer kept."""
-    rows = await session.run(_POSITION, {"event_id": event_id})
-    return rows[0][0] if rows else None
+async def positions_of_events(session: DatabaseSession, ids: Collection[int]) -> dict[int, int]:
+    """By event id, of those that are placed and kept."""
+    return dict(await session.run(_POSITIONS, {"ids": ids}))
 
 
-_POSITION = Statement(select(Event.position).where(Event.id == bindparam("event_id")))
+_POSITIONS = Statement(select(Event.id, Event.position).where(among_few(Event.id, "ids"), Event.position.is_not(None)))
 _ANY_UNPLACED = Statement(select(Event.id).where(Event.position.is_(None)).limit(1))

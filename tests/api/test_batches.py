@@ -255,6 +255,38 @@ async def test_an_input_names_exactly_one_mutation(api: Api) -> None:
     assert await titles(api, ann) == []
 
 
+@pytest.mark.parametrize(
+    ("variables", "mutation"),
+    [
+        ("", "{}"),
+        ("", "{ createTask: null }"),
+        ("", '{ createTask: { title: "Two" }, deleteTask: { id: "x" } }'),
+        ("($task: CreateTaskInput)", "{ createTask: $task }"),
+    ],
+)
+async def test_a_wrong_input_in_the_document_is_found_before_anything_is_done(
+    api: Api, variables: str, mutation: str
+) -> None:
+    ann = await api.register("ann")
+    document = f"""mutation Both{variables} {{
+      createTask(input: {{ title: "One" }}) {{ task {{ id }} }}
+      applyMutations(input: {{ mutations: [{mutation}] }}) {{ replayed }}
+    }}"""
+    given = {"task": {"title": "Two"}} if variables else None
+    assert await api.codes(document, given, by=ann) == ["GRAPHQL_VALIDATION_FAILED"]
+    assert await titles(api, ann) == []
+
+
+async def test_the_cursors_of_all_results_are_read_at_once(api: Api) -> None:
+    ann = await api.register("ann")
+    statements: list[str] = []
+    with noting_statements(statements.append):
+        payload = await apply(api, ann, *(create(f"Task {number}") for number in range(50)))
+    cursors = [each["changeCursor"] for each in payload["results"]]
+    assert (None in cursors, len(set(cursors))) == (False, 50)
+    assert len([sql for sql in statements if "events.position IS NOT NULL" in sql]) == 1
+
+
 async def test_a_batch_needs_a_person(api: Api) -> None:
     for mode in ("ALL_OR_NOTHING", "EACH"):
         for given in ({}, {"mutationId": "m"}):
