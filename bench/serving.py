@@ -275,7 +275,9 @@ async def fill(database_url: str, redis_url: str) -> Site:
     await connection.execute("UPDATE users SET role = 'ADMIN' WHERE id = ANY($1)", admins)
     now, signer = clock.now(), TokenSigner(SECRET, timedelta(days=1))
     sessions = [(make_id(), admin, now, now + signer.lifetime) for admin in admins]
-    await connection.executemany("INSERT INTO sessions VALUES ($1, $2, $3, $4)", sessions)
+    await connection.executemany(
+        "INSERT INTO sessions (id, user_id, created_at, last_seen_at, expires_at) VALUES ($1, $2, $3, $3, $4)", sessions
+    )
     tokens = [signer.sign(user_id=admin, session_id=id_, issued_at=now) for id_, admin, *_ in sessions]
     revoked_token = signer.sign(user_id=admins[0], session_id=make_id(), issued_at=now)
     await connection.execute((PEERS / "events.sql").read_text())

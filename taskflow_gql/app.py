@@ -33,6 +33,7 @@ from taskflow_gql.security.passwords import PasswordHasher
 from taskflow_gql.security.tokens import TokenSigner
 from taskflow_gql.services.positions import expire_events
 from taskflow_gql.services.receipts import expire_receipts
+from taskflow_gql.services.sessions import expire_refresh_tokens, expire_sessions
 from taskflow_gql.stream.bus import Bus, make_bus
 from taskflow_gql.stream.collector import Collector
 from taskflow_gql.stream.fanout import Fanout
@@ -46,6 +47,7 @@ from taskflow_gql.transport.middleware import CLIENT_HEADERS, Cors, RevalidatedF
 log = logging.getLogger(__name__)
 
 _READY_TIMEOUT_SECONDS = 3
+_EXPIRED_SESSION_DAYS = 1
 
 
 def create_app(
@@ -72,6 +74,8 @@ def create_app(
         database,
         Kept("events", settings.event_retention_days, expire_events),
         Kept("receipts", settings.mutation_retention_days, expire_receipts),
+        Kept("sessions", _EXPIRED_SESSION_DAYS, expire_sessions),
+        Kept("replaced refresh tokens", settings.refresh_token_expire_days, expire_refresh_tokens),
     )
     parts = Parts(
         settings=settings,
@@ -191,7 +195,9 @@ async def _ready(database: Database, bus: Bus) -> JSONResponse:
     try:
         async with asyncio.timeout(_READY_TIMEOUT_SECONDS), database.read() as session:
             # Also the newest table, so that a server is not ready before its migration.
-            await session.execute(text("SELECT 1 FROM stream_state WHERE true OR EXISTS (SELECT 1 FROM receipts)"))
+            await session.execute(
+                text("SELECT 1 FROM stream_state WHERE true OR EXISTS (SELECT 1 FROM refresh_tokens)")
+            )
     except (SQLAlchemyError, OSError, TimeoutError) as error:
         log.warning("Not ready: the database cannot be used: %s", error)
         failing.append("database")

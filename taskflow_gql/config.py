@@ -64,6 +64,8 @@ class Settings(BaseSettings):
 
     secret_key: SecretStr | None = Field(default=None, validation_alias=_either("SECRET_KEY"))
     access_token_expire_minutes: int = Field(default=30, ge=1, le=60 * 24 * 365)
+    # How long a person stays signed in without using the application.
+    refresh_token_expire_days: int = Field(default=30, ge=1, le=36_500)
 
     # NoDecode: a comma-separated list. By default pydantic-settings expects JSON.
     cors_origins: Annotated[list[str] | None, NoDecode] = None

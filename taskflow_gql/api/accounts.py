@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from datetime import UTC, datetime, timedelta
+from enum import StrEnum
 from typing import Any, ClassVar
 from uuid import UUID
 
@@ -10,14 +12,22 @@ import strawberry
 
 from taskflow_gql import clock
 from taskflow_gql.api.context import Context
+from taskflow_gql.api.enums import describe_enum
 from taskflow_gql.api.mutations import Write, mutation, prepared_mutation
-from taskflow_gql.api.payloads import MutationPayload, RepeatableInput
+from taskflow_gql.api.payloads import ErrorCode, MutationPayload, RepeatableInput, UserError
 from taskflow_gql.api.users import User
 from taskflow_gql.database.sessions import DatabaseSession
+from taskflow_gql.errors import BadUserInput, Forbidden
 from taskflow_gql.models import UserRow
-from taskflow_gql.security.tokens import TokenSigner
-from taskflow_gql.services import accounts
+from taskflow_gql.operations.context import Cookies
+from taskflow_gql.services import accounts, sessions
 from taskflow_gql.services.access import Viewer
+from taskflow_gql.services.sessions import InvalidToken, Reused, SignIn
+
+log = logging.getLogger(__name__)
+
+# The prefix makes browsers take it only from this host itself, over HTTPS or localhost.
+REFRESH_COOKIE = "__Host-taskflow_refresh"
 
 
 @strawberry.input(description="A new account.")
@@ -30,12 +40,6 @@ class RegisterInput(RepeatableInput):
     )
     full_name: str = strawberry.field(description="The name that others see; at most 255 characters.")
     password: str = strawberry.field(description="8 to 128 characters.")
-
-
-@strawberry.input(description="Who you are.")
-class LoginInput(RepeatableInput):
-    username_or_email: str = strawberry.field(description="Either one; case does not matter.")
-    password: str = strawberry.field(description="The password; case matters.")
 
 
 @strawberry.input(description="The old password and the new one.")
@@ -52,11 +56,53 @@ class UpdateProfileInput(RepeatableInput):
     email: str | None = strawberry.field(default=strawberry.UNSET, description="Unique without regard to case.")
 
 
-@strawberry.type(description="What became of `register` or `login`. On errors everything but `errors` is null.")
+class TokenTransport(StrEnum):
+    BODY = "BODY"
+    COOKIE = "COOKIE"
+
+
+describe_enum(
+    TokenTransport,
+    "How a client gets and sends its refresh token.",
+    BODY="In `AuthPayload.refreshToken` and `RefreshTokenInput.refreshToken`: the client stores it.",
+    COOKIE=(
+        "In the cookie `__Host-taskflow_refresh`, which scripts of a page cannot read: for browsers. Send requests "
+        "with credentials, over HTTPS or to localhost, from the server's own origin or one that it names for CORS. "
+        "`refreshToken` is null."
+    ),
+)
+
+
+@strawberry.input(description="Who you are.")
+class LoginInput(RepeatableInput):
+    username_or_email: str = strawberry.field(description="Either one; case does not matter.")
+    password: str = strawberry.field(description="The password; case matters.")
+    transport: TokenTransport = strawberry.field(
+        default=TokenTransport.BODY, description="How to give you the refresh token."
+    )
+
+
+@strawberry.input(description="The refresh token.")
+class RefreshTokenInput(RepeatableInput):
+    refresh_token: str | None = strawberry.field(
+        default=None, description="As `login` or the last refresh gave it. Left out: the cookie counts."
+    )
+
+
+@strawberry.type(
+    description="What became of `register`, `login` or `refreshToken`. On errors everything but `errors` is null."
+)
 class AuthPayload(MutationPayload):
     access_token: str | None = strawberry.field(
         default=None,
         description="Send it as `Authorization: Bearer …`, on a WebSocket in the payload of `connection_init`.",
+    )
+    refresh_token: str | None = strawberry.field(
+        default=None,
+        description=(
+            "Gives the next tokens with `refreshToken`; good for one use, and for 30 days unless the server is set "
+            "otherwise. Null if it is in a cookie."
+        ),
     )
     token_type: str | None = strawberry.field(default=None, description='"Bearer".')
     expires_in: int | None = strawberry.field(
@@ -66,27 +112,47 @@ class AuthPayload(MutationPayload):
     # The session of the token, and its start in seconds since 1970.
     session_id: strawberry.Private[str | None] = None
     issued_at: strawberry.Private[float | None] = None
-    not_kept: ClassVar[frozenset[str]] = frozenset({"access_token", "token_type", "expires_in"})
+    not_kept: ClassVar[frozenset[str]] = frozenset({"access_token", "refresh_token", "token_type", "expires_in"})
+
+    @classmethod
+    def of(cls, context: Context, sign_in: SignIn, transport: TokenTransport) -> AuthPayload:
+        payload = cls(session_id=str(sign_in.session_id), issued_at=sign_in.issued_at.timestamp())
+        payload.give_tokens(context, sign_in, transport)
+        return payload
 
     async def on_replay(self, context: Context, given: Any) -> None:
-        """Check the password again, because it may have been changed, and give a new token of the same session.
+        """Check the password again, because it may have been changed, and give tokens of the same session.
 
-        The token expires when the first one does.
+        The access token expires when the first one does. The refresh token is the first one, unless it was used.
         """
-        if self.user is not None and self.session_id is not None and self.issued_at is not None:
-            async with context.read() as session:
-                candidate = await accounts.find_active_candidate(session, self.user.id)
-            matches = await context.parts.passwords.verify(given.password, candidate.password_hash)
-            self.user = accounts.require_match(candidate, matches)
-            context.note_sign_in(self.user)
-            issued_at = datetime.fromtimestamp(self.issued_at, UTC)
-            self.give_token(context.parts.tokens, self.user, UUID(self.session_id), issued_at)
+        if self.user is None or self.session_id is None or self.issued_at is None:
+            return
+        session_id = UUID(self.session_id)
+        token: str | None = sessions.first_token(session_id, context.parts.refresh_key)
+        async with context.read() as session:
+            candidate = await accounts.find_active_candidate(session, self.user.id)
+            if token is not None and not await sessions.still_refreshes(session, token):
+                token = None
+        matches = await context.parts.passwords.verify(given.password, candidate.password_hash)
+        user = accounts.require_match(candidate, matches)
+        issued_at = datetime.fromtimestamp(self.issued_at, UTC)
+        transport = given.transport if isinstance(given, LoginInput) else TokenTransport.BODY
+        self.give_tokens(context, SignIn(user, session_id, issued_at, token), transport)
 
-    def give_token(self, tokens: TokenSigner, user: UserRow, session_id: UUID, issued_at: datetime) -> None:
-        age = clock.now() - issued_at if self.replayed else timedelta()
-        self.access_token = tokens.sign(user_id=user.id, session_id=session_id, issued_at=issued_at)
+    def give_tokens(self, context: Context, sign_in: SignIn, transport: TokenTransport) -> None:
+        tokens = context.parts.tokens
+        age = clock.now() - sign_in.issued_at
+        self.access_token = tokens.sign(
+            user_id=sign_in.user.id, session_id=sign_in.session_id, issued_at=sign_in.issued_at
+        )
         self.token_type = "Bearer"  # noqa: S105  (the name of a scheme, not a secret)
-        self.expires_in = max(0, int((tokens.lifetime - age).total_seconds()))
+        self.expires_in = max(0, round((tokens.lifetime - age).total_seconds()))
+        self.user = sign_in.user
+        context.note_sign_in(sign_in.user)
+        if transport is TokenTransport.BODY:
+            self.refresh_token = sign_in.refresh_token
+        elif sign_in.refresh_token is not None:
+            cookies_of(context).set(REFRESH_COOKIE, sign_in.refresh_token, max_age=_refresh_seconds(context))
 
 
 @strawberry.type(description="What became of `changePassword`.")
@@ -125,7 +191,7 @@ class AccountMutations:
 
         async def write(session: DatabaseSession) -> AuthPayload:
             user = await accounts.create_user(session, registration, password_hash)
-            return await _open_session(context, session, user, password_hash)
+            return await _sign_in(context, session, user, password_hash, TokenTransport.BODY)
 
         return write
 
@@ -139,13 +205,43 @@ class AccountMutations:
     )
     @staticmethod
     async def login(context: Context, input: LoginInput) -> Write[AuthPayload]:
+        if input.transport is TokenTransport.COOKIE:
+            cookies_of(context)
         async with context.read() as session:
             candidate = await accounts.find_candidate(session, input.username_or_email)
         matches = await context.parts.passwords.verify(input.password, candidate.password_hash)
         user = accounts.require_match(candidate, matches)
 
         async def write(session: DatabaseSession) -> AuthPayload:
-            return await _open_session(context, session, user, candidate.password_hash or "")
+            return await _sign_in(context, session, user, candidate.password_hash or "", input.transport)
+
+        return write
+
+    @prepared_mutation(
+        "Get new tokens for a refresh token, which is used up by it. Public. For 60 seconds the used one gives the "
+        "same new one, so that neither two tabs nor a request whose answer was lost sign you out. After that it is "
+        "INVALID_TOKEN and ends its session, because somebody may have copied it. Sent on a WebSocket of this session, "
+        "it also extends the socket: its streams and operations go on with the new access token.",
+        input="The refresh token.",
+        is_public=True,
+        keeps_receipts=False,
+    )
+    @staticmethod
+    async def refresh_token(context: Context, input: RefreshTokenInput) -> Write[AuthPayload]:
+        transport = TokenTransport.BODY if input.refresh_token is not None else TokenTransport.COOKIE
+        token = input.refresh_token if input.refresh_token is not None else _cookie_of(context)
+
+        async def write(session: DatabaseSession) -> AuthPayload:
+            lifetime = timedelta(seconds=_refresh_seconds(context))
+            refreshed = await sessions.refresh_session(session, token, lifetime=lifetime, client=context.client)
+            if isinstance(refreshed, Reused):
+                return _session_ended(context, refreshed)
+            payload = AuthPayload.of(context, refreshed, transport)
+            assert payload.access_token is not None
+            context.renews(
+                refreshed.session_id, payload.access_token, refreshed.issued_at + context.parts.tokens.lifetime
+            )
+            return payload
 
         return write
 
@@ -182,12 +278,56 @@ class AccountMutations:
         return UpdateProfilePayload(user=await accounts.update_profile(session, viewer, changes))
 
 
-async def _open_session(context: Context, session: DatabaseSession, user: UserRow, password_hash: str) -> AuthPayload:
-    tokens = context.parts.tokens
-    session_id, begun_at = await accounts.open_session(
-        session, user, password_hash=password_hash, lifetime=tokens.lifetime
+async def _sign_in(
+    context: Context, session: DatabaseSession, user: UserRow, password_hash: str, transport: TokenTransport
+) -> AuthPayload:
+    sign_in = await sessions.open_session(
+        session,
+        user,
+        password_hash=password_hash,
+        lifetime=timedelta(seconds=_refresh_seconds(context)),
+        client=context.client,
+        key=context.parts.refresh_key,
     )
-    context.note_sign_in(user)
-    payload = AuthPayload(user=user, session_id=str(session_id), issued_at=begun_at.timestamp())
-    payload.give_token(tokens, user, session_id, begun_at)
-    return payload
+    return AuthPayload.of(context, sign_in, transport)
+
+
+def _refresh_seconds(context: Context) -> int:
+    return int(timedelta(days=context.parts.settings.refresh_token_expire_days).total_seconds())
+
+
+def cookies_of(context: Context) -> Cookies:
+    """Raises a Refusal if the answer cannot set cookies, or the page that asks may not use them."""
+    cookies = context.cookies
+    if cookies is None:
+        raise BadUserInput(
+            "A WebSocket or a streamed answer cannot set cookies: send a POST request with `Accept: application/json`",
+            field="transport",
+        )
+    if not cookies.are_trusted:
+        raise Forbidden("Pages of this origin may not use cookies. TASKFLOW_CORS_ORIGINS names the origins that may")
+    return cookies
+
+
+def _cookie_of(context: Context) -> str:
+    token = cookies_of(context).get(REFRESH_COOKIE)
+    if token is None:
+        raise InvalidToken("There is no refreshToken in the input, and no cookie: sign in again", field="refresh_token")
+    return token
+
+
+def _session_ended(context: Context, reused: Reused) -> AuthPayload:
+    log.warning(
+        "A refresh token of session %s of user %s was used again, from %s: the session has been ended",
+        reused.session_id,
+        reused.user.id,
+        context.address or "an unknown address",
+    )
+    error = UserError(
+        code=ErrorCode.INVALID_TOKEN,
+        message=(
+            "The refresh token was used before, so somebody may have copied it. Its session has ended: sign in again"
+        ),
+        field=["refreshToken"],
+    )
+    return AuthPayload(errors=[error])

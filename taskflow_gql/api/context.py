@@ -24,10 +24,12 @@ from taskflow_gql.database.sessions import DatabaseSession
 from taskflow_gql.database.units import BoundedReads, Database
 from taskflow_gql.errors import Unauthenticated
 from taskflow_gql.models import UserRow
+from taskflow_gql.operations.context import Cookies
 from taskflow_gql.operations.documents import Document
 from taskflow_gql.security.passwords import PasswordHasher
-from taskflow_gql.security.tokens import TokenSigner
-from taskflow_gql.services.access import Viewer
+from taskflow_gql.security.tokens import TokenSigner, could_not_validate
+from taskflow_gql.services.access import Lease, Viewer
+from taskflow_gql.services.sessions import Client
 from taskflow_gql.stream.fanout import Fanout
 from taskflow_gql.stream.relay import Relay
 
@@ -53,8 +55,22 @@ class Parts:
         return hmac.digest(self.settings.signing_key.encode(), b"receipts", "sha256")
 
     @cached_property
+    def refresh_key(self) -> bytes:
+        """For the first refresh token of each session."""
+        return hmac.digest(self.settings.signing_key.encode(), b"refresh tokens", "sha256")
+
+    @cached_property
     def viewers(self) -> ViewerLoader:
         return ViewerLoader(self.database)
+
+
+@dataclass
+class Socket:
+    """A WebSocket's session. A refresh gives it a new token."""
+
+    session_id: UUID
+    token: str
+    lease: Lease
 
 
 @dataclass
@@ -67,6 +83,10 @@ class Context:
     connection_params: dict[str, Any] | None = None
     document: Document | None = None
     turns: AbstractAsyncContextManager[object] = _NO_TURNS
+    # None where an answer cannot set cookies: on a WebSocket, and in a streamed response.
+    cookies: Cookies | None = None
+    # Of a WebSocket whose person is signed in.
+    socket: Socket | None = None
     # The person who opened the WebSocket; None until identified.
     person: UUID | None = field(default=None, init=False)
     begun_at: datetime = field(default_factory=clock.now, init=False)
@@ -120,6 +140,10 @@ class Context:
         client = self.connection.client
         return client.host if client else ""
 
+    @property
+    def client(self) -> Client:
+        return Client(self.address or None, self.connection.headers.get("user-agent"))
+
     @cached_property
     def idempotency_key(self) -> str | None:
         """The header `Idempotency-Key` of an HTTP request, with or without the quotes that its draft asks for.
@@ -143,6 +167,8 @@ class Context:
     @cached_property
     def token(self) -> str | None:
         """The token as sent, or None if there is none. `connection_init` has precedence over the header."""
+        if self.socket is not None:
+            return self.socket.token
         for key, value in (self.connection_params or {}).items():
             if key.lower() == "authorization" and isinstance(value, str):
                 if token := _token_of(value):
@@ -163,7 +189,8 @@ class Context:
         async with self._authenticating:
             if self._viewer is None:
                 claims = self.parts.tokens.read(token)
-                self._viewer, user = await self.parts.viewers.load(claims)
+                viewer, user = await self.parts.viewers.load(claims)
+                self._viewer = replace(viewer, lease=self.socket.lease) if self.socket else viewer
                 self.loaders.people[user.id] = user
         return self._viewer
 
@@ -190,8 +217,28 @@ class Context:
         return needs
 
     async def identify(self) -> UUID | None:
-        viewer = await self.viewer()
-        return viewer.id if viewer else None
+        operation = self.for_operation()
+        viewer = await operation.viewer()
+        if viewer is None or operation.token is None:
+            return None
+        self.socket = Socket(viewer.session_id, operation.token, Lease(viewer.expires_at))
+        return viewer.id
+
+    async def renew(self, authorization: str) -> None:
+        token = _token_of(authorization)
+        viewer = None
+        if token is not None:
+            viewer, _ = await self.parts.viewers.load(self.parts.tokens.read(token))
+        if token is None or viewer is None or not self.renews(viewer.session_id, token, viewer.expires_at):
+            raise could_not_validate()
+
+    def renews(self, session_id: UUID, token: str, expires_at: datetime) -> bool:
+        """Whether the WebSocket has this session, and so goes on with the new token."""
+        if self.socket is None or self.socket.session_id != session_id:
+            return False
+        self.socket.token = token
+        self.socket.lease.expires_at = expires_at
+        return True
 
     async def require_viewer(self) -> Viewer:
         viewer = await self.viewer()

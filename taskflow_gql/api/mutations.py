@@ -73,13 +73,19 @@ def mutation_of(function: _Function, *, locks: bool = True, kind: type[Mutation]
 
 
 def prepared_mutation(
-    description: str, *, input: str, is_public: bool = False, has_secrets: bool = False
+    description: str,
+    *,
+    input: str | None = None,
+    is_public: bool = False,
+    has_secrets: bool = False,
+    keeps_receipts: bool = True,
 ) -> Callable[[Any], Any]:
     """Decorate a static method `(context, input) -> Write[payload]`, for mutations with slow work such as hashing.
 
     The method runs before the unit of work begins, and the function that it returns runs inside it. The method
     authenticates by itself if it needs the viewer. If the input `has_secrets`, its hash is made with a key, so
-    that nobody can guess them from the database.
+    that nobody can guess them from the database. A mutation that can be repeated by itself needs no receipts, and
+    without `input` it has none: its method is `(context) -> Write[payload]`.
     """
 
     def decorate(method: Any) -> StrawberryField:
@@ -89,12 +95,13 @@ def prepared_mutation(
         (payload_type,) = get_args(awaitable)
         made = Mutation(
             function.__name__,
-            function,
-            types["input"],
+            function if input is not None else lambda context, _: function(context),
+            types.get("input"),
             payload_type,
             is_prepared=True,
             is_public=is_public,
             has_secrets=has_secrets,
+            keeps_receipts=keeps_receipts and input is not None,
         )
         return mutation_field(made, description, input)
 
@@ -117,6 +124,7 @@ class Mutation:
     is_prepared: bool = False
     is_public: bool = False
     has_secrets: bool = False
+    keeps_receipts: bool = True
 
     @cached_property
     def codec(self) -> PayloadCodec:
@@ -125,13 +133,16 @@ class Mutation:
     async def run(self, info: Info, given: Any) -> Any:
         context = info.context
         try:
-            mutation_id = given.mutation_id
-            if mutation_id is None:
-                mutation_id = _idempotency_key(info)
+            mutation_id = self._mutation_id(info, given) if self.keeps_receipts else None
             request = None if mutation_id is None else await self._request(context, given, mutation_id)
         except REFUSED as refused:
             return refused_payload(refused, self.payload_type)
         return await self.run_as(context, given, request)
+
+    @staticmethod
+    def _mutation_id(info: Info, given: Any) -> str | None:
+        mutation_id: str | None = given.mutation_id
+        return mutation_id if mutation_id is not None else _idempotency_key(info)
 
     async def run_as(self, context: Context, given: Any, request: Request | None) -> Any:
         """The payload, also of a refusal. Without a request, the mutation cannot be repeated."""
@@ -226,15 +237,20 @@ async def _try(attempt: Callable[[int], Awaitable[Any]]) -> Any:
     raise AssertionError("The last attempt returns or raises")
 
 
-def mutation_field(made: Mutation, description: str, input_description: str) -> StrawberryField:
+def mutation_field(made: Mutation, description: str, input_description: str | None) -> StrawberryField:
     async def resolve(self: Any, info: Info, input: Any) -> Any:
         return await made.run(info, input)
 
-    resolve.__annotations__ = {
-        "info": Info,
-        "input": Annotated[made.input_type, strawberry.argument(description=input_description)],
-        "return": made.payload_type,
-    }
+    async def resolve_without_input(self: Any, info: Info) -> Any:
+        return await made.run(info, None)
+
+    resolve.__annotations__ = {"info": Info, "return": made.payload_type}
+    if input_description is None:
+        resolve_without_input.__annotations__ = resolve.__annotations__
+        resolve = resolve_without_input  # type: ignore[assignment]
+    else:
+        argument = strawberry.argument(description=input_description)
+        resolve.__annotations__["input"] = Annotated[made.input_type, argument]
     resolve.__name__ = resolve.__qualname__ = made.name
     field: StrawberryField = strawberry.mutation(resolver=resolve, description=description)
     return field

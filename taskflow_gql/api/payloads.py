@@ -25,6 +25,7 @@ class ErrorCode(StrEnum):
     USERNAME_TAKEN = "USERNAME_TAKEN"
     ASSIGNEE_NOT_FOUND = "ASSIGNEE_NOT_FOUND"
     INVALID_CREDENTIALS = "INVALID_CREDENTIALS"
+    INVALID_TOKEN = "INVALID_TOKEN"  # noqa: S105  (a code, not a secret)
     MUTATION_ID_REUSED = "MUTATION_ID_REUSED"
     ID_TAKEN = "ID_TAKEN"
     NOT_APPLIED = "NOT_APPLIED"
@@ -44,6 +45,7 @@ describe_enum(
     USERNAME_TAKEN="Another account has this username.",
     ASSIGNEE_NOT_FOUND="The assignee does not exist or is deactivated.",
     INVALID_CREDENTIALS="The name and the password do not belong together.",
+    INVALID_TOKEN="The token is unknown, used up or expired, or its session has ended.",  # noqa: S106
     MUTATION_ID_REUSED="The `mutationId` was used for another mutation or other input. Nothing was changed.",
     ID_TAKEN="The `id` of the new object is taken: make another one.",
     NOT_APPLIED="Another mutation of the same ALL_OR_NOTHING batch was refused, so this one was not applied either.",

@@ -14,6 +14,7 @@ from taskflow_gql.api.needs import Analysis
 from taskflow_gql.api.nodes import MAX_NODES, NodeQueries
 from taskflow_gql.api.scalars import DATE_TIME
 from taskflow_gql.api.server import ServerQueries
+from taskflow_gql.api.sessions import SessionMutations, SessionQueries
 from taskflow_gql.api.tasks import Task, TaskMutations, TaskQueries
 from taskflow_gql.api.undo import UndoMutations
 from taskflow_gql.api.users import User, UserMutations, UserQueries
@@ -25,7 +26,7 @@ from taskflow_gql.services.paging import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE
 
 
 @strawberry.type(description="What you can read.")
-class Query(ServerQueries, NodeQueries, UserQueries, TaskQueries, ChangeQueries):
+class Query(ServerQueries, NodeQueries, UserQueries, SessionQueries, TaskQueries, ChangeQueries):
     pass
 
 
@@ -36,7 +37,7 @@ class Query(ServerQueries, NodeQueries, UserQueries, TaskQueries, ChangeQueries)
         "that is wrong, the entity is null, and nothing was changed."
     )
 )
-class Mutation(AccountMutations, TaskMutations, BatchMutations, UndoMutations, UserMutations):
+class Mutation(AccountMutations, SessionMutations, TaskMutations, BatchMutations, UndoMutations, UserMutations):
     pass
 
 
@@ -54,7 +55,7 @@ class Subscription(TaskSubscriptions):
 # through 1,000 changes, or a change of a batch. With these weights, an operation within the default limit blocks others
 # for at most some tenths of a second (tests/test_hostile.py).
 PRICES = Prices(
-    {"history": 50, "totalCount": 50, "byAssignee": 50, "description": 50, "taskChanges": 1_000},
+    {"history": 50, "totalCount": 50, "byAssignee": 50, "description": 50, "taskChanges": 1_000, "mySessions": 1_000},
     lists=["byAssignee"],
     items=["edges", "nodes", "results", "undone", "conflicts"],
     batches={"applyMutations": 200, "undo": 200},

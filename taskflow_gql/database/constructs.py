@@ -43,6 +43,27 @@ class Condition(FunctionElement[bool]):
         return self
 
 
+class _DatabaseNow(FunctionElement[datetime]):
+    type = UtcDateTime()
+    inherit_cache = True
+
+
+@compiles(_DatabaseNow, "postgresql")
+def _database_now_on_postgresql(element: Any, compiler: SQLCompiler, **options: Any) -> str:
+    return "now()"
+
+
+@compiles(_DatabaseNow, "sqlite")
+def _database_now_on_sqlite(element: Any, compiler: SQLCompiler, **options: Any) -> str:
+    # In the form in which SQLAlchemy stores times.
+    return "strftime('%Y-%m-%d %H:%M:%f000', 'now')"
+
+
+def database_now() -> ColumnElement[datetime]:
+    """The start of the transaction by the clock of the database, which all servers share."""
+    return _DatabaseNow()
+
+
 class _MatchesWords(Condition):
     inherit_cache = True
 

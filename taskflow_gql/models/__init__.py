@@ -3,7 +3,7 @@
 from taskflow_gql.database.types import Model
 from taskflow_gql.models.event import Event, EventKind, Recorded, StreamState
 from taskflow_gql.models.receipt import Receipt
-from taskflow_gql.models.session import Session
+from taskflow_gql.models.session import SESSION_COLUMNS, RefreshToken, Session, SessionRow
 from taskflow_gql.models.task import (
     COLUMN_BY_FIELD,
     TASK_COLUMNS,
@@ -24,6 +24,7 @@ RECORDED = {
 __all__ = [
     "COLUMN_BY_FIELD",
     "RECORDED",
+    "SESSION_COLUMNS",
     "TASK_COLUMNS",
     "USER_COLUMNS",
     "Event",
@@ -31,7 +32,9 @@ __all__ = [
     "Model",
     "Receipt",
     "Recorded",
+    "RefreshToken",
     "Session",
+    "SessionRow",
     "StreamState",
     "Task",
     "TaskCategory",

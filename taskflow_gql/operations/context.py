@@ -29,10 +29,32 @@ class OperationContext(Protocol):
         """Return a fresh context, without the viewer and the data that were loaded for another operation."""
 
     async def identify(self) -> UUID | None:
-        """Return the id of the person behind the token; None without a token. A bad token raises Unauthenticated."""
+        """Return the id of the person who opens a WebSocket; None without a token. A bad token raises
+        Unauthenticated.
+        """
+
+    async def renew(self, authorization: str) -> None:
+        """Go on with this token on the WebSocket. Raises Unauthenticated if it is bad or of another session."""
+
+
+class Cookies(Protocol):
+    """The cookies of a request, and those of its answer."""
+
+    @property
+    def are_trusted(self) -> bool:
+        """Whether no page of a foreign origin has sent the request."""
+
+    def get(self, name: str) -> str | None: ...
+
+    def set(self, name: str, value: str, *, max_age: int) -> None:
+        """Give a page a cookie that its scripts cannot read; `max_age` is in seconds, and 0 deletes it."""
 
 
 class MakeContext(Protocol):
     def __call__(
-        self, connection: HTTPConnection, *, turns: AbstractAsyncContextManager[object] = ...
+        self,
+        connection: HTTPConnection,
+        *,
+        turns: AbstractAsyncContextManager[object] = ...,
+        cookies: Cookies | None = ...,
     ) -> OperationContext: ...

@@ -15,6 +15,13 @@ from taskflow_gql.errors import Forbidden
 from taskflow_gql.models import Event, Task, TaskRow, User, UserRole
 
 
+@dataclass(slots=True)
+class Lease:
+    """Until when a WebSocket may be used. A refresh extends it."""
+
+    expires_at: datetime
+
+
 @dataclass(frozen=True, slots=True)
 class Viewer:
     """The signed-in person. The token was checked for this operation."""
@@ -22,7 +29,15 @@ class Viewer:
     id: UUID
     role: UserRole
     session_id: UUID
+    # When the token expires.
     expires_at: datetime
+    # Of the WebSocket that the operation came by.
+    lease: Lease | None = None
+
+    @property
+    def ends_at(self) -> datetime:
+        """When the viewer's streams end."""
+        return self.lease.expires_at if self.lease else self.expires_at
 
     @property
     def is_admin(self) -> bool:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -17,7 +16,7 @@ from sqlalchemy import ColumnElement, delete, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
 from taskflow_gql import clock
-from taskflow_gql.database.constructs import among, among_few
+from taskflow_gql.database.constructs import among_few
 from taskflow_gql.database.sessions import DatabaseSession
 from taskflow_gql.database.statements import Statement
 from taskflow_gql.database.texts import is_storable
@@ -170,26 +169,6 @@ def require_match(candidate: Candidate, matches: bool) -> UserRow:
     return candidate.user
 
 
-async def open_session(
-    session: DatabaseSession, user: UserRow, *, password_hash: str, lifetime: timedelta
-) -> tuple[UUID, datetime]:
-    """Create a session. Returns its id and its start time.
-
-    The password was verified before this transaction. The row is locked and checked again, so that there is no session
-    if the password was changed or the user deactivated in between; this raises InvalidCredentials. The lock is
-    `key_share`, so that inserts of tasks that refer to the user do not wait.
-    """
-    statement = select(User.id).where(User.id == user.id, User.is_active, User.password_hash == password_hash)
-    if (await session.execute(statement.with_for_update(key_share=True))).first() is None:
-        raise InvalidCredentials("Incorrect username or password")
-    now = clock.now()
-    await session.execute(delete(Session).where(Session.user_id == user.id, Session.expires_at <= now))
-    session_id = make_id()
-    values = {"id": session_id, "user_id": user.id, "created_at": now, "expires_at": now + lifetime}
-    await session.execute(insert(Session).values(values))
-    return session_id, now
-
-
 class SignIns(NamedTuple):
     """The users of some tokens, and pairs of user id and session id for those of their sessions that still exist."""
 
@@ -231,19 +210,6 @@ def require_viewer(sign_ins: SignIns, token: AccessToken) -> tuple[Viewer, UserR
         raise could_not_validate()
     viewer = Viewer(id=user.id, role=user.role, session_id=token.session_id, expires_at=token.expires_at)
     return viewer, user
-
-
-async def roles_by_session(session: DatabaseSession, session_ids: Collection[UUID]) -> dict[UUID, UserRole]:
-    """The users' roles, by session id. Sessions that have ended or belong to deactivated users are left out."""
-    rows = await session.run(_ROLES_BY_SESSION, {"session_ids": session_ids})
-    return dict(rows)
-
-
-_ROLES_BY_SESSION = Statement(
-    select(Session.id, User.role)
-    .join(User, User.id == Session.user_id)
-    .where(among(Session.id, "session_ids"), User.is_active)
-)
 
 
 def check_new_password(new_password: str) -> str:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from taskflow_gql.database.units import Database
 from taskflow_gql.security.tokens import could_not_validate, is_expired
-from taskflow_gql.services.accounts import roles_by_session
+from taskflow_gql.services.sessions import roles_by_session
 from taskflow_gql.stream.background import Background
 from taskflow_gql.stream.fanout import Fanout
 
@@ -43,7 +43,7 @@ class SessionWatch:
         for subscriber in subscribers:
             viewer = subscriber.viewer
             role = roles.get(viewer.session_id)
-            if role is None or is_expired(viewer.expires_at):
+            if role is None or is_expired(viewer.ends_at):
                 subscriber.end(could_not_validate())
             elif role is not viewer.role:
                 self._fanout.set_viewer(subscriber, replace(viewer, role=role))

@@ -32,7 +32,9 @@ from taskflow_gql.operations.errors import (
 )
 from taskflow_gql.operations.schema import Schema
 from taskflow_gql.short_keys import cached_for_short_keys
+from taskflow_gql.transport.cookies import HttpCookies
 from taskflow_gql.transport.encoding import decode_json, encode_json
+from taskflow_gql.transport.origins import AllowedOrigins
 from taskflow_gql.transport.private import HTTPStreamTransport, merge_stream_with_heartbeat
 from taskflow_gql.transport.streaming import (
     EVENT_STREAM,
@@ -45,7 +47,7 @@ from taskflow_gql.transport.streaming import (
     ServerSentEvents,
     best_media_type,
 )
-from taskflow_gql.transport.websocket import AllowedOrigins, SocketView, end_of_stream
+from taskflow_gql.transport.websocket import SocketView, end_of_stream
 
 _GRAPHIQL_PAGE = Path(__file__).parent.parent / "static" / "graphiql" / "index.html"
 # The page holds a token, so it loads nothing from other origins and cannot be framed. GraphiQL's components need inline
@@ -137,7 +139,8 @@ class GraphQLView:
                 response = await self._stream(Request(scope, receive), asked, transport)
                 await response(scope, receive, send)
                 return
-            result = await self._execute(scope, asked)
+            cookies = HttpCookies(scope, self._origins)
+            result = await self._execute(scope, asked, cookies)
         except RequestError as error:
             extensions: dict[str, object] = {"code": error.code}
             more_headers = []
@@ -155,7 +158,7 @@ class GraphQLView:
             # With `application/json` a request error has status 200, because older clients treat any other status as a
             # failed server. The newer media type uses 400.
             is_refused = media_type == GRAPHQL_RESPONSE and "data" not in response_body
-            await _send_json(send, 400 if is_refused else 200, media_type, response_body)
+            await _send_json(send, 400 if is_refused else 200, media_type, response_body, cookies.headers)
 
     async def _serve_socket(self, scope: Scope, receive: Receive, send: Send) -> None:
         with self._connections.counted(scope) as has_room:
@@ -181,12 +184,12 @@ class GraphQLView:
         body = await _read_body(receive, self._settings.max_body_bytes)
         return _request_of(_parsed(body))
 
-    async def _execute(self, scope: Scope, asked: GraphQLRequest) -> ExecutionResult:
+    async def _execute(self, scope: Scope, asked: GraphQLRequest, cookies: HttpCookies) -> ExecutionResult:
         try:
             return await self._schema.execute(
                 asked.query,
                 asked.variables,
-                context_value=self._make_context(HTTPConnection(scope)),
+                context_value=self._make_context(HTTPConnection(scope), cookies=cookies),
                 operation_name=asked.operation_name,
                 allowed_operation_types=_OPERATIONS[scope["method"]],
             )

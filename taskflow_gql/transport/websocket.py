@@ -10,15 +10,12 @@ import logging
 from collections import Counter
 from contextlib import suppress
 from datetime import timedelta
-from time import monotonic
 from typing import Any
 
 from sqlalchemy.exc import SQLAlchemyError
 from starlette import websockets
-from starlette.datastructures import Headers
 from starlette.requests import HTTPConnection
 from starlette.responses import Response
-from starlette.types import Scope
 from starlette.websockets import WebSocket
 from strawberry.asgi import GraphQL
 from strawberry.exceptions import ConnectionRejectionError
@@ -43,16 +40,11 @@ from taskflow_gql.transport.private import (
     ConnectionInitMessage,
     OperationStreamClosed,
     WebSocketDisconnected,
-    is_same_origin,
-    normalize_origin,
 )
 
 log = logging.getLogger(__name__)
 
 _CONNECTION_INIT_TIMEOUT = timedelta(seconds=10)
-# Limits the log: a client can open many sockets a second.
-_SECONDS_BETWEEN_WARNINGS = 60
-
 
 # Queries and mutations of one socket that execute or send at the same time. The next one waits until an answer is sent,
 # so a client that does not read cannot start more.
@@ -158,8 +150,22 @@ class TransportWSHandler(BaseGraphQLTransportWSHandler[OperationContext, None]):
         elif message["type"] == "connection_init" and message.get("payload") is None:
             # The protocol allows null, which Strawberry does not accept.
             await super().handle_message({"type": "connection_init"})
+        elif message["type"] == "ping" and (token := _authorization_of(message.get("payload"))):
+            await self._renew(token)
         else:
             await super().handle_message(message)  # type: ignore[arg-type]
+
+    async def _renew(self, authorization: str) -> None:
+        """A ping with a new token extends the socket and its streams. A bad token closes it, as in connection_init."""
+        try:
+            await self.context.renew(authorization)
+        except Unauthenticated:
+            await self.websocket.close(code=4403, reason="Forbidden")
+        except (SQLAlchemyError, OSError, TimeoutError) as error:
+            log.warning("Cannot renew a WebSocket: %s", type(error).__name__)
+            await self.websocket.close(code=1013, reason="The database is away")
+        else:
+            await super().handle_message({"type": "ping"})
 
     def _has_only_hash(self, message: dict[str, Any]) -> bool:
         """Whether the operation may begin and names its document only by a hash."""
@@ -235,6 +241,11 @@ def _is_id(value: object) -> bool:
     return isinstance(value, str) and value != ""
 
 
+def _authorization_of(payload: object) -> str | None:
+    token = payload.get("authorization") if isinstance(payload, dict) else None
+    return token if isinstance(token, str) else None
+
+
 def _is_only_hash(payload: object) -> bool:
     return isinstance(payload, dict) and not payload.get("query") and is_persisted_query(payload.get("extensions"))
 
@@ -247,36 +258,6 @@ def _problem_of_payload(payload: object) -> str | None:
     if not isinstance(payload.get("operationName"), str | None):
         return "operationName must be a string"
     return None
-
-
-class AllowedOrigins:
-    """The origins whose pages may open a WebSocket. Browsers do not apply CORS to these.
-
-    Clients outside a browser send no Origin and are allowed.
-    """
-
-    def __init__(self, origins: list[str]) -> None:
-        self._is_everybody = "*" in origins
-        self._origins = {normalize_origin(origin) for origin in origins}
-        self._warned_at: float | None = None
-
-    def allow(self, scope: Scope) -> bool:
-        headers = Headers(scope=scope)
-        origin = headers.get("origin")
-        if origin is None or self._is_everybody:
-            return True
-        if headers.get("sec-fetch-site") == "same-origin" or is_same_origin(origin, headers.get("host")):
-            return True
-        if normalize_origin(origin) in self._origins:
-            return True
-        self._warn(origin)
-        return False
-
-    def _warn(self, origin: str) -> None:
-        now = monotonic()
-        if self._warned_at is None or now - self._warned_at >= _SECONDS_BETWEEN_WARNINGS:
-            self._warned_at = now
-            log.warning("Refused a WebSocket from a page of %.200r: TASKFLOW_CORS_ORIGINS does not name it", origin)
 
 
 class SocketView(GraphQL[OperationContext, None]):
@@ -309,7 +290,7 @@ class SocketView(GraphQL[OperationContext, None]):
         A bad token closes the socket with 4403; clients then get a new token and reconnect.
         """
         try:
-            context.person = await context.for_operation().identify()
+            context.person = await context.identify()
         except Unauthenticated as error:
             raise ConnectionRejectionError from error
         return UnsetType()

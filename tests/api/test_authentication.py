@@ -23,8 +23,7 @@ from taskflow_gql.errors import Unauthenticated
 from taskflow_gql.models import Session, User, UserRole
 from taskflow_gql.security.tokens import AccessToken
 from taskflow_gql.services.access import Viewer
-from taskflow_gql.services.accounts import open_session
-from tests.support.factories import make_user
+from tests.support.factories import make_session, make_user
 
 
 class GatedDatabase(Database):
@@ -60,8 +59,8 @@ async def gated(settings: Settings) -> AsyncIterator[GatedDatabase]:
 async def sign_in(database: Database, name: str, *, role: UserRole = UserRole.MEMBER) -> AccessToken:
     async with database.write() as session:
         user = await make_user(session, name, role=role)
-        session_id, now = await open_session(session, user, password_hash="no hash", lifetime=timedelta(hours=1))
-    return AccessToken(user.id, session_id, now + timedelta(hours=1))
+        sign_in = await make_session(session, user)
+    return AccessToken(user.id, sign_in.session_id, sign_in.issued_at + timedelta(hours=1))
 
 
 def viewer_of(token: AccessToken, role: UserRole = UserRole.MEMBER) -> Viewer:

@@ -134,8 +134,12 @@ async def fill(engine: AsyncEngine) -> None:
     await seed_database(engine, Seeding(users=5, tasks=50, random_seed=1), Console(file=StringIO()))
     async with engine.execution_options(writes=True).begin() as connection:
         user_id = (await connection.execute(select(User.id))).scalars().first()
-        values = {"id": uuid4(), "user_id": user_id, "created_at": clock.now(), "expires_at": clock.now()}
-        await connection.execute(insert(Session).values(values))
+        now = clock.now()
+        values = {"id": uuid4(), "user_id": user_id, "created_at": now, "last_seen_at": now, "expires_at": now}
+        # Older revisions have fewer columns.
+        columns = await connection.run_sync(lambda each: inspect(each).get_columns("sessions"))
+        present = {column["name"] for column in columns}
+        await connection.execute(insert(Session).values({name: values[name] for name in values.keys() & present}))
 
 
 async def count(engine: AsyncEngine) -> dict[str, int]:

@@ -15,13 +15,12 @@ from taskflow_gql.database.units import Database
 from taskflow_gql.errors import Unauthenticated
 from taskflow_gql.models import Session, User, UserRole
 from taskflow_gql.services.access import Viewer
-from taskflow_gql.services.accounts import open_session
 from taskflow_gql.services.ids import make_id
 from taskflow_gql.services.positions import place_events
 from taskflow_gql.stream.bus import MemoryBus
 from taskflow_gql.stream.fanout import Fanout
 from taskflow_gql.stream.revocations import SessionWatch
-from tests.support.factories import make_task, make_user
+from tests.support.factories import make_session, make_task, make_user
 
 
 @pytest.fixture
@@ -35,8 +34,8 @@ async def fanout(database: Database) -> AsyncIterator[Fanout]:
 async def sign_in(database: Database, name: str = "ann", *, role: UserRole = UserRole.MEMBER) -> Viewer:
     async with database.write() as session:
         user = await make_user(session, name, role=role)
-        session_id, now = await open_session(session, user, password_hash="no hash", lifetime=timedelta(hours=1))
-    return Viewer(user.id, role, session_id, now + timedelta(hours=1))
+        sign_in = await make_session(session, user)
+    return Viewer(user.id, role, sign_in.session_id, sign_in.issued_at + timedelta(hours=1))
 
 
 async def change_something(database: Database, viewer: Viewer) -> None:
@@ -106,6 +105,7 @@ async def test_another_session_of_the_same_person_continues(database: Database, 
         "id": make_id(),
         "user_id": ann.id,
         "created_at": clock.now(),
+        "last_seen_at": clock.now(),
         "expires_at": ann.expires_at,
     }
     async with database.write() as session:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -17,6 +17,7 @@ from taskflow_gql.services import tasks
 from taskflow_gql.services.access import Viewer
 from taskflow_gql.services.accounts import Registration, create_user
 from taskflow_gql.services.ids import make_id
+from taskflow_gql.services.sessions import Client, SignIn, open_session
 
 
 def make_viewer(user_id: UUID | str, role: UserRole = UserRole.MEMBER) -> Viewer:
@@ -28,6 +29,14 @@ async def make_user(session: DatabaseSession, username: str = "ann", *, role: Us
     """A user with no valid password."""
     registration = Registration(f"{username}@example.com", username, username.title(), "")
     return await create_user(session, registration, "no hash", role=role)
+
+
+async def make_session(session: DatabaseSession, user: UserRow) -> SignIn:
+    """A session of a person of `make_user`."""
+    client = Client(None, None)
+    return await open_session(
+        session, user, password_hash="no hash", lifetime=timedelta(days=1), client=client, key=b"key"
+    )
 
 
 async def make_task(session: DatabaseSession, viewer: Viewer, title: str = "A task", **fields: Any) -> TaskRow:

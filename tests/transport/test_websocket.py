@@ -22,7 +22,7 @@ from websockets.typing import Origin, Subprotocol
 
 from taskflow_gql.config import Settings
 from taskflow_gql.database.units import Database
-from taskflow_gql.transport import websocket
+from taskflow_gql.transport import origins, websocket
 from tests.support.client import CREATE_TASK, Api, Person, Socket
 from tests.support.serving import make_admin, make_settings, serving
 
@@ -412,14 +412,14 @@ async def test_refused_origins_are_logged_once_a_minute(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = 1000.0
-    monkeypatch.setattr(websocket, "monotonic", lambda: now)
+    monkeypatch.setattr(origins, "monotonic", lambda: now)
     scope = {"type": "websocket", "headers": [(b"host", b"x"), (b"origin", b"https://foreign.example")]}
-    origins = websocket.AllowedOrigins(["https://app.example"])
+    allowed = origins.AllowedOrigins(["https://app.example"])
     for _ in range(3):
-        assert not origins.allow(scope)
+        assert not allowed.allow(scope)
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
     now += 61
-    assert not origins.allow(scope)
+    assert not allowed.allow(scope)
     assert len(caplog.records) == 2
 
 
