@@ -29,6 +29,7 @@ from taskflow_gql.config import Settings, load_settings
 from taskflow_gql.database.engines import create_engine
 from taskflow_gql.database.units import Database
 from taskflow_gql.execution.strawberry import BatchingExecutor, StrawberryExecutor
+from taskflow_gql.security.keys import jwks_of, read_keys
 from taskflow_gql.security.passwords import PasswordHasher
 from taskflow_gql.security.tokens import TokenSigner
 from taskflow_gql.services.positions import expire_events
@@ -48,6 +49,8 @@ log = logging.getLogger(__name__)
 
 _READY_TIMEOUT_SECONDS = 3
 _EXPIRED_SESSION_DAYS = 1
+# How long others may keep our public keys. docs/keys.md says to wait as long before a new key signs.
+_JWKS_SECONDS = 300
 
 
 def create_app(
@@ -83,8 +86,14 @@ def create_app(
         relay=relay,
         fanout=fanout,
         passwords=PasswordHasher(),
-        tokens=TokenSigner(settings.signing_key, timedelta(minutes=settings.access_token_expire_minutes)),
+        tokens=TokenSigner(
+            settings.signing_key,
+            timedelta(minutes=settings.access_token_expire_minutes),
+            read_keys(settings.signing_keys) if settings.signing_keys is not None else [],
+            other_secrets=[secret.get_secret_value() for secret in settings.other_secret_keys],
+        ),
     )
+    jwks = jwks_of(parts.tokens.keys)
     view = GraphQLView(make_schema(settings, executor), settings, partial(Context, parts))
 
     @asynccontextmanager
@@ -112,8 +121,12 @@ def create_app(
     async def ready(_: Request) -> JSONResponse:
         return await _ready(database, bus)
 
+    async def own_keys(_: Request) -> JSONResponse:
+        return JSONResponse(jwks, headers={"Cache-Control": f"public, max-age={_JWKS_SECONDS}"})
+
     routes: list[BaseRoute] = [
         Route("/", root),
+        Route("/.well-known/jwks.json", own_keys),
         Route("/health", health),
         Route("/health-check", health),
         Route("/ready", ready),

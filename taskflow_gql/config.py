@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    AliasChoices,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     DotEnvSettingsSource,
@@ -42,6 +49,12 @@ def _either(name: str) -> AliasChoices:
     return AliasChoices(f"{_PREFIX}{name}", name)
 
 
+def _require_length(value: SecretStr) -> SecretStr:
+    if len(value.get_secret_value().encode()) < MIN_SECRET_BYTES:
+        raise ValueError(f"must be at least {MIN_SECRET_BYTES} bytes; `openssl rand -hex 32` makes a good one")
+    return value
+
+
 class Settings(BaseSettings):
     """Every setting of the server. `.env.example` documents them, and a test compares the two."""
 
@@ -63,6 +76,9 @@ class Settings(BaseSettings):
     redis_url: str | None = Field(default=None, validation_alias=_either("REDIS_URL"))
 
     secret_key: SecretStr | None = Field(default=None, validation_alias=_either("SECRET_KEY"))
+    # Secrets that verify tokens, beside the one above, and a folder of keys that sign instead of it.
+    other_secret_keys: Annotated[list[SecretStr], NoDecode] = []
+    signing_keys: Path | None = None
     access_token_expire_minutes: int = Field(default=30, ge=1, le=60 * 24 * 365)
     # How long a person stays signed in without using the application.
     refresh_token_expire_days: int = Field(default=30, ge=1, le=36_500)
@@ -118,7 +134,7 @@ class Settings(BaseSettings):
                 ) from error
         return networks
 
-    @field_validator("cors_origins", "cors_headers", mode="before")
+    @field_validator("cors_origins", "cors_headers", "other_secret_keys", mode="before")
     @classmethod
     def _split_commas(cls, value: object) -> object:
         if isinstance(value, str):
@@ -141,9 +157,12 @@ class Settings(BaseSettings):
     @field_validator("secret_key")
     @classmethod
     def _check_length(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None and len(value.get_secret_value().encode()) < MIN_SECRET_BYTES:
-            raise ValueError(f"must be at least {MIN_SECRET_BYTES} bytes; `openssl rand -hex 32` makes a good one")
-        return value
+        return value if value is None else _require_length(value)
+
+    @field_validator("other_secret_keys")
+    @classmethod
+    def _check_lengths(cls, value: list[SecretStr]) -> list[SecretStr]:
+        return [_require_length(secret) for secret in value]
 
     @model_validator(mode="after")
     def _check_together(self) -> Settings:

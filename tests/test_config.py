@@ -209,6 +209,14 @@ def test_a_refusal_does_not_show_the_secret(monkeypatch: pytest.MonkeyPatch) -> 
     assert "hunter2" not in refusal(monkeypatch, SECRET_KEY="hunter2")
 
 
+def test_other_secrets_are_separated_by_commas_and_all_long_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    secrets = load(monkeypatch, TASKFLOW_OTHER_SECRET_KEYS=f"{LONG}, {LONG}-2").other_secret_keys
+    assert [secret.get_secret_value() for secret in secrets] == [LONG, f"{LONG}-2"]
+    message = refusal(monkeypatch, TASKFLOW_OTHER_SECRET_KEYS=f"{LONG},hunter2")
+    assert message.startswith("Bad settings: TASKFLOW_OTHER_SECRET_KEYS: must be at least 32 bytes")
+    assert "hunter2" not in message
+
+
 def test_the_length_of_a_secret_is_counted_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     assert load(monkeypatch, SECRET_KEY="ä" * 16).signing_key == "ä" * 16
 

@@ -31,6 +31,7 @@ from taskflow_gql.config import Settings, unknown_variables
 from taskflow_gql.database.engines import create_engine
 from taskflow_gql.database.migrations import current_revision, head_revision
 from taskflow_gql.errors import ConfigurationError
+from taskflow_gql.security.keys import read_keys
 from taskflow_gql.stream.bus import make_bus
 from taskflow_gql.transport.descriptors import problem_of_descriptors, raise_descriptor_limit
 
@@ -58,6 +59,10 @@ def doctor() -> None:
     try:
         key = "SECRET_KEY" if settings.secret_key else f"kept in {settings.data_dir}/secret"
         row("secret", bool(settings.signing_key), key)
+        if settings.signing_keys is not None:
+            keys = read_keys(settings.signing_keys)
+            signing = next((f"{key.kid} ({key.algorithm})" for key in keys if key.signing is not None), "the secret")
+            row("keys", True, f"{len(keys)} in {settings.signing_keys}; {signing} signs")
         row("database", *asyncio.run(_examine_database(settings)))
         row("redis", *asyncio.run(_examine_redis(settings)))
     except ConfigurationError as error:

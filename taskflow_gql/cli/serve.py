@@ -31,6 +31,7 @@ from taskflow_gql.cli.console import (
 from taskflow_gql.cli.data import prepare_database
 from taskflow_gql.config import Settings, unknown_variables
 from taskflow_gql.errors import ConfigurationError
+from taskflow_gql.security.keys import read_keys
 from taskflow_gql.stream.bus import make_bus
 from taskflow_gql.telemetry.logs import configure_logging
 from taskflow_gql.transport.descriptors import problem_of_descriptors, raise_descriptor_limit
@@ -53,6 +54,8 @@ def serve(
     settings = settings_or_exit()
     try:
         settings.signing_key  # noqa: B018  (creates the key once, before any worker, or raises now)
+        if settings.signing_keys is not None:
+            read_keys(settings.signing_keys)
     except ConfigurationError as error:
         fail(str(error), BAD_SETTINGS)
     run(prepare_database(settings), settings)

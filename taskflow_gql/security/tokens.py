@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
 from uuid import UUID, uuid4
 
 import jwt
 
 from taskflow_gql import clock
 from taskflow_gql.errors import Unauthenticated
+from taskflow_gql.security.keys import Key, key_of_secret, read_kid, verify
 from taskflow_gql.short_keys import cached_for_short_keys
 
 _ISSUER = "taskflow"
 _AUDIENCE = "taskflow"
-_ALGORITHM = "HS256"
 _TYPE = "access"
-# The end of the year 9999, in seconds since 1970. datetime has no later time.
-_END_OF_TIME = 253_402_300_800
-# How far the clocks of two servers may differ.
-_MAX_CLOCK_SKEW = timedelta(minutes=3)
-# How many verified signatures to remember, and the maximum length of their tokens. The server's own tokens have about
-# 400 characters.
+# How many verified signatures to remember, and the maximum length of their tokens. The server's own tokens have 430
+# characters, and 1,100 with an RSA key of 4096 bits.
 _MAX_TOKENS = 4096
-_MAX_TOKEN_LENGTH = 1024
+_MAX_TOKEN_LENGTH = 1280
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +35,16 @@ class AccessToken:
 class TokenSigner:
     """Makes and checks access tokens. It does not check whether their sessions still exist."""
 
-    def __init__(self, key: str, lifetime: timedelta) -> None:
-        self._key = key
+    def __init__(
+        self, secret: str, lifetime: timedelta, keys: Sequence[Key] = (), *, other_secrets: Sequence[str] = ()
+    ) -> None:
+        """The first private key signs, or else the secret. All keys and secrets verify."""
+        self.keys = [*keys, *map(key_of_secret, (secret, *other_secrets))]
         self.lifetime = lifetime
+        self._signing = next(key for key in self.keys if key.signing is not None)
+        self._by_kid = {key.kid: key for key in self.keys}
+        # The key of tokens of release 0.2, which name none.
+        self._unnamed = key_of_secret(secret)
         # A valid signature stays valid, so it is cached. Expiry is checked on each read.
         self._read = cached_for_short_keys(_MAX_TOKENS, max_length=_MAX_TOKEN_LENGTH)(self._check)
 
@@ -56,7 +59,9 @@ class TokenSigner:
             "aud": _AUDIENCE,
             "typ": _TYPE,
         }
-        return jwt.encode(claims, self._key, algorithm=_ALGORITHM)
+        key = self._signing
+        assert key.signing is not None
+        return jwt.encode(claims, key.signing, algorithm=key.algorithm, headers={"kid": key.kid})
 
     def read(self, token: str) -> AccessToken:
         """Raises Unauthenticated for a token that is expired, foreign, malformed or without a subject."""
@@ -67,34 +72,20 @@ class TokenSigner:
 
     def _check(self, token: str) -> AccessToken:
         try:
-            claims: dict[str, Any] = jwt.decode(
-                token,
-                self._key,
-                # A fixed list: the token's own header must not choose the algorithm.
-                algorithms=[_ALGORITHM],
-                audience=_AUDIENCE,
-                issuer=_ISSUER,
-                # PyJWT would refuse a token that a server with a faster clock has just issued.
-                options={"require": ["sub", "sid", "exp", "iat"], "verify_iat": False},
-            )
-            # PyJWT also accepts booleans, and numbers beyond the range of datetime.
-            dates = (claims["exp"], claims["iat"], claims.get("nbf", 0))
-            if claims.get("typ") != _TYPE or not all(map(_is_date, dates)):
-                raise could_not_validate()
-            if claims["iat"] > (clock.now() + _MAX_CLOCK_SKEW).timestamp():
+            kid = read_kid(token)
+            key = self._unnamed if kid is None else self._by_kid[kid]
+            claims = verify(token, key, issuer=_ISSUER, audience=_AUDIENCE, require=("sub", "sid", "iat"))
+            if claims.get("typ") != _TYPE:
                 raise could_not_validate()
             return AccessToken(
                 user_id=UUID(claims["sub"]),
                 session_id=UUID(claims["sid"]),
                 expires_at=datetime.fromtimestamp(claims["exp"], UTC),
             )
-        # The other errors come from a claim that is not a UUID or not a string, and from an infinite date.
-        except (jwt.PyJWTError, ValueError, TypeError, AttributeError, OverflowError) as error:
+        # KeyError is an unknown key. The other errors come from a claim that is not a UUID or not a string, and from an
+        # infinite date.
+        except (jwt.PyJWTError, KeyError, ValueError, TypeError, AttributeError, OverflowError) as error:
             raise could_not_validate() from error
-
-
-def _is_date(claim: object) -> bool:
-    return type(claim) is int and 0 <= claim < _END_OF_TIME
 
 
 def could_not_validate() -> Unauthenticated:
