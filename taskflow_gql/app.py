@@ -22,6 +22,7 @@ from starlette.responses import JSONResponse, RedirectResponse
 from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
 
 from taskflow_gql import __version__, clock
+from taskflow_gql.api.authentication import issuers_of
 from taskflow_gql.api.context import Context, Parts
 from taskflow_gql.api.schema import make_schema
 from taskflow_gql.api.server import SERVER_NAME
@@ -92,6 +93,7 @@ def create_app(
             read_keys(settings.signing_keys) if settings.signing_keys is not None else [],
             other_secrets=[secret.get_secret_value() for secret in settings.other_secret_keys],
         ),
+        issuers=issuers_of(settings),
     )
     jwks = jwks_of(parts.tokens.keys)
     view = GraphQLView(make_schema(settings, executor), settings, partial(Context, parts))
@@ -209,7 +211,7 @@ async def _ready(database: Database, bus: Bus) -> JSONResponse:
         async with asyncio.timeout(_READY_TIMEOUT_SECONDS), database.read() as session:
             # Also the newest table, so that a server is not ready before its migration.
             await session.execute(
-                text("SELECT 1 FROM stream_state WHERE true OR EXISTS (SELECT 1 FROM refresh_tokens)")
+                text("SELECT 1 FROM stream_state WHERE true OR EXISTS (SELECT 1 FROM foreign_identities)")
             )
     except (SQLAlchemyError, OSError, TimeoutError) as error:
         log.warning("Not ready: the database cannot be used: %s", error)

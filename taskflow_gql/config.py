@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import secrets
 from contextlib import suppress
 from functools import cached_property
-from ipaddress import IPv4Network, IPv6Network, ip_network
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
 from pydantic import (
     AliasChoices,
+    BaseModel,
+    ConfigDict,
     Field,
     SecretStr,
     ValidationError,
@@ -42,6 +45,8 @@ _OTHER_VARIABLES = {
 
 # RFC 7518 requires a key at least as long as the hash of HS256.
 MIN_SECRET_BYTES = 32
+# The issuer of the tokens of this server.
+OWN_ISSUER = "taskflow"
 
 
 def _either(name: str) -> AliasChoices:
@@ -53,6 +58,57 @@ def _require_length(value: SecretStr) -> SecretStr:
     if len(value.get_secret_value().encode()) < MIN_SECRET_BYTES:
         raise ValueError(f"must be at least {MIN_SECRET_BYTES} bytes; `openssl rand -hex 32` makes a good one")
     return value
+
+
+class IssuerClaims(BaseModel):
+    """The names of the claims of a trusted issuer's tokens."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    id: str = "sub"
+    email: str = "email"
+    name: str = "name"
+    username: str | None = None
+
+
+class TrustedIssuer(BaseModel):
+    """A server whose tokens are accepted: `docs/keys.md` has examples."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    issuer: str = Field(min_length=1, max_length=255)
+    audience: str = Field(min_length=1)
+    secret: SecretStr | None = None
+    jwks_url: str | None = None
+    algorithms: list[
+        Literal["EdDSA", "ES256", "ES384", "ES512", "RS256", "RS384", "RS512", "PS256", "PS384", "PS512"]
+    ] = Field(default=["EdDSA", "ES256", "RS256"], min_length=1)
+    claims: IssuerClaims = IssuerClaims()
+
+    @field_validator("secret")
+    @classmethod
+    def _check_secret(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and value.get_secret_value().lstrip().startswith(("-----BEGIN", "ssh-")):
+            raise ValueError("is a key of another kind: give its public keys as jwks_url")
+        return value if value is None else _require_length(value)
+
+    @field_validator("jwks_url")
+    @classmethod
+    def _check_url(cls, value: str | None) -> str | None:
+        if value is not None and not _is_web_address(value):
+            raise ValueError(f"{value!r} is no address; it looks like https://auth.example/api/auth/jwks")
+        return value
+
+    @model_validator(mode="after")
+    def _check_keys(self) -> TrustedIssuer:
+        if (self.secret is None) == (self.jwks_url is None):
+            raise ValueError("needs either a secret or a jwks_url")
+        return self
+
+    @property
+    def is_fetched_safely(self) -> bool:
+        """Whether nobody on the way can change the keys."""
+        return self.jwks_url is None or self.jwks_url.startswith("https:") or _is_loopback(self.jwks_url)
 
 
 class Settings(BaseSettings):
@@ -79,6 +135,7 @@ class Settings(BaseSettings):
     # Secrets that verify tokens, beside the one above, and a folder of keys that sign instead of it.
     other_secret_keys: Annotated[list[SecretStr], NoDecode] = []
     signing_keys: Path | None = None
+    trusted_issuers: Annotated[list[TrustedIssuer], NoDecode] = []
     access_token_expire_minutes: int = Field(default=30, ge=1, le=60 * 24 * 365)
     # How long a person stays signed in without using the application.
     refresh_token_expire_days: int = Field(default=30, ge=1, le=36_500)
@@ -134,6 +191,16 @@ class Settings(BaseSettings):
                 ) from error
         return networks
 
+    @field_validator("trusted_issuers", mode="before")
+    @classmethod
+    def _parse_json(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        try:
+            return json.loads(value)
+        except ValueError as error:
+            raise ValueError(f"is no JSON ({error}); docs/keys.md has examples") from error
+
     @field_validator("cors_origins", "cors_headers", "other_secret_keys", mode="before")
     @classmethod
     def _split_commas(cls, value: object) -> object:
@@ -164,6 +231,17 @@ class Settings(BaseSettings):
     def _check_lengths(cls, value: list[SecretStr]) -> list[SecretStr]:
         return [_require_length(secret) for secret in value]
 
+    @field_validator("trusted_issuers")
+    @classmethod
+    def _check_issuers(cls, value: list[TrustedIssuer]) -> list[TrustedIssuer]:
+        names = [trusted.issuer for trusted in value]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"{name!r} is there twice")
+            if name == OWN_ISSUER:
+                raise ValueError(f"{name!r} is the issuer of this server's own tokens")
+        return value
+
     @model_validator(mode="after")
     def _check_together(self) -> Settings:
         missing = []
@@ -172,6 +250,11 @@ class Settings(BaseSettings):
                 missing.append("SECRET_KEY")
             if self.database_url is None or self.is_sqlite:
                 missing.append("DATABASE_URL (a postgresql:// URL)")
+            missing += [
+                f"https for the keys of {trusted.issuer} in TASKFLOW_TRUSTED_ISSUERS"
+                for trusted in self.trusted_issuers
+                if not trusted.is_fetched_safely
+            ]
         if self.workers > 1:
             if self.is_sqlite and not self.is_production:
                 missing.append("DATABASE_URL (more than one worker needs PostgreSQL)")
@@ -228,6 +311,24 @@ def _is_origin(text: str) -> bool:
     return text == "*" or bool(parts.scheme and has_host and not rest)
 
 
+def _is_web_address(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        has_host = bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        return False
+    is_plain = text.isprintable() and " " not in text and not parts.username and not parts.fragment
+    return parts.scheme in ("http", "https") and has_host and is_plain
+
+
+def _is_loopback(url: str) -> bool:
+    host = urlsplit(url).hostname or ""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 def make_data_dir(folder: Path) -> Path:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -278,6 +379,9 @@ def load_settings() -> Settings:
             message = problem["msg"].removeprefix("Value error, ")
             # pydantic gives the variable's name for a setting with two names, otherwise the field's name.
             name = "".join(str(part) for part in problem["loc"][:1]).upper()
+            # In a setting of several values, where: `0.audience`.
+            if place := ".".join(str(part) for part in problem["loc"][1:]):
+                message = f"{place}: {message}"
             if name and not name.startswith(_PREFIX):
                 name = f"{_PREFIX}{name}"
             problems.append(f"{name}: {message}" if name else message)

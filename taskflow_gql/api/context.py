@@ -16,7 +16,7 @@ import strawberry
 from starlette.requests import HTTPConnection
 
 from taskflow_gql import clock
-from taskflow_gql.api.authentication import ViewerLoader
+from taskflow_gql.api.authentication import Authenticator
 from taskflow_gql.api.loaders import Loaders
 from taskflow_gql.api.needs import Needs
 from taskflow_gql.config import Settings
@@ -26,6 +26,7 @@ from taskflow_gql.errors import Unauthenticated
 from taskflow_gql.models import UserRow
 from taskflow_gql.operations.context import Cookies
 from taskflow_gql.operations.documents import Document
+from taskflow_gql.security.issuers import Issuers
 from taskflow_gql.security.passwords import PasswordHasher
 from taskflow_gql.security.tokens import TokenSigner, could_not_validate
 from taskflow_gql.services.access import Lease, Viewer
@@ -48,6 +49,7 @@ class Parts:
     fanout: Fanout
     passwords: PasswordHasher
     tokens: TokenSigner
+    issuers: Issuers = field(default_factory=Issuers)
 
     @cached_property
     def receipt_key(self) -> bytes:
@@ -60,8 +62,8 @@ class Parts:
         return hmac.digest(self.settings.signing_key.encode(), b"refresh tokens", "sha256")
 
     @cached_property
-    def viewers(self) -> ViewerLoader:
-        return ViewerLoader(self.database)
+    def authenticator(self) -> Authenticator:
+        return Authenticator(self.database, self.tokens, self.issuers)
 
 
 @dataclass
@@ -188,8 +190,7 @@ class Context:
         # Sibling fields run concurrently. The first one does the look-up, and the others wait for its result.
         async with self._authenticating:
             if self._viewer is None:
-                claims = self.parts.tokens.read(token)
-                viewer, user = await self.parts.viewers.load(claims)
+                viewer, user = await self.parts.authenticator.authenticate(token)
                 self._viewer = replace(viewer, lease=self.socket.lease) if self.socket else viewer
                 self.loaders.people[user.id] = user
         return self._viewer
@@ -228,7 +229,7 @@ class Context:
         token = _token_of(authorization)
         viewer = None
         if token is not None:
-            viewer, _ = await self.parts.viewers.load(self.parts.tokens.read(token))
+            viewer, _ = await self.parts.authenticator.authenticate(token)
         if token is None or viewer is None or not self.renews(viewer.session_id, token, viewer.expires_at):
             raise could_not_validate()
 

@@ -10,7 +10,7 @@ from taskflow_gql import __version__
 from taskflow_gql.cli.console import out
 from taskflow_gql.cli.data import create_admin, migrate_command, seed
 from taskflow_gql.cli.doctor import doctor, healthcheck
-from taskflow_gql.cli.keys import make_key
+from taskflow_gql.cli.keys import link, make_key
 from taskflow_gql.cli.schema import explain, export_schema
 from taskflow_gql.cli.serve import serve
 
@@ -26,6 +26,7 @@ app.command("migrate")(migrate_command)
 app.command()(seed)
 app.command("create-admin")(create_admin)
 app.command("make-key")(make_key)
+app.command("link-identity")(link)
 app.command("export-schema")(export_schema)
 app.command()(explain)
 app.command()(doctor)

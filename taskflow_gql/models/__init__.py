@@ -2,6 +2,7 @@
 
 from taskflow_gql.database.types import Model
 from taskflow_gql.models.event import Event, EventKind, Recorded, StreamState
+from taskflow_gql.models.identity import ForeignIdentity
 from taskflow_gql.models.receipt import Receipt
 from taskflow_gql.models.session import SESSION_COLUMNS, RefreshToken, Session, SessionRow
 from taskflow_gql.models.task import (
@@ -29,6 +30,7 @@ __all__ = [
     "USER_COLUMNS",
     "Event",
     "EventKind",
+    "ForeignIdentity",
     "Model",
     "Receipt",
     "Recorded",

@@ -9,6 +9,8 @@ from passlib.context import CryptContext
 
 # passlib raises for longer ones. No stored password is that long: services/checks.py allows 128 characters.
 _MAX_PASSWORD_CHARACTERS = 4096
+# Stored as the hash of a person who signs in elsewhere. No password matches it.
+NO_PASSWORD = "!"  # noqa: S105
 
 
 class PasswordHasher:
@@ -33,8 +35,8 @@ class PasswordHasher:
         return await asyncio.get_running_loop().run_in_executor(self._pool, self._context.hash, password)
 
     async def verify(self, password: str, password_hash: str | None) -> bool:
-        """Whether the password matches. A None hash or an overlong password gives False after the same work."""
-        if len(password) > _MAX_PASSWORD_CHARACTERS:
+        """Whether the password matches. No hash or an overlong password gives False after the same work."""
+        if len(password) > _MAX_PASSWORD_CHARACTERS or password_hash == NO_PASSWORD:
             password, password_hash = "", None
         matches = await asyncio.get_running_loop().run_in_executor(
             self._pool, self._context.verify, password, password_hash or self._dummy

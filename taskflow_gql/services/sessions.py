@@ -14,7 +14,7 @@ from datetime import datetime, timedelta
 from typing import NamedTuple
 from uuid import UUID
 
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import Select, delete, insert, select, union_all, update
 
 from taskflow_gql import clock
 from taskflow_gql.database.constructs import among, database_now
@@ -24,6 +24,7 @@ from taskflow_gql.errors import NotFound, Refusal
 from taskflow_gql.models import (
     SESSION_COLUMNS,
     USER_COLUMNS,
+    ForeignIdentity,
     RefreshToken,
     Session,
     SessionRow,
@@ -222,13 +223,17 @@ async def expire_refresh_tokens(session: DatabaseSession, older_than: datetime, 
 
 
 async def roles_by_session(session: DatabaseSession, session_ids: Collection[UUID]) -> dict[UUID, UserRole]:
-    """The users' roles, by session id. Sessions that have ended or belong to deactivated users are left out."""
+    """The users' roles, by session id. Sessions that have ended or belong to deactivated users are left out.
+
+    The session of a foreign token is the identity of its person.
+    """
     rows = await session.run(_ROLES_BY_SESSION, {"session_ids": session_ids})
     return dict(rows)
 
 
-_ROLES_BY_SESSION = Statement(
-    select(Session.id, User.role)
-    .join(User, User.id == Session.user_id)
-    .where(among(Session.id, "session_ids"), User.is_active)
-)
+def _roles_of(model: type[Session | ForeignIdentity]) -> Select[UUID, UserRole]:
+    statement = select(model.id, User.role).join(User, User.id == model.user_id)
+    return statement.where(among(model.id, "session_ids"), User.is_active)
+
+
+_ROLES_BY_SESSION = Statement(union_all(_roles_of(Session), _roles_of(ForeignIdentity)))

@@ -1,7 +1,9 @@
-"""The command make-key, and what serve and doctor say about keys."""
+"""The commands make-key and link-identity, and what serve and doctor say about keys."""
 
 from __future__ import annotations
 
+import asyncio
+import json
 import stat
 from pathlib import Path
 
@@ -9,7 +11,10 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from taskflow_gql.cli.main import app
+from taskflow_gql.config import Settings
 from taskflow_gql.security.keys import key_of, make_private_key, pem_of, read_keys
+from tests.support.issuers import SignInServer, trusting
+from tests.support.serving import SECRET, serving
 
 
 def taskflow(*arguments: str, **environment: str) -> Result:
@@ -67,3 +72,33 @@ def test_doctor_says_which_key_signs(tmp_path: Path) -> None:
     ran = taskflow("doctor", TASKFLOW_SIGNING_KEYS="keys")
     assert ran.exit_code == 1
     assert "keys/2.pem is no key" in ran.stdout
+
+
+async def test_link_identity_lets_a_person_of_an_issuer_sign_in(sqlite_settings: Settings) -> None:
+    with SignInServer() as auth:
+        settings = trusting(sqlite_settings, auth.trusted)
+        entry = {"issuer": auth.issuer, "audience": auth.trusted.audience, "jwks_url": auth.url}
+        environment = {
+            "DATABASE_URL": str(sqlite_settings.database_url),
+            "SECRET_KEY": SECRET,
+            "TASKFLOW_TRUSTED_ISSUERS": json.dumps([entry]),
+        }
+        async with serving(settings) as api:
+            ann = await api.register("ann")
+            token = auth.token(email=ann.email)
+            assert await api.codes("{ me { id } }", by=token) == ["UNAUTHENTICATED"]
+            ran = await linked("ann", auth.issuer, environment)
+            assert (ran.exit_code, ran.stdout) == (0, f"4711 of {auth.issuer} is ann from now on.\n")
+            assert (await api.post("{ me { id } }", by=token))["data"]["me"]["id"] == ann.id
+            for name, issuer, code, problem in (
+                ("ann", auth.issuer, 1, f"4711 of {auth.issuer} has an account already"),
+                ("bob", auth.issuer, 1, "There is nobody active called bob"),
+                ("ann", "https://evil.example", 2, "TASKFLOW_TRUSTED_ISSUERS does not name https://evil.example"),
+            ):
+                ran = await linked(name, issuer, environment)
+                assert (ran.exit_code, ran.stderr) == (code, f"taskflow: {problem}\n")
+
+
+async def linked(name: str, issuer: str, environment: dict[str, str]) -> Result:
+    """Run the command in a thread, because it has an event loop of its own."""
+    return await asyncio.to_thread(taskflow, "link-identity", name, issuer, "4711", **environment)
