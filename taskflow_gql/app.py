@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hmac
 import logging
 import signal
 import threading
@@ -32,6 +33,7 @@ from taskflow_gql.database.units import Database
 from taskflow_gql.execution.strawberry import BatchingExecutor, StrawberryExecutor
 from taskflow_gql.security.keys import jwks_of, read_keys
 from taskflow_gql.security.passwords import PasswordHasher
+from taskflow_gql.security.rates import RateLimits
 from taskflow_gql.security.tokens import TokenSigner
 from taskflow_gql.services.positions import expire_events
 from taskflow_gql.services.receipts import expire_receipts
@@ -44,7 +46,7 @@ from taskflow_gql.stream.retention import Kept, Retention
 from taskflow_gql.stream.revocations import SessionWatch
 from taskflow_gql.telemetry.logs import configure_logging
 from taskflow_gql.transport.http import GraphQLView
-from taskflow_gql.transport.middleware import CLIENT_HEADERS, Cors, RevalidatedFiles, Shortcut
+from taskflow_gql.transport.middleware import CLIENT_HEADERS, SERVER_HEADERS, Cors, RevalidatedFiles, Shortcut
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +83,7 @@ def create_app(
         Kept("sessions", _EXPIRED_SESSION_DAYS, expire_sessions),
         Kept("replaced refresh tokens", settings.refresh_token_expire_days, expire_refresh_tokens),
     )
+    rates = RateLimits(settings.rate_limits, redis_url=settings.redis_url, key=_key(settings, b"rates"))
     parts = Parts(
         settings=settings,
         database=database,
@@ -94,6 +97,7 @@ def create_app(
             other_secrets=[secret.get_secret_value() for secret in settings.other_secret_keys],
         ),
         issuers=issuers_of(settings),
+        rates=rates,
     )
     jwks = jwks_of(parts.tokens.keys)
     view = GraphQLView(make_schema(settings, executor), settings, partial(Context, parts))
@@ -117,6 +121,7 @@ def create_app(
             await relay.close()
             await fanout.close()
             await bus.close()
+            await rates.close()
             parts.passwords.close()
             await database.close()
 
@@ -148,6 +153,7 @@ def create_app(
                 allow_credentials=True,
                 allow_methods=["GET", "POST", "OPTIONS"],
                 allow_headers=[*CLIENT_HEADERS, *settings.cors_headers],
+                expose_headers=SERVER_HEADERS,
             ),
             Middleware(Shortcut, path="/graphql", to=view),
         ],
@@ -157,6 +163,10 @@ def create_app(
     app.router.redirect_slashes = False
     app.state.parts = parts
     return app
+
+
+def _key(settings: Settings, purpose: bytes) -> bytes:
+    return hmac.digest(settings.signing_key.encode(), purpose, "sha256")
 
 
 def create_server() -> Starlette:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
+from limits import parse_many
 from pydantic import (
     AliasChoices,
     BaseModel,
@@ -47,6 +48,15 @@ _OTHER_VARIABLES = {
 MIN_SECRET_BYTES = 32
 # The issuer of the tokens of this server.
 OWN_ISSUER = "taskflow"
+
+# The groups of rate limits. The tests and `docs/rates.md` say what the generous ones leave of a server.
+DEFAULT_RATES: dict[str, str | None] = {
+    "auth": "10/minute",
+    "refresh": "60/minute",
+    "mutations": "30000/minute",
+    "queries": "60000/minute",
+    "subscriptions": "6000/minute",
+}
 
 
 def _either(name: str) -> AliasChoices:
@@ -140,6 +150,8 @@ class Settings(BaseSettings):
     # How long a person stays signed in without using the application.
     refresh_token_expire_days: int = Field(default=30, ge=1, le=36_500)
 
+    # By group. The groups that are not given keep their defaults; None switches a group off.
+    rate_limits: Annotated[dict[str, str | None], NoDecode] = DEFAULT_RATES
     # NoDecode: a comma-separated list. By default pydantic-settings expects JSON.
     cors_origins: Annotated[list[str] | None, NoDecode] = None
     # In addition to the headers that the server allows by default.
@@ -200,6 +212,18 @@ class Settings(BaseSettings):
             return json.loads(value)
         except ValueError as error:
             raise ValueError(f"is no JSON ({error}); docs/keys.md has examples") from error
+
+    @field_validator("rate_limits", mode="before")
+    @classmethod
+    def _parse_rates(cls, value: object) -> object:
+        # NoDecode: pydantic-settings would raise an error of its own for text that is no JSON.
+        given = _json(value) if isinstance(value, str) else value
+        if not isinstance(given, dict):
+            raise ValueError('must be a JSON object such as {"auth": "10/minute"}')
+        for group in given:
+            if group not in DEFAULT_RATES:
+                raise ValueError(f"{group!r} is no group; the groups are {', '.join(DEFAULT_RATES)}")
+        return DEFAULT_RATES | {group: _checked_rate(rate) for group, rate in given.items()}
 
     @field_validator("cors_origins", "cors_headers", "other_secret_keys", mode="before")
     @classmethod
@@ -299,6 +323,26 @@ class Settings(BaseSettings):
         if self.secret_key is not None:
             return self.secret_key.get_secret_value()
         return _secret_kept_in(make_data_dir(self.data_dir) / "secret")
+
+
+def _json(text: str) -> object:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
+
+
+def _checked_rate(rate: object) -> str | None:
+    """None for a group that is switched off."""
+    if rate is None or (rate == 0 and not isinstance(rate, str)):
+        return None
+    try:
+        (parsed,) = parse_many(rate)  # type: ignore[arg-type]
+        if parsed.amount > 0 and isinstance(rate, str):
+            return rate
+    except ValueError:
+        pass
+    raise ValueError(f"{rate!r} is no rate; they look like 10/minute or 100 per 2 hours, and 0 switches a group off")
 
 
 def _is_origin(text: str) -> bool:

@@ -35,6 +35,20 @@ class Unauthenticated(TaskflowError):
     code = "UNAUTHENTICATED"
 
 
+class RateLimited(TaskflowError):
+    """Too many attempts in a short time. Always a top-level error, also in mutations."""
+
+    code = "RATE_LIMITED"
+
+    def __init__(self, group: str, seconds: int) -> None:
+        super().__init__(f"Too many attempts, which the rate limit {group} counts: try again in {seconds} s")
+        self.seconds = seconds
+
+    @property
+    def extensions(self) -> dict[str, object]:
+        return {"retryAfter": self.seconds}
+
+
 class ServerStops(TaskflowError):
     """Ends the streams of a server that shuts down. On a WebSocket it becomes a close code."""
 

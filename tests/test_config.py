@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import stat
@@ -15,7 +16,7 @@ import pytest
 import typer.main
 
 from taskflow_gql.cli.main import app
-from taskflow_gql.config import Settings, load_settings, unknown_variables
+from taskflow_gql.config import DEFAULT_RATES, Settings, load_settings, unknown_variables
 from taskflow_gql.errors import ConfigurationError
 from tests.support.processes import blocking_child
 from tests.support.servers import DATABASE_URL_VARIABLE, REDIS_URL_VARIABLE
@@ -404,3 +405,41 @@ def test_a_data_folder_below_a_file_is_refused_in_one_line(monkeypatch: pytest.M
     assert str(refused.value) == (
         "Cannot make the data folder file/data: Not a directory. Give rights on it, or set TASKFLOW_DATA_DIR"
     )
+
+
+# Rate limits
+
+
+def test_rate_limits_are_json_by_group_over_the_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load(monkeypatch).rate_limits == DEFAULT_RATES
+    given = '{"auth": "5 per 2 hours", "queries": 0, "mutations": null}'
+    assert load(monkeypatch, TASKFLOW_RATE_LIMITS=given).rate_limits == DEFAULT_RATES | {
+        "auth": "5 per 2 hours",
+        "queries": None,
+        "mutations": None,
+    }
+
+
+NO_RATES: list[Any] = ["often", "10/fortnight", "0/minute", "-1/minute", "1/second;5/minute", "", 10, 1.5, [], {}]
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        ("10/minute", 'must be a JSON object such as {"auth": "10/minute"}'),
+        ('["10/minute"]', 'must be a JSON object such as {"auth": "10/minute"}'),
+        (
+            '{"login": "10/minute"}',
+            "'login' is no group; the groups are auth, refresh, mutations, queries, subscriptions",
+        ),
+        *(
+            (
+                f'{{"auth": {json.dumps(rate)}}}',
+                f"{rate!r} is no rate; they look like 10/minute or 100 per 2 hours, and 0 switches a group off",
+            )
+            for rate in NO_RATES
+        ),
+    ],
+)
+def test_a_bad_rate_limit_is_refused_with_the_reason(monkeypatch: pytest.MonkeyPatch, given: str, problem: str) -> None:
+    assert refusal(monkeypatch, TASKFLOW_RATE_LIMITS=given) == f"Bad settings: TASKFLOW_RATE_LIMITS: {problem}"

@@ -176,6 +176,7 @@ class AccountMutations:
         input="The account.",
         is_public=True,
         has_secrets=True,
+        rate="auth",
     )
     @staticmethod
     async def register(context: Context, input: RegisterInput) -> Write[AuthPayload]:
@@ -202,6 +203,8 @@ class AccountMutations:
         input="Who you are.",
         is_public=True,
         has_secrets=True,
+        rate="auth",
+        account_of=lambda _, input: accounts.key_of_name(input.username_or_email),
     )
     @staticmethod
     async def login(context: Context, input: LoginInput) -> Write[AuthPayload]:
@@ -225,6 +228,7 @@ class AccountMutations:
         input="The refresh token.",
         is_public=True,
         keeps_receipts=False,
+        rate="refresh",
     )
     @staticmethod
     async def refresh_token(context: Context, input: RefreshTokenInput) -> Write[AuthPayload]:
@@ -250,6 +254,8 @@ class AccountMutations:
         "passwords gets the first answer, though the current password is no longer that one.",
         input="Old and new password.",
         has_secrets=True,
+        rate="auth",
+        account_of=lambda context, _: str(context.counted_as),
     )
     @staticmethod
     async def change_password(context: Context, input: ChangePasswordInput) -> Write[ChangePasswordPayload]:

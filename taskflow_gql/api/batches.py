@@ -194,6 +194,11 @@ class _Batch(Mutation):
     So a batch that is repeated after the server died in it goes on behind the last part that was done.
     """
 
+    async def run_as(self, context: Context, given: ApplyMutationsInput, request: Request | None) -> Any:
+        # The batch itself was counted with the operation.
+        context.count("mutations", len(given.mutations) - 1)
+        return await super().run_as(context, given, request)
+
     async def _run_unnamed(self, context: Context, given: ApplyMutationsInput) -> Any:
         if given.mode is BatchMode.EACH:
             return await self._apply_each(context, given, None)

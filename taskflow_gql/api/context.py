@@ -9,6 +9,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcon
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
+from time import monotonic
 from typing import Any, Self
 from uuid import UUID
 
@@ -22,12 +23,13 @@ from taskflow_gql.api.needs import Needs
 from taskflow_gql.config import Settings
 from taskflow_gql.database.sessions import DatabaseSession
 from taskflow_gql.database.units import BoundedReads, Database
-from taskflow_gql.errors import Unauthenticated
+from taskflow_gql.errors import RateLimited, Unauthenticated
 from taskflow_gql.models import UserRow
 from taskflow_gql.operations.context import Cookies
 from taskflow_gql.operations.documents import Document
 from taskflow_gql.security.issuers import Issuers
 from taskflow_gql.security.passwords import PasswordHasher
+from taskflow_gql.security.rates import Attempt, RateLimits, Usage, network_of
 from taskflow_gql.security.tokens import TokenSigner, could_not_validate
 from taskflow_gql.services.access import Lease, Viewer
 from taskflow_gql.services.sessions import Client
@@ -49,6 +51,7 @@ class Parts:
     fanout: Fanout
     passwords: PasswordHasher
     tokens: TokenSigner
+    rates: RateLimits
     issuers: Issuers = field(default_factory=Issuers)
 
     @cached_property
@@ -93,6 +96,9 @@ class Context:
     person: UUID | None = field(default=None, init=False)
     begun_at: datetime = field(default_factory=clock.now, init=False)
     reads: BoundedReads = field(init=False)
+    # By group, what rate limits have counted for this operation.
+    _usages: dict[str, Usage] = field(default_factory=dict, init=False)
+    # Of the token, if it was read for a rate limit.
     _viewer: Viewer | None = field(default=None, init=False)
     _authenticating: asyncio.Lock = field(default_factory=asyncio.Lock, init=False)
     _signed_in: set[UUID] = field(default_factory=set, init=False)
@@ -145,6 +151,55 @@ class Context:
     @property
     def client(self) -> Client:
         return Client(self.address or None, self.connection.headers.get("user-agent"))
+
+    @property
+    def counted_as(self) -> UUID | str:
+        """Whom rate limits count: the person of the token, or without a good token the client's network.
+
+        Whether the session still exists is not looked up: an old token can only use up its own person's limits.
+        """
+        token = self.token
+        if token is not None:
+            try:
+                return self.parts.tokens.read(token).user_id
+            except Unauthenticated:
+                pass
+        return network_of(self.address)
+
+    def count(self, group: str, times: int = 1) -> None:
+        """Count in this process: `mutations`, `queries` or `subscriptions`. Raises RateLimited."""
+        buckets = self.parts.rates.buckets.get(group)
+        if buckets is not None:
+            usage = buckets.take(self.counted_as, times, monotonic())
+            if usage.remaining <= buckets.shown_from:
+                self._note_usage(usage)
+
+    async def attempt(self, group: str) -> None:
+        """Count in all processes: `auth` or `refresh`. Raises RateLimited.
+
+        `auth` counts addresses, because one client may have any number of accounts.
+        """
+        subject = network_of(self.address) if group == "auth" else self.counted_as
+        self._note_usage((await self.parts.rates.attempt(group, subject)).usage)
+
+    @asynccontextmanager
+    async def guess(self, group: str, account: str) -> AsyncIterator[Attempt]:
+        """As `RateLimits.guess`, for the client's address. Raises RateLimited."""
+        async with self.parts.rates.guess(group, network_of(self.address), account) as attempt:
+            self._note_usage(attempt.usage)
+            yield attempt
+            self._note_usage(attempt.usage)
+
+    def _note_usage(self, usage: Usage | None) -> None:
+        if usage is not None:
+            self._usages[usage.group] = usage
+            if usage.is_refused:
+                raise RateLimited(usage.group, usage.seconds)
+
+    @property
+    def rate_headers(self) -> list[tuple[bytes, bytes]]:
+        """The headers that tell a client over HTTP how much of its limits is left."""
+        return self.parts.rates.headers(self._usages.values()) if self._usages else []
 
     @cached_property
     def idempotency_key(self) -> str | None:

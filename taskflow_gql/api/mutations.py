@@ -16,7 +16,7 @@ from strawberry.types.field import StrawberryField
 from strawberry.utils.str_converters import to_camel_case
 
 from taskflow_gql.api.context import Context, Info
-from taskflow_gql.api.payloads import REFUSED, PayloadCodec, refused_payload
+from taskflow_gql.api.payloads import REFUSED, ErrorCode, PayloadCodec, refused_payload
 from taskflow_gql.database.sessions import DatabaseSession, Deadlock, Outdated
 from taskflow_gql.errors import BadUserInput
 from taskflow_gql.services.access import Viewer
@@ -79,6 +79,8 @@ def prepared_mutation(
     is_public: bool = False,
     has_secrets: bool = False,
     keeps_receipts: bool = True,
+    rate: str | None = None,
+    account_of: Callable[[Context, Any], str] | None = None,
 ) -> Callable[[Any], Any]:
     """Decorate a static method `(context, input) -> Write[payload]`, for mutations with slow work such as hashing.
 
@@ -86,6 +88,9 @@ def prepared_mutation(
     authenticates by itself if it needs the viewer. If the input `has_secrets`, its hash is made with a key, so
     that nobody can guess them from the database. A mutation that can be repeated by itself needs no receipts, and
     without `input` it has none: its method is `(context) -> Write[payload]`.
+
+    `rate` is the rate limit that counts it, `auth` or `refresh`, in addition to `mutations`. If the input tells the
+    password of an account, `account_of(context, input)` names the account, and only wrong passwords are counted.
     """
 
     def decorate(method: Any) -> StrawberryField:
@@ -102,6 +107,8 @@ def prepared_mutation(
             is_public=is_public,
             has_secrets=has_secrets,
             keeps_receipts=keeps_receipts and input is not None,
+            rate=rate,
+            account_of=account_of,
         )
         return mutation_field(made, description, input)
 
@@ -125,12 +132,27 @@ class Mutation:
     is_public: bool = False
     has_secrets: bool = False
     keeps_receipts: bool = True
+    # The rate limit in addition to `mutations`, and the account whose password the input tells.
+    rate: str | None = None
+    account_of: Callable[[Context, Any], str] | None = None
 
     @cached_property
     def codec(self) -> PayloadCodec:
         return PayloadCodec(self.payload_type)
 
     async def run(self, info: Info, given: Any) -> Any:
+        if self.rate is None:
+            return await self._answer(info, given)
+        if self.account_of is None:
+            await info.context.attempt(self.rate)
+            return await self._answer(info, given)
+        async with info.context.guess(self.rate, self.account_of(info.context, given)) as attempt:
+            payload = await self._answer(info, given)
+            if all(error.code is not ErrorCode.INVALID_CREDENTIALS for error in payload.errors):
+                await attempt.give_back()
+        return payload
+
+    async def _answer(self, info: Info, given: Any) -> Any:
         context = info.context
         try:
             mutation_id = self._mutation_id(info, given) if self.keeps_receipts else None

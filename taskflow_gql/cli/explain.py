@@ -25,6 +25,7 @@ from taskflow_gql.execution import explain
 from taskflow_gql.execution.strawberry import BatchingExecutor
 from taskflow_gql.models import UserRow
 from taskflow_gql.security.passwords import PasswordHasher
+from taskflow_gql.security.rates import RateLimits
 from taskflow_gql.security.tokens import TokenSigner
 from taskflow_gql.services import accounts
 from taskflow_gql.services.access import Viewer
@@ -170,7 +171,8 @@ async def _parts(settings: Settings) -> AsyncIterator[Parts]:
         await fanout.start()
         # No tokens are checked here, so no key is needed.
         tokens = TokenSigner("", timedelta())
-        yield Parts(settings, database, _LookingRelay(database, bus), fanout, passwords, tokens)
+        rates = RateLimits({}, redis_url=None, key=b"")
+        yield Parts(settings, database, _LookingRelay(database, bus), fanout, passwords, tokens, rates)
     finally:
         await fanout.close()
         passwords.close()

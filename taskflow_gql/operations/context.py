@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol, Self
 from uuid import UUID
@@ -22,11 +23,18 @@ class OperationContext(Protocol):
     @property
     def connection(self) -> HTTPConnection: ...
 
+    @property
+    def rate_headers(self) -> Sequence[tuple[bytes, bytes]]:
+        """Headers of an answer over HTTP: the rate limits that counted this operation."""
+
     def begin(self, document: Document) -> Self:
         """Return this context for the first operation, and a fresh one for each further operation."""
 
     def for_operation(self, document: Document | None = None) -> Self:
         """Return a fresh context, without the viewer and the data that were loaded for another operation."""
+
+    def count(self, group: str, times: int = 1) -> None:
+        """Count for a rate limit, without waiting. Raises a TaskflowError if too many were counted."""
 
     async def identify(self) -> UUID | None:
         """Return the id of the person who opens a WebSocket; None without a token. A bad token raises

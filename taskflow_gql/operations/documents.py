@@ -9,9 +9,12 @@ from typing import Any
 
 from graphql import (
     DocumentNode,
+    FieldNode,
     FragmentDefinitionNode,
+    FragmentSpreadNode,
     GraphQLError,
     GraphQLSchema,
+    InlineFragmentNode,
     Node,
     OperationDefinitionNode,
     Source,
@@ -57,6 +60,8 @@ class Operation:
         self.name = node.name.value if node.name else None
         self.type = OperationType(node.operation.value)
         self._signatures: list[GraphQLVariableSignature | GraphQLError] | None = None
+        # Cached by `Document.root_fields`.
+        self.root_fields: int | None = None
         # Cached by `operations.cost`: the variables that are page sizes, and a verdict for each combination of them.
         self.page_sizes: tuple[str, ...] | None = None
         self.verdicts: dict[tuple[Any, ...], Any] = {}
@@ -124,6 +129,27 @@ class Document:
             if name is None or operation.name == name:
                 return operation
         return None
+
+    def root_fields(self, operation: Operation) -> int:
+        """How many fields an operation runs on its root, at most: those of equal name are one."""
+        if operation.root_fields is None:
+            operation.root_fields = len(self._root_keys(operation))
+        return operation.root_fields
+
+    def _root_keys(self, operation: Operation) -> set[str]:
+        keys: set[str] = set()
+        spread: set[str] = set()
+        stack = [operation.node.selection_set]
+        while stack:
+            for selection in stack.pop().selections:
+                if isinstance(selection, FieldNode):
+                    keys.add((selection.alias or selection.name).value)
+                elif isinstance(selection, InlineFragmentNode):
+                    stack.append(selection.selection_set)
+                elif isinstance(selection, FragmentSpreadNode) and selection.name.value not in spread:
+                    spread.add(selection.name.value)
+                    stack.append(self.fragments[selection.name.value].selection_set)
+        return keys
 
 
 def _drop_tokens(document: DocumentNode) -> None:

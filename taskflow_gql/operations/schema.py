@@ -33,6 +33,7 @@ from strawberry.types.execution import PreExecutionError
 from strawberry.types.graphql import OperationType
 
 from taskflow_gql.config import Settings
+from taskflow_gql.errors import TaskflowError
 from taskflow_gql.execution import CompilingExecutor
 from taskflow_gql.execution.strawberry import build_quickly, core_schema
 from taskflow_gql.operations.context import OperationContext
@@ -42,6 +43,12 @@ from taskflow_gql.operations.errors import BAD_USER_INPUT, TOO_COMPLEX, VALIDATI
 from taskflow_gql.operations.validation import RULES, TooComplex, parse, validate
 
 _ALL_TYPES = frozenset(OperationType)
+# The rate limits of operations.
+_GROUPS = {
+    OperationType.QUERY: "queries",
+    OperationType.MUTATION: "mutations",
+    OperationType.SUBSCRIPTION: "subscriptions",
+}
 
 # Enough for a document with one token on each line, and comments.
 MAX_LINES = 10_000
@@ -114,9 +121,10 @@ class Schema(strawberry.Schema):
             document, operation, cost = await self._prepare(
                 query, variable_values, operation_name, allowed_operation_types or _ALL_TYPES
             )
+            context = None if context_value is None else context_value.begin(document)
+            self._count(document, operation, context)
         except Refused as refused:
             return PreExecutionError(data=None, errors=refused.errors)
-        context = None if context_value is None else context_value.begin(document)
         return await self._execute(document, operation, cost, variable_values, context)
 
     async def stream(
@@ -144,16 +152,17 @@ class Schema(strawberry.Schema):
             document, operation, cost = await self._prepare(
                 query, variables, operation_name, allowed_types or _ALL_TYPES
             )
+            # A fresh context: Strawberry passes the WebSocket's own context to each of its operations, and they must
+            # not share loaded data.
+            if context is not None:
+                context = context.for_operation(document)
+            self._count(document, operation, context)
         except Refused as refused:
             yield PreExecutionError(data=None, errors=refused.errors)
             return
         except (MissingQueryError, CannotGetOperationTypeError, InvalidOperationTypeError) as error:
             yield PreExecutionError(data=None, errors=[self._errors.render(_as_graphql_error(error))])
             return
-        # A fresh context: Strawberry passes the WebSocket's own context to each of its operations, and they must not
-        # share loaded data.
-        if context is not None:
-            context = context.for_operation(document)
         if operation.type is not OperationType.SUBSCRIPTION:
             async with nullcontext() if context is None else context.turns:
                 yield await self._execute(document, operation, cost, variables, context)
@@ -179,6 +188,14 @@ class Schema(strawberry.Schema):
         # The stream itself failed.
         except Exception as error:
             yield ExecutionResult(None, [self._errors.render(_as_graphql_error(error))])
+
+    def _count(self, document: Document, operation: Operation, context: OperationContext | None) -> None:
+        """Count each field of the root for the rate limit of the operation's type. Raises Refused."""
+        try:
+            if context is not None:
+                context.count(_GROUPS[operation.type], document.root_fields(operation))
+        except TaskflowError as error:
+            raise Refused([self._errors.render(_as_graphql_error(error))]) from error
 
     async def _prepare(
         self,

@@ -144,8 +144,12 @@ class Candidate:
     password_hash: str | None
 
 
+def key_of_name(username_or_email: str) -> str:
+    return username_or_email.strip().casefold()
+
+
 async def find_candidate(session: DatabaseSession, username_or_email: str) -> Candidate:
-    key = username_or_email.strip().casefold()
+    key = key_of_name(username_or_email)
     return await _read_candidate(session, or_(User.username_key == key, User.email_key == key))
 
 

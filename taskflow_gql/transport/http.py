@@ -21,7 +21,7 @@ from strawberry.types.graphql import OperationType
 
 from taskflow_gql.config import Settings
 from taskflow_gql.errors import RETRY_AFTER_SECONDS, ServerStops
-from taskflow_gql.operations.context import MakeContext
+from taskflow_gql.operations.context import MakeContext, OperationContext
 from taskflow_gql.operations.errors import (
     BAD_USER_INPUT,
     PERSISTED_QUERY_NOT_SUPPORTED,
@@ -140,7 +140,8 @@ class GraphQLView:
                 await response(scope, receive, send)
                 return
             cookies = HttpCookies(scope, self._origins)
-            result = await self._execute(scope, asked, cookies)
+            context = self._make_context(HTTPConnection(scope), cookies=cookies)
+            result = await self._execute(scope, asked, context)
         except RequestError as error:
             extensions: dict[str, object] = {"code": error.code}
             more_headers = []
@@ -155,10 +156,14 @@ class GraphQLView:
             pass
         else:
             response_body = _body_of(result)
+            more_headers = [*cookies.headers, *context.rate_headers]
             # With `application/json` a request error has status 200, because older clients treat any other status as a
             # failed server. The newer media type uses 400.
-            is_refused = media_type == GRAPHQL_RESPONSE and "data" not in response_body
-            await _send_json(send, 400 if is_refused else 200, media_type, response_body, cookies.headers)
+            status = 400 if media_type == GRAPHQL_RESPONSE and "data" not in response_body else 200
+            if seconds := _seconds_to_wait(result):
+                status = 429
+                more_headers.append((b"retry-after", b"%d" % seconds))
+            await _send_json(send, status, media_type, response_body, more_headers)
 
     async def _serve_socket(self, scope: Scope, receive: Receive, send: Send) -> None:
         with self._connections.counted(scope) as has_room:
@@ -184,12 +189,12 @@ class GraphQLView:
         body = await _read_body(receive, self._settings.max_body_bytes)
         return _request_of(_parsed(body))
 
-    async def _execute(self, scope: Scope, asked: GraphQLRequest, cookies: HttpCookies) -> ExecutionResult:
+    async def _execute(self, scope: Scope, asked: GraphQLRequest, context: OperationContext) -> ExecutionResult:
         try:
             return await self._schema.execute(
                 asked.query,
                 asked.variables,
-                context_value=self._make_context(HTTPConnection(scope), cookies=cookies),
+                context_value=context,
                 operation_name=asked.operation_name,
                 allowed_operation_types=_OPERATIONS[scope["method"]],
             )
@@ -337,6 +342,15 @@ def _body_of(result: ExecutionResult) -> dict[str, Any]:
 
 def _is_request_error(result: ExecutionResult) -> bool:
     return isinstance(result, PreExecutionError) or not any(error.path for error in result.errors or ())
+
+
+def _seconds_to_wait(result: ExecutionResult) -> int:
+    """How long to wait before the request is repeated, if rate limits have refused all of it; else 0."""
+    if result.data is not None or not result.errors:
+        return 0
+    extensions = [error.extensions or {} for error in result.errors]
+    is_limited = all(each.get("code") == RATE_LIMITED for each in extensions)
+    return max(each["retryAfter"] for each in extensions) if is_limited else 0
 
 
 _CONTENT_TYPES = {

@@ -37,6 +37,8 @@ CLIENT_HEADERS = [
     "X-Requested-With",
     "X-CSRF-Token",
 ]
+# The headers of answers that these pages may read.
+SERVER_HEADERS = ["RateLimit", "RateLimit-Policy", "Retry-After"]
 
 
 class Cors(CORSMiddleware):

@@ -111,3 +111,18 @@ def test_a_document_that_becomes_popular_gets_into_a_full_cache() -> None:
     for _ in range(100):
         kept(documents, "{ coming }")
     assert kept(documents, "{ coming }")
+
+
+@pytest.mark.parametrize(
+    ("document", "count"),
+    [
+        ("{ a }", 1),
+        ("{ a b c: a a }", 3),
+        ("{ a { b c } ... { d } ... on Query { e ...F } } fragment F on Query { f ...G } fragment G on Query { g }", 5),
+        ("{ ...F ...F ...G } fragment F on Query { f ...G ...G } fragment G on Query { g x: g }", 3),
+    ],
+)
+def test_the_fields_of_an_operations_root_are_counted_once_by_name(document: str, count: int) -> None:
+    made = Document(document, parse(document))
+    (operation,) = made.operations
+    assert [made.root_fields(operation) for _ in range(2)] == [count, count]

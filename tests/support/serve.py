@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import signal
@@ -80,5 +81,6 @@ def environment_of(settings: Settings) -> dict[str, str]:
         "TASKFLOW_DATABASE_URL": settings.database_url,
         "TASKFLOW_REDIS_URL": settings.redis_url,
         "TASKFLOW_SECRET_KEY": settings.signing_key,
+        "TASKFLOW_RATE_LIMITS": json.dumps(settings.rate_limits),
     }
     return {name: value for name, value in given.items() if value is not None}

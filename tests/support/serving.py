@@ -20,8 +20,13 @@ from tests.support.client import Api
 SECRET = "only for tests, and long enough for HS256"
 
 
+# Tests sign up and sign in as often as they like, all from one address.
+UNLIMITED = {"auth": 0, "refresh": 0}
+
+
 def make_settings(**given: object) -> Settings:
     """Settings with these values, ignoring the machine's `.env` file."""
+    given.setdefault("rate_limits", UNLIMITED)
     return Settings(_env_file=None, secret_key=SECRET, **given)  # type: ignore[arg-type,call-arg]
 
 
