@@ -41,6 +41,8 @@ from taskflow_gql.services.sessions import expire_refresh_tokens, expire_session
 from taskflow_gql.stream.bus import Bus, make_bus
 from taskflow_gql.stream.collector import Collector
 from taskflow_gql.stream.fanout import Fanout
+from taskflow_gql.stream.mail import Connect, Mailer, over_smtp, to_log
+from taskflow_gql.stream.mail_templates import MailTemplates
 from taskflow_gql.stream.relay import Relay
 from taskflow_gql.stream.retention import Kept, Retention
 from taskflow_gql.stream.revocations import SessionWatch
@@ -69,6 +71,8 @@ def create_app(
     database = Database(create_engine(settings))
     relay = Relay(database, bus)
     database.observe(relay)
+    mailer = Mailer(database, mail_connection(settings))
+    database.observe(mailer)
     fanout = Fanout(
         database,
         bus,
@@ -107,7 +111,7 @@ def create_app(
         try:
             await bus.start()
             await fanout.start()
-            for part in (relay, watch, retention):
+            for part in (relay, watch, retention, mailer):
                 part.start()
             if collector is not None:
                 collector.start()
@@ -116,6 +120,7 @@ def create_app(
         finally:
             if collector is not None:
                 await collector.close()
+            await mailer.close()
             await retention.close()
             await watch.close()
             await relay.close()
@@ -174,6 +179,14 @@ def create_server() -> Starlette:
     return create_app(collector=Collector())
 
 
+def mail_connection(settings: Settings) -> Connect | None:
+    """How mail is sent; None if it cannot be. Raises ConfigurationError if a template is broken."""
+    templates = MailTemplates(settings.mail_templates, public_url=settings.links_base)
+    if settings.smtp_server is not None and settings.mail_from is not None:
+        return over_smtp(settings.smtp_server, settings.mail_from, templates)
+    return to_log(templates) if settings.sends_mail else None
+
+
 @contextmanager
 def draining_on_signals(fanout: Fanout) -> Iterator[None]:
     """While the block runs, make SIGINT and SIGTERM complete the open streams and then call the previous handlers.
@@ -221,7 +234,7 @@ async def _ready(database: Database, bus: Bus) -> JSONResponse:
         async with asyncio.timeout(_READY_TIMEOUT_SECONDS), database.read() as session:
             # Also the newest table, so that a server is not ready before its migration.
             await session.execute(
-                text("SELECT 1 FROM stream_state WHERE true OR EXISTS (SELECT 1 FROM foreign_identities)")
+                text("SELECT 1 FROM stream_state WHERE true OR EXISTS (SELECT 1 FROM outgoing_mails)")
             )
     except (SQLAlchemyError, OSError, TimeoutError) as error:
         log.warning("Not ready: the database cannot be used: %s", error)

@@ -7,12 +7,15 @@ import json
 import os
 import secrets
 from contextlib import suppress
+from dataclasses import dataclass, field
+from email.utils import getaddresses
 from functools import cached_property
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
 from typing import Annotated, Literal
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
+from email_validator import EmailNotValidError, validate_email
 from limits import parse_many
 from pydantic import (
     AliasChoices,
@@ -121,11 +124,31 @@ class TrustedIssuer(BaseModel):
         return self.jwks_url is None or self.jwks_url.startswith("https:") or _is_loopback(self.jwks_url)
 
 
+@dataclass(frozen=True)
+class SmtpServer:
+    """Where mail is handed in, from TASKFLOW_SMTP_URL."""
+
+    host: str
+    port: int
+    username: str | None
+    password: str | None = field(repr=False)
+    # TLS from the first byte.
+    uses_tls: bool
+    # STARTTLS: required, or never used, or used if the server offers it (None).
+    starttls: bool | None
+
+
 class Settings(BaseSettings):
     """Every setting of the server. `.env.example` documents them, and a test compares the two."""
 
     model_config = SettingsConfigDict(
-        env_prefix=_PREFIX, env_file=".env", extra="ignore", populate_by_name=True, env_ignore_empty=True
+        env_prefix=_PREFIX,
+        env_file=".env",
+        extra="ignore",
+        populate_by_name=True,
+        env_ignore_empty=True,
+        # A refused value can be a secret.
+        hide_input_in_errors=True,
     )
 
     env: Literal["development", "production"] = "development"
@@ -158,6 +181,13 @@ class Settings(BaseSettings):
     cors_headers: Annotated[list[str], NoDecode] = []
     graphiql: bool | None = None
     introspection: bool | None = None
+
+    smtp_url: SecretStr | None = None
+    mail_from: str | None = None
+    # Templates that replace those of the package with the same file name.
+    mail_templates: Path | None = None
+    # Address of the front end, the base of the links in mails.
+    public_url: str | None = None
 
     max_body_bytes: int = Field(default=1024 * 1024, ge=1024)
     event_retention_days: int = Field(default=30, ge=1, le=36_500)
@@ -266,6 +296,27 @@ class Settings(BaseSettings):
                 raise ValueError(f"{name!r} is the issuer of this server's own tokens")
         return value
 
+    @field_validator("smtp_url")
+    @classmethod
+    def _check_smtp_url(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            _smtp_server(value.get_secret_value())
+        return value
+
+    @field_validator("mail_from")
+    @classmethod
+    def _check_mail_from(cls, value: str | None) -> str | None:
+        if value is not None and not _is_sender(value):
+            raise ValueError("is no sender; they look like TaskFlow <noreply@app.example> or noreply@app.example")
+        return value
+
+    @field_validator("public_url")
+    @classmethod
+    def _check_public_url(cls, value: str | None) -> str | None:
+        if value is not None and not _is_base_url(value):
+            raise ValueError("is no base of links; they look like https://app.example or https://app.example/tasks")
+        return value and value.rstrip("/")
+
     @model_validator(mode="after")
     def _check_together(self) -> Settings:
         missing = []
@@ -287,6 +338,10 @@ class Settings(BaseSettings):
         if missing:
             what = "production" if self.is_production else f"TASKFLOW_WORKERS={self.workers}"
             raise ValueError(f"{what} needs {', '.join(missing)}")
+        if self.smtp_url is not None:
+            needed = {"TASKFLOW_MAIL_FROM": self.mail_from, "TASKFLOW_PUBLIC_URL": self.public_url}
+            if missing := [name for name, value in needed.items() if value is None]:
+                raise ValueError(f"TASKFLOW_SMTP_URL needs {', '.join(missing)}")
         return self
 
     @property
@@ -316,6 +371,20 @@ class Settings(BaseSettings):
     @property
     def allows_introspection(self) -> bool:
         return self.introspection if self.introspection is not None else not self.is_production
+
+    @property
+    def sends_mail(self) -> bool:
+        """Whether mail can be posted: to an SMTP server or, in development without one, to the log."""
+        return self.smtp_url is not None or not self.is_production
+
+    @property
+    def smtp_server(self) -> SmtpServer | None:
+        return None if self.smtp_url is None else _smtp_server(self.smtp_url.get_secret_value())
+
+    @property
+    def links_base(self) -> str:
+        """The base of the links in mails, without a slash at its end."""
+        return self.public_url or "http://localhost:3000"
 
     @cached_property
     def signing_key(self) -> str:
@@ -371,6 +440,68 @@ def _is_loopback(url: str) -> bool:
         return ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def _smtp_server(url: str) -> SmtpServer:
+    """Raises ValueError with a message that repeats nothing of the URL, which has the password."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        raise _no_smtp_url() from None
+    uses_tls = parts.scheme == "smtps"
+    if parts.scheme not in ("smtp", "smtps") or not parts.hostname or parts.path not in ("", "/") or parts.fragment:
+        raise _no_smtp_url()
+    starttls = _starttls(parts)
+    return SmtpServer(
+        host=parts.hostname,
+        port=port or (465 if uses_tls else 587 if starttls else 25),
+        username=None if parts.username is None else unquote(parts.username),
+        password=None if parts.password is None else unquote(parts.password),
+        uses_tls=uses_tls,
+        starttls=starttls,
+    )
+
+
+def _no_smtp_url() -> ValueError:
+    return ValueError(
+        "is no SMTP URL; they look like smtp://user:password@smtp.example:587?starttls=true or "
+        "smtps://user:password@smtp.example. In the user and the password write % before the hexadecimal code of "
+        "each character other than letters, digits, - and _"
+    )
+
+
+def _starttls(parts: SplitResult) -> bool | None:
+    query = parse_qs(parts.query, keep_blank_values=True)
+    given = query.pop("starttls", None)
+    if query or given not in (None, ["true"], ["false"]):
+        raise ValueError("has the parameter starttls only, which is true or false")
+    if parts.scheme == "smtps":
+        if given == ["true"]:
+            raise ValueError("smtps:// uses TLS from the start: remove starttls, or write smtp://")
+        return False
+    return None if given is None else given == ["true"]
+
+
+def _is_sender(text: str) -> bool:
+    addresses = getaddresses([text])
+    if len(addresses) != 1 or not text.isprintable():
+        return False
+    try:
+        validate_email(addresses[0][1], check_deliverability=False, test_environment=True)
+    except EmailNotValidError:
+        return False
+    return True
+
+
+def _is_base_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        has_host = parts.hostname is not None and (parts.port is None or parts.port > 0)
+    except ValueError:
+        return False
+    rest = parts.query or parts.fragment or parts.username
+    return parts.scheme in ("http", "https") and has_host and not rest and text.isprintable() and " " not in text
 
 
 def make_data_dir(folder: Path) -> Path:

@@ -123,7 +123,8 @@ async def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 async def empty_postgres(migrated_postgres: str) -> str:
     connection = await asyncpg.connect(migrated_postgres)
-    await connection.execute("TRUNCATE users, sessions, tasks, events, receipts RESTART IDENTITY CASCADE")
+    tables = "users, sessions, tasks, events, receipts, outgoing_mails"
+    await connection.execute(f"TRUNCATE {tables} RESTART IDENTITY CASCADE")
     await connection.execute("UPDATE stream_state SET last_position = 0, expired_position = 0")
     await connection.close()
     return migrated_postgres

@@ -8,6 +8,7 @@ import re
 import stat
 import subprocess
 import sys
+import traceback
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import pytest
 import typer.main
 
 from taskflow_gql.cli.main import app
-from taskflow_gql.config import DEFAULT_RATES, Settings, load_settings, unknown_variables
+from taskflow_gql.config import DEFAULT_RATES, Settings, SmtpServer, load_settings, unknown_variables
 from taskflow_gql.errors import ConfigurationError
 from tests.support.processes import blocking_child
 from tests.support.servers import DATABASE_URL_VARIABLE, REDIS_URL_VARIABLE
@@ -317,6 +318,91 @@ def test_several_workers_need_redis_in_production_too(monkeypatch: pytest.Monkey
         monkeypatch, TASKFLOW_ENV="production", SECRET_KEY=LONG, DATABASE_URL=POSTGRESQL, TASKFLOW_WORKERS="2"
     )
     assert message == "Bad settings: production needs REDIS_URL (more than one worker needs Redis)"
+
+
+# Mail
+
+MAIL = {"TASKFLOW_MAIL_FROM": "TaskFlow <noreply@app.example>", "TASKFLOW_PUBLIC_URL": "https://app.example"}
+
+
+@pytest.mark.parametrize(
+    ("url", "server"),
+    [
+        ("smtp://smtp.example", SmtpServer("smtp.example", 25, None, None, False, None)),
+        ("smtp://smtp.example:2525?starttls=false", SmtpServer("smtp.example", 2525, None, None, False, False)),
+        ("smtp://ann:pw@smtp.example?starttls=true", SmtpServer("smtp.example", 587, "ann", "pw", False, True)),
+        ("smtps://smtp.example/", SmtpServer("smtp.example", 465, None, None, True, False)),
+        (
+            "smtps://ann%40app.example:p%3Aw%40%2F%25@[::1]:1465",
+            SmtpServer("::1", 1465, "ann@app.example", "p:w@/%", True, False),
+        ),
+    ],
+)
+def test_an_smtp_url_names_a_server(monkeypatch: pytest.MonkeyPatch, url: str, server: SmtpServer) -> None:
+    assert load(monkeypatch, TASKFLOW_SMTP_URL=url, **MAIL).smtp_server == server
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "smtp.example",
+        "http://ann:hunter2@smtp.example",
+        "smtp://ann:hunter2@",
+        "smtp://ann:hunter2/x@smtp.example",
+        "smtp://ann:hunter2#x@smtp.example",
+        "smtp://ann:hunter2@smtp.example:hunter2",
+        "smtp://ann:hunter2@[smtp.example",
+        "smtp://ann:hunter2@smtp.example/path",
+        "smtp://ann:hunter2@smtp.example?tls=true",
+        "smtp://ann:hunter2@smtp.example?starttls=hunter2",
+        "smtps://ann:hunter2@smtp.example?starttls=true",
+    ],
+)
+def test_a_bad_smtp_url_is_refused_without_its_password(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    with pytest.raises(ConfigurationError, match="Bad settings: TASKFLOW_SMTP_URL: ") as refused:
+        load(monkeypatch, TASKFLOW_SMTP_URL=url, **MAIL)
+    # A traceback shows the causes too.
+    assert "hunter2" not in "".join(traceback.format_exception(refused.value))
+
+
+def test_the_password_of_the_smtp_server_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = load(monkeypatch, TASKFLOW_SMTP_URL="smtp://ann:hunter2@smtp.example", **MAIL)
+    assert "hunter2" not in f"{settings!r} {settings.smtp_server!r}"
+
+
+def test_an_smtp_server_needs_a_sender_and_a_base_of_links(monkeypatch: pytest.MonkeyPatch) -> None:
+    message = refusal(monkeypatch, TASKFLOW_SMTP_URL="smtp://smtp.example")
+    assert message == "Bad settings: TASKFLOW_SMTP_URL needs TASKFLOW_MAIL_FROM, TASKFLOW_PUBLIC_URL"
+
+
+@pytest.mark.parametrize(
+    "sender", ["noreply", "TaskFlow <noreply>", "a@b.example, c@d.example", "a@b.example\nX: y", "<>"]
+)
+def test_a_bad_sender_is_refused(monkeypatch: pytest.MonkeyPatch, sender: str) -> None:
+    assert refusal(monkeypatch, TASKFLOW_MAIL_FROM=sender) == (
+        "Bad settings: TASKFLOW_MAIL_FROM: is no sender; they look like TaskFlow <noreply@app.example> or "
+        "noreply@app.example"
+    )
+
+
+@pytest.mark.parametrize(
+    "url", ["app.example", "ftp://app.example", "https://", "https://a@app.example", "https://a?b"]
+)
+def test_a_bad_base_of_links_is_refused(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    assert refusal(monkeypatch, TASKFLOW_PUBLIC_URL=url) == (
+        "Bad settings: TASKFLOW_PUBLIC_URL: is no base of links; they look like https://app.example or "
+        "https://app.example/tasks"
+    )
+
+
+def test_mail_can_be_sent_in_development_and_with_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    production = {"TASKFLOW_ENV": "production", "SECRET_KEY": LONG, "DATABASE_URL": POSTGRESQL}
+    settings = load(monkeypatch)
+    assert (settings.sends_mail, settings.smtp_server, settings.links_base) == (True, None, "http://localhost:3000")
+    assert not load(monkeypatch, **production).sends_mail
+    settings = load(monkeypatch, TASKFLOW_SMTP_URL="smtp://smtp.example", **MAIL, **production)
+    assert settings.sends_mail
+    assert load(monkeypatch, TASKFLOW_PUBLIC_URL="https://app.example/tasks/").links_base == "https://app.example/tasks"
 
 
 # The secret in the data folder

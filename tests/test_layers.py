@@ -143,7 +143,7 @@ ARROWS: dict[str, set[str]] = {
     "security": {"clock", "errors", "short_keys"},
     "services": {"clock", "database", "errors", "models", "security"},
     "short_keys": set(),
-    "stream": {"clock", "database", "errors", "security", "services"},
+    "stream": {"clock", "config", "database", "errors", "security", "services"},
     "telemetry": {"config"},
     "transport": {"config", "errors", "operations", "short_keys"},
 }

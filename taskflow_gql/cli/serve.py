@@ -33,6 +33,7 @@ from taskflow_gql.config import Settings, unknown_variables
 from taskflow_gql.errors import ConfigurationError
 from taskflow_gql.security.keys import read_keys
 from taskflow_gql.stream.bus import make_bus
+from taskflow_gql.stream.mail_templates import MailTemplates
 from taskflow_gql.telemetry.logs import configure_logging
 from taskflow_gql.transport.descriptors import problem_of_descriptors, raise_descriptor_limit
 from taskflow_gql.transport.private import run_server
@@ -56,6 +57,7 @@ def serve(
         settings.signing_key  # noqa: B018  (creates the key once, before any worker, or raises now)
         if settings.signing_keys is not None:
             read_keys(settings.signing_keys)
+        MailTemplates(settings.mail_templates, public_url=settings.links_base)
     except ConfigurationError as error:
         fail(str(error), BAD_SETTINGS)
     run(prepare_database(settings), settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from typing import Any
 
 
@@ -13,3 +14,6 @@ class DatabaseObserver:
 
     def on_event_committed(self) -> None:
         """A unit of work that recorded an event was committed."""
+
+    def on_committed(self, announcements: Set[str]) -> None:
+        """A unit of work that announced something was committed; `DatabaseSession.announcements` has the names."""

@@ -58,6 +58,8 @@ class DatabaseSession:
         self.mutation_id: str | None = None
         # The ids that the pairs of writes returned; complete after the commit.
         self.returned_ids: list[int] = []
+        # Names of work beside the requests that the commit makes due. Observers are told after the commit.
+        self.announcements: set[str] = set()
         self.dialect_name = connections.dialect.name
         self._connections = connections
         self._session: AsyncSession | None = None

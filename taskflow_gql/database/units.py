@@ -87,6 +87,9 @@ class Database:
         if session.returned_ids:
             for observer in self._observers:
                 observer.on_event_committed()
+        if session.announcements:
+            for observer in self._observers:
+                observer.on_committed(session.announcements)
 
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[AsyncConnection]:

@@ -3,6 +3,7 @@
 from taskflow_gql.database.types import Model
 from taskflow_gql.models.event import Event, EventKind, Recorded, StreamState
 from taskflow_gql.models.identity import ForeignIdentity
+from taskflow_gql.models.mail import OutgoingMail
 from taskflow_gql.models.receipt import Receipt
 from taskflow_gql.models.session import SESSION_COLUMNS, RefreshToken, Session, SessionRow
 from taskflow_gql.models.task import (
@@ -32,6 +33,7 @@ __all__ = [
     "EventKind",
     "ForeignIdentity",
     "Model",
+    "OutgoingMail",
     "Receipt",
     "Recorded",
     "RefreshToken",
