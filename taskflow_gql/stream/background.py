@@ -14,6 +14,8 @@ log = logging.getLogger(__name__)
 # What the work may raise while a server that it needs is unreachable.
 UNREACHABLE = (SQLAlchemyError, OSError, TimeoutError)
 
+_CANCEL_SECONDS = 1.0
+
 
 class Background:
     """Runs `work(was_woken)` when it is woken, and after each interval.
@@ -49,7 +51,10 @@ class Background:
     async def close(self) -> None:
         """Cancels the run under way. Does nothing if the loop was not started."""
         if self._task is not None:
-            self._task.cancel()
+            # Again and again, because `asyncio.wait_for` loses a cancellation that meets a result (before Python 3.12).
+            while not self._task.done():
+                self._task.cancel()
+                await asyncio.wait({self._task}, timeout=_CANCEL_SECONDS)
             with suppress(asyncio.CancelledError):
                 await self._task
 
