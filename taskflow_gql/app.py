@@ -35,6 +35,7 @@ from taskflow_gql.security.keys import jwks_of, read_keys
 from taskflow_gql.security.passwords import PasswordHasher
 from taskflow_gql.security.rates import RateLimits
 from taskflow_gql.security.tokens import TokenSigner
+from taskflow_gql.services.password_resets import expire_reset_tokens
 from taskflow_gql.services.positions import expire_events
 from taskflow_gql.services.receipts import expire_receipts
 from taskflow_gql.services.sessions import expire_refresh_tokens, expire_sessions
@@ -43,6 +44,7 @@ from taskflow_gql.stream.collector import Collector
 from taskflow_gql.stream.fanout import Fanout
 from taskflow_gql.stream.mail import Connect, Mailer, over_smtp, to_log
 from taskflow_gql.stream.mail_templates import MailTemplates
+from taskflow_gql.stream.password_resets import PasswordResets
 from taskflow_gql.stream.relay import Relay
 from taskflow_gql.stream.retention import Kept, Retention
 from taskflow_gql.stream.revocations import SessionWatch
@@ -73,6 +75,8 @@ def create_app(
     database.observe(relay)
     mailer = Mailer(database, mail_connection(settings))
     database.observe(mailer)
+    resets = PasswordResets(database, links_base=settings.links_base)
+    database.observe(resets)
     fanout = Fanout(
         database,
         bus,
@@ -86,6 +90,7 @@ def create_app(
         Kept("receipts", settings.mutation_retention_days, expire_receipts),
         Kept("sessions", _EXPIRED_SESSION_DAYS, expire_sessions),
         Kept("replaced refresh tokens", settings.refresh_token_expire_days, expire_refresh_tokens),
+        Kept("links for new passwords", _EXPIRED_SESSION_DAYS, expire_reset_tokens),
     )
     rates = RateLimits(settings.rate_limits, redis_url=settings.redis_url, key=_key(settings, b"rates"))
     parts = Parts(
@@ -111,7 +116,7 @@ def create_app(
         try:
             await bus.start()
             await fanout.start()
-            for part in (relay, watch, retention, mailer):
+            for part in (relay, watch, retention, mailer, resets):
                 part.start()
             if collector is not None:
                 collector.start()
@@ -120,6 +125,7 @@ def create_app(
         finally:
             if collector is not None:
                 await collector.close()
+            await resets.close()
             await mailer.close()
             await retention.close()
             await watch.close()
@@ -234,7 +240,7 @@ async def _ready(database: Database, bus: Bus) -> JSONResponse:
         async with asyncio.timeout(_READY_TIMEOUT_SECONDS), database.read() as session:
             # Also the newest table, so that a server is not ready before its migration.
             await session.execute(
-                text("SELECT 1 FROM stream_state WHERE true OR EXISTS (SELECT 1 FROM outgoing_mails)")
+                text("SELECT 1 FROM stream_state WHERE true OR EXISTS (SELECT 1 FROM password_reset_tokens)")
             )
     except (SQLAlchemyError, OSError, TimeoutError) as error:
         log.warning("Not ready: the database cannot be used: %s", error)

@@ -123,7 +123,7 @@ async def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 async def empty_postgres(migrated_postgres: str) -> str:
     connection = await asyncpg.connect(migrated_postgres)
-    tables = "users, sessions, tasks, events, receipts, outgoing_mails"
+    tables = "users, sessions, tasks, events, receipts, outgoing_mails, password_reset_requests"
     await connection.execute(f"TRUNCATE {tables} RESTART IDENTITY CASCADE")
     await connection.execute("UPDATE stream_state SET last_position = 0, expired_position = 0")
     await connection.close()

@@ -20,7 +20,7 @@ from taskflow_gql.database.sessions import DatabaseSession
 from taskflow_gql.errors import BadUserInput, Forbidden
 from taskflow_gql.models import UserRow
 from taskflow_gql.operations.context import Cookies
-from taskflow_gql.services import accounts, sessions
+from taskflow_gql.services import accounts, mail, sessions
 from taskflow_gql.services.access import Viewer
 from taskflow_gql.services.sessions import InvalidToken, Reused, SignIn
 
@@ -239,6 +239,8 @@ class AccountMutations:
             lifetime = timedelta(seconds=_refresh_seconds(context))
             refreshed = await sessions.refresh_session(session, token, lifetime=lifetime, client=context.client)
             if isinstance(refreshed, Reused):
+                if context.parts.settings.sends_mail:
+                    await mail.tell(session, refreshed.user, "session_ended")
                 return _session_ended(context, refreshed)
             payload = AuthPayload.of(context, refreshed, transport)
             assert payload.access_token is not None
@@ -270,6 +272,8 @@ class AccountMutations:
 
         async def write(session: DatabaseSession) -> ChangePasswordPayload:
             await accounts.change_password(session, viewer, old_hash=candidate.password_hash or "", new_hash=new_hash)
+            if candidate.user is not None and context.parts.settings.sends_mail:
+                await mail.tell(session, candidate.user, "password_changed")
             return ChangePasswordPayload()
 
         return write

@@ -29,6 +29,7 @@ class ErrorCode(StrEnum):
     MUTATION_ID_REUSED = "MUTATION_ID_REUSED"
     ID_TAKEN = "ID_TAKEN"
     NOT_APPLIED = "NOT_APPLIED"
+    LAST_ADMIN = "LAST_ADMIN"
 
 
 describe_enum(
@@ -49,6 +50,7 @@ describe_enum(
     MUTATION_ID_REUSED="The `mutationId` was used for another mutation or other input. Nothing was changed.",
     ID_TAKEN="The `id` of the new object is taken: make another one.",
     NOT_APPLIED="Another mutation of the same ALL_OR_NOTHING batch was refused, so this one was not applied either.",
+    LAST_ADMIN="This person is the last active ADMIN: make somebody else one first.",
 )
 
 

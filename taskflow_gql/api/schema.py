@@ -12,6 +12,7 @@ from taskflow_gql.api.batches import MAX_MUTATIONS, BatchMutations
 from taskflow_gql.api.changes import ChangeQueries, TaskSubscriptions
 from taskflow_gql.api.needs import Analysis
 from taskflow_gql.api.nodes import MAX_NODES, NodeQueries
+from taskflow_gql.api.password_resets import PasswordResetMutations
 from taskflow_gql.api.scalars import DATE_TIME
 from taskflow_gql.api.server import ServerQueries
 from taskflow_gql.api.sessions import SessionMutations, SessionQueries
@@ -37,7 +38,15 @@ class Query(ServerQueries, NodeQueries, UserQueries, SessionQueries, TaskQueries
         "that is wrong, the entity is null, and nothing was changed."
     )
 )
-class Mutation(AccountMutations, SessionMutations, TaskMutations, BatchMutations, UndoMutations, UserMutations):
+class Mutation(
+    AccountMutations,
+    SessionMutations,
+    PasswordResetMutations,
+    TaskMutations,
+    BatchMutations,
+    UndoMutations,
+    UserMutations,
+):
     pass
 
 

@@ -228,6 +228,19 @@ class ReactivateUserInput(RepeatableInput):
     user_id: strawberry.ID = strawberry.field(description="The person.")
 
 
+@strawberry.input(description="Whose sessions to end.")
+class EndSessionsOfUserInput(RepeatableInput):
+    user_id: strawberry.ID = strawberry.field(description="The person.")
+
+
+@strawberry.type(description="What became of `endSessionsOfUser`.")
+class EndSessionsOfUserPayload(MutationPayload):
+    user: UserRow | None = strawberry.field(
+        graphql_type=User | None, default=None, description="The person who was signed out; null on errors."
+    )
+    ended_count: int = strawberry.field(default=0, description="How many sessions have ended.")
+
+
 @strawberry.type(description="What became of `setUserRole`.")
 class SetUserRolePayload(MutationPayload):
     user: UserRow | None = strawberry.field(
@@ -271,6 +284,19 @@ class UserMutations:
     ) -> DeactivateUserPayload:
         user_id = parse_id(input.user_id, field="user_id")
         return DeactivateUserPayload(user=await users.deactivate_user(session, viewer, user_id))
+
+    @mutation(
+        "Sign somebody out everywhere: all sessions of theirs end at once, their streams within two seconds. They may "
+        "sign in again. For ADMINs.",
+        input="Who.",
+    )
+    @staticmethod
+    async def end_sessions_of_user(
+        session: DatabaseSession, viewer: Viewer, input: EndSessionsOfUserInput
+    ) -> EndSessionsOfUserPayload:
+        user_id = parse_id(input.user_id, field="user_id")
+        user, count = await users.end_sessions_of_user(session, viewer, user_id)
+        return EndSessionsOfUserPayload(user=user, ended_count=count)
 
     @mutation("Let somebody sign in again. For ADMINs.", input="Who.")
     @staticmethod

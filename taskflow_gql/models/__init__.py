@@ -4,6 +4,7 @@ from taskflow_gql.database.types import Model
 from taskflow_gql.models.event import Event, EventKind, Recorded, StreamState
 from taskflow_gql.models.identity import ForeignIdentity
 from taskflow_gql.models.mail import OutgoingMail
+from taskflow_gql.models.password_reset import PasswordResetRequest, PasswordResetToken
 from taskflow_gql.models.receipt import Receipt
 from taskflow_gql.models.session import SESSION_COLUMNS, RefreshToken, Session, SessionRow
 from taskflow_gql.models.task import (
@@ -34,6 +35,8 @@ __all__ = [
     "ForeignIdentity",
     "Model",
     "OutgoingMail",
+    "PasswordResetRequest",
+    "PasswordResetToken",
     "Receipt",
     "Recorded",
     "RefreshToken",

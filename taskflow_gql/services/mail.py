@@ -21,7 +21,7 @@ from taskflow_gql import clock
 from taskflow_gql.database.sessions import DatabaseSession
 from taskflow_gql.database.statements import Statement
 from taskflow_gql.database.types import UtcDateTime
-from taskflow_gql.models import OutgoingMail
+from taskflow_gql.models import OutgoingMail, UserRow
 from taskflow_gql.services.ids import make_id
 
 if TYPE_CHECKING:
@@ -95,6 +95,11 @@ async def post_mail(
     await session.run_locking(_INSERT, row)
     session.announcements.add(MAIL_POSTED)
     return mail_id
+
+
+async def tell(session: DatabaseSession, user: UserRow, template: str) -> None:
+    """Post a mail that tells the person what has happened to their account."""
+    await post_mail(session, to=user.email, template=template, values={"name": user.full_name})
 
 
 def one_line(text: str) -> str:

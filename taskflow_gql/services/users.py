@@ -14,7 +14,7 @@ from taskflow_gql.database.constructs import among_few, position_of
 from taskflow_gql.database.rows import row_class_of
 from taskflow_gql.database.sessions import DatabaseSession
 from taskflow_gql.database.statements import Build, Statement
-from taskflow_gql.errors import Forbidden, NotFound
+from taskflow_gql.errors import Forbidden, NotFound, Refusal
 from taskflow_gql.models import USER_COLUMNS, Session, User, UserRole, UserRow
 from taskflow_gql.services.access import Viewer, require_admin, users_visible
 from taskflow_gql.services.paging import (
@@ -29,6 +29,12 @@ from taskflow_gql.services.paging import (
     sort_columns,
 )
 from taskflow_gql.services.search_words import name_words, words_of
+from taskflow_gql.services.sessions import end_sessions_of
+
+
+class LastAdmin(Refusal):
+    code = "LAST_ADMIN"
+
 
 BY_USERNAME: Order[UserRow] = Order(
     # Equals the stored username_key: casefold() of a username, which has only ASCII letters, digits and `_.-`.
@@ -142,6 +148,29 @@ async def reactivate_user(session: DatabaseSession, viewer: Viewer, user_id: UUI
     return await _update_user(session, user.id, is_active=True)
 
 
+async def end_sessions_of_user(session: DatabaseSession, viewer: Viewer, user_id: UUID) -> tuple[UserRow, int]:
+    """End all sessions of the user. Returns the user, and how many sessions have ended."""
+    require_admin(viewer)
+    user = await _require_user(session, user_id)
+    return user, await end_sessions_of(session, user.id)
+
+
+async def require_active_user(session: DatabaseSession, viewer: Viewer, user_id: UUID) -> UserRow:
+    """For ADMINs. Raises a Refusal if the user does not exist or is deactivated."""
+    require_admin(viewer)
+    user = await _require_user(session, user_id)
+    if not user.is_active:
+        raise Forbidden("The user is deactivated", field="user_id")
+    return user
+
+
+async def _require_user(session: DatabaseSession, user_id: UUID) -> UserRow:
+    user = (await users_by_id(session, [user_id])).get(user_id)
+    if user is None:
+        raise NotFound("There is no such user", field="user_id")
+    return user
+
+
 async def _require_user_for_update(session: DatabaseSession, user_id: UUID) -> UserRow:
     # Lock the admins first, in a fixed order. Two admins who demote each other at the same time must queue here and not
     # deadlock, and the second must see the change of the first.
@@ -166,7 +195,7 @@ async def _active_admins_for_update(session: DatabaseSession) -> list[UUID]:
 
 def _refuse_last_admin(user: UserRow, active_admins: list[UUID]) -> None:
     if active_admins == [user.id]:
-        raise Forbidden("This is the last active admin: make somebody else an admin first", field="user_id")
+        raise LastAdmin("This is the last active admin: make somebody else an admin first", field="user_id")
 
 
 async def _update_user(session: DatabaseSession, user_id: UUID, **values: object) -> UserRow:

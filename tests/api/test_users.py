@@ -58,7 +58,7 @@ def refused(code: str, message: str, *field: str) -> dict[str, Any]:
 NOT_FOUND = refused("NOT_FOUND", "There is no such user", "userId")
 NOT_AN_ID = refused("BAD_USER_INPUT", "'bob' is not an id: ids are UUIDs, as the server hands them out", "userId")
 ADMINS_ONLY = refused("FORBIDDEN", "Only an admin can do this")
-LAST_ADMIN = refused("FORBIDDEN", "This is the last active admin: make somebody else an admin first", "userId")
+LAST_ADMIN = refused("LAST_ADMIN", "This is the last active admin: make somebody else an admin first", "userId")
 INPUTS: dict[str, dict[str, Any]] = {"setUserRole": {"role": "ADMIN"}, "deactivateUser": {}, "reactivateUser": {}}
 
 

@@ -219,7 +219,8 @@ async def test_a_permanent_refusal_drops_the_mail(
         await until_empty(database)
     assert received.recipients == ["ann@example.com"]
     assert f"Dropped mail {mail_id} (password_reset): the SMTP server refuses it with 550" in caplog.text
-    assert "gone@" not in caplog.text
+    # The SMTP server of the test logs too.
+    assert not any("gone@" in record.getMessage() for record in caplog.records if record.name != "mail.log")
 
 
 @pytest.mark.parametrize("answer", ["450 4.2.0 Greylisted", "421 4.7.0 Too many", "530 5.7.0 Sign in first"])
