@@ -24,9 +24,7 @@ def upgrade() -> None:
         sessions.add_column(sa.Column("last_seen_at", UtcDateTime()))
         sessions.add_column(sa.Column("ip_address", sa.String(64)))
         sessions.add_column(sa.Column("user_agent", sa.String(255)))
-    op.execute("UPDATE sessions SET last_seen_at = created_at")
-    with op.batch_alter_table("sessions") as sessions:
-        sessions.alter_column("last_seen_at", nullable=False)
+        sessions.add_column(sa.Column("nonce", sa.LargeBinary(32)))
     op.create_index("ix_sessions_expires_at", "sessions", ["expires_at"])
     op.create_table(
         "refresh_tokens",
@@ -48,5 +46,5 @@ def downgrade() -> None:
     op.drop_table("refresh_tokens")
     op.drop_index("ix_sessions_expires_at", "sessions")
     with op.batch_alter_table("sessions") as sessions:
-        for column in ("user_agent", "ip_address", "last_seen_at"):
+        for column in ("nonce", "user_agent", "ip_address", "last_seen_at"):
             sessions.drop_column(column)

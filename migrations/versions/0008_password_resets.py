@@ -19,6 +19,8 @@ depends_on = None
 
 
 def upgrade() -> None:
+    op.add_column("users", sa.Column("email_changed_at", UtcDateTime()))
+    op.add_column("users", sa.Column("told_at", UtcDateTime()))
     op.create_table(
         "password_reset_requests",
         sa.Column("id", sa.Uuid(), nullable=False),
@@ -43,3 +45,6 @@ def downgrade() -> None:
     """Links that were sent become invalid."""
     op.drop_table("password_reset_tokens")
     op.drop_table("password_reset_requests")
+    with op.batch_alter_table("users") as users:
+        users.drop_column("told_at")
+        users.drop_column("email_changed_at")

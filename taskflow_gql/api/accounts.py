@@ -13,7 +13,7 @@ import strawberry
 from taskflow_gql import clock
 from taskflow_gql.api.context import Context
 from taskflow_gql.api.enums import describe_enum
-from taskflow_gql.api.mutations import Write, mutation, prepared_mutation
+from taskflow_gql.api.mutations import Write, prepared_mutation
 from taskflow_gql.api.payloads import ErrorCode, MutationPayload, RepeatableInput, UserError
 from taskflow_gql.api.users import User
 from taskflow_gql.database.sessions import DatabaseSession
@@ -21,7 +21,6 @@ from taskflow_gql.errors import BadUserInput, Forbidden
 from taskflow_gql.models import UserRow
 from taskflow_gql.operations.context import Cookies
 from taskflow_gql.services import accounts, mail, sessions
-from taskflow_gql.services.access import Viewer
 from taskflow_gql.services.sessions import InvalidToken, Reused, SignIn
 
 log = logging.getLogger(__name__)
@@ -84,6 +83,13 @@ class LoginInput(RepeatableInput):
 
 @strawberry.input(description="The refresh token.")
 class RefreshTokenInput(RepeatableInput):
+    mutation_id: strawberry.ID | None = strawberry.field(
+        default=None,
+        description=(
+            "Not looked at: a refresh may be repeated by itself, for 60 seconds. A later repeat ends the session, "
+            "whatever this says."
+        ),
+    )
     refresh_token: str | None = strawberry.field(
         default=None, description="As `login` or the last refresh gave it. Left out: the cookie counts."
     )
@@ -112,7 +118,11 @@ class AuthPayload(MutationPayload):
     # The session of the token, and its start in seconds since 1970.
     session_id: strawberry.Private[str | None] = None
     issued_at: strawberry.Private[float | None] = None
-    not_kept: ClassVar[frozenset[str]] = frozenset({"access_token", "refresh_token", "token_type", "expires_in"})
+    # The refresh token for the cookie.
+    cookie: strawberry.Private[str | None] = None
+    not_kept: ClassVar[frozenset[str]] = frozenset(
+        {"access_token", "refresh_token", "token_type", "expires_in", "cookie"}
+    )
 
     @classmethod
     def of(cls, context: Context, sign_in: SignIn, transport: TokenTransport) -> AuthPayload:
@@ -128,13 +138,12 @@ class AuthPayload(MutationPayload):
         if self.user is None or self.session_id is None or self.issued_at is None:
             return
         session_id = UUID(self.session_id)
-        token: str | None = sessions.first_token(session_id, context.parts.refresh_key)
         async with context.read() as session:
             candidate = await accounts.find_active_candidate(session, self.user.id)
-            if token is not None and not await sessions.still_refreshes(session, token):
-                token = None
         matches = await context.parts.passwords.verify(given.password, candidate.password_hash)
         user = accounts.require_match(candidate, matches)
+        async with context.read() as session:
+            token = await sessions.first_token_again(session, session_id, context.parts.refresh_key)
         issued_at = datetime.fromtimestamp(self.issued_at, UTC)
         transport = given.transport if isinstance(given, LoginInput) else TokenTransport.BODY
         self.give_tokens(context, SignIn(user, session_id, issued_at, token), transport)
@@ -151,8 +160,17 @@ class AuthPayload(MutationPayload):
         context.note_sign_in(sign_in.user)
         if transport is TokenTransport.BODY:
             self.refresh_token = sign_in.refresh_token
-        elif sign_in.refresh_token is not None:
-            cookies_of(context).set(REFRESH_COOKIE, sign_in.refresh_token, max_age=_refresh_seconds(context))
+        else:
+            cookies_of(context)
+            self.cookie = sign_in.refresh_token
+
+    def on_committed(self, context: Context) -> None:
+        """Set the cookie, and extend the WebSocket of the session."""
+        if self.cookie is not None:
+            cookies_of(context).set(REFRESH_COOKIE, self.cookie, max_age=_refresh_seconds(context))
+        if self.session_id is not None and self.access_token is not None and self.issued_at is not None:
+            expires_at = datetime.fromtimestamp(self.issued_at, UTC) + context.parts.tokens.lifetime
+            context.renews(UUID(self.session_id), self.access_token, expires_at)
 
 
 @strawberry.type(description="What became of `changePassword`.")
@@ -228,12 +246,15 @@ class AccountMutations:
         input="The refresh token.",
         is_public=True,
         keeps_receipts=False,
-        rate="refresh",
     )
     @staticmethod
     async def refresh_token(context: Context, input: RefreshTokenInput) -> Write[AuthPayload]:
         transport = TokenTransport.BODY if input.refresh_token is not None else TokenTransport.COOKIE
         token = input.refresh_token if input.refresh_token is not None else _cookie_of(context)
+        async with context.read() as session:
+            session_id = await sessions.session_of_token(session, token)
+        # By session, so that nobody uses up the limit of others at their address.
+        await context.attempt("refresh", session_id)
 
         async def write(session: DatabaseSession) -> AuthPayload:
             lifetime = timedelta(seconds=_refresh_seconds(context))
@@ -242,12 +263,7 @@ class AccountMutations:
                 if context.parts.settings.sends_mail:
                     await mail.tell(session, refreshed.user, "session_ended")
                 return _session_ended(context, refreshed)
-            payload = AuthPayload.of(context, refreshed, transport)
-            assert payload.access_token is not None
-            context.renews(
-                refreshed.session_id, payload.access_token, refreshed.issued_at + context.parts.tokens.lifetime
-            )
-            return payload
+            return AuthPayload.of(context, refreshed, transport)
 
         return write
 
@@ -278,14 +294,24 @@ class AccountMutations:
 
         return write
 
-    @mutation("Change your name or your email address.", input="What to change.")
+    @prepared_mutation(
+        "Change your name or your email address. The old address is told by mail, and a new one gets no link to set a "
+        "password for three days.",
+        input="What to change.",
+    )
     @staticmethod
-    async def update_profile(
-        session: DatabaseSession, viewer: Viewer, input: UpdateProfileInput
-    ) -> UpdateProfilePayload:
+    async def update_profile(context: Context, input: UpdateProfileInput) -> Write[UpdateProfilePayload]:
+        viewer = await context.require_viewer()
         given = {"full_name": input.full_name, "email": input.email}
         changes = {name: value for name, value in given.items() if value is not strawberry.UNSET}
-        return UpdateProfilePayload(user=await accounts.update_profile(session, viewer, changes))
+        sends_mail = context.parts.settings.sends_mail
+
+        async def write(session: DatabaseSession) -> UpdateProfilePayload:
+            return UpdateProfilePayload(
+                user=await accounts.update_profile(session, viewer, changes, sends_mail=sends_mail)
+            )
+
+        return write
 
 
 async def _sign_in(

@@ -174,13 +174,13 @@ class Context:
             if usage.remaining <= buckets.shown_from:
                 self._note_usage(usage)
 
-    async def attempt(self, group: str) -> None:
+    async def attempt(self, group: str, subject: UUID | None = None) -> None:
         """Count in all processes: `auth` or `refresh`. Raises RateLimited.
 
-        `auth` counts addresses, because one client may have any number of accounts.
+        Without a subject it counts the address, because one client may have any number of accounts.
         """
-        subject = network_of(self.address) if group == "auth" else self.counted_as
-        self._note_usage((await self.parts.rates.attempt(group, subject)).usage)
+        counted = network_of(self.address) if subject is None else subject
+        self._note_usage((await self.parts.rates.attempt(group, counted)).usage)
 
     @asynccontextmanager
     async def guess(self, group: str, account: str) -> AsyncIterator[Attempt]:
@@ -282,6 +282,9 @@ class Context:
 
     async def renew(self, authorization: str) -> None:
         token = _token_of(authorization)
+        if self.socket is not None and token == self.socket.token:
+            return
+        self.count("queries")
         viewer = None
         if token is not None:
             viewer, _ = await self.parts.authenticator.authenticate(token)
@@ -292,8 +295,9 @@ class Context:
         """Whether the WebSocket has this session, and so goes on with the new token."""
         if self.socket is None or self.socket.session_id != session_id:
             return False
-        self.socket.token = token
-        self.socket.lease.expires_at = expires_at
+        if expires_at > self.socket.lease.expires_at:
+            self.socket.token = token
+            self.socket.lease.expires_at = expires_at
         return True
 
     async def require_viewer(self) -> Viewer:

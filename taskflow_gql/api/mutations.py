@@ -159,7 +159,9 @@ class Mutation:
             request = None if mutation_id is None else await self._request(context, given, mutation_id)
         except REFUSED as refused:
             return refused_payload(refused, self.payload_type)
-        return await self.run_as(context, given, request)
+        payload = await self.run_as(context, given, request)
+        payload.on_committed(context)
+        return payload
 
     @staticmethod
     def _mutation_id(info: Info, given: Any) -> str | None:

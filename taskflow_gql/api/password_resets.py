@@ -52,7 +52,8 @@ class ResetPasswordPayload(MutationPayload):
 class PasswordResetMutations:
     @prepared_mutation(
         "Send a link to set a new password, if there is an active account with this address. Public. The link is "
-        "`/reset-password#token=…` at the address of the front end. At most three links are valid at once.",
+        "`/reset-password#token=…` at the address of the front end. At most three are sent in half an hour. "
+        "An address that was changed in the last three days gets none.",
         input="Whose.",
         is_public=True,
         has_secrets=True,

@@ -113,6 +113,9 @@ class MutationPayload:
         position = await info.context.loaders.positions(parts.relay).load(max(self.event_ids))
         return None if position is None else parts.fanout.cursor(position)
 
+    def on_committed(self, context: Context) -> None:
+        """Change the connection or the answer's headers, once what the payload says is true."""
+
     async def on_replay(self, context: Context, given: Any) -> None:
         """Restore what the receipt does not keep. May raise a Refusal."""
 

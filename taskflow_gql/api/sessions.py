@@ -48,7 +48,10 @@ class RevokeSessionInput(RepeatableInput):
 
 @strawberry.type(description="What became of `logout`.")
 class LogoutPayload(MutationPayload):
-    pass
+    def on_committed(self, context: Context) -> None:
+        cookies = context.cookies
+        if cookies is not None and not self.errors and cookies.get(REFRESH_COOKIE) is not None:
+            cookies.set(REFRESH_COOKIE, "", max_age=0)
 
 
 @strawberry.type(description="What became of `revokeSession`.")
@@ -82,7 +85,8 @@ class SessionQueries:
 class SessionMutations:
     @prepared_mutation(
         "Sign out: end the present session. Its tokens are refused at once, its streams end within two seconds, and "
-        "the cookie with the refresh token is deleted."
+        "the cookie with the refresh token is deleted. Needs an access token that has not expired: refresh first. With "
+        "the cookie, send an ordinary POST."
     )
     @staticmethod
     async def logout(context: Context) -> Write[LogoutPayload]:
@@ -90,8 +94,6 @@ class SessionMutations:
 
         async def write(session: DatabaseSession) -> LogoutPayload:
             await sessions.end_session(session, viewer, viewer.session_id)
-            if context.cookies is not None and context.cookies.get(REFRESH_COOKIE) is not None:
-                context.cookies.set(REFRESH_COOKIE, "", max_age=0)
             return LogoutPayload()
 
         return write

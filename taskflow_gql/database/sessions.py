@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import asyncpg
 from sqlalchemy import CursorResult, Executable, ScalarResult
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 from sqlalchemy.pool import PoolProxiedConnection
 
@@ -282,6 +283,14 @@ class PostgresTransaction(PostgresSession):
             return await cast("asyncpg.Connection", self._driver).fetch(sql, *arguments)
         except asyncpg.DeadlockDetectedError as error:
             raise Deadlock from error
+
+    async def execute(self, statement: Executable, parameters: Any = None) -> CursorResult[Any]:
+        try:
+            return await super().execute(statement, parameters)
+        except DBAPIError as error:
+            if getattr(error.orig, "sqlstate", None) == asyncpg.DeadlockDetectedError.sqlstate:
+                raise Deadlock from error
+            raise
 
     async def _begin(self) -> None:
         if self._driver is None:

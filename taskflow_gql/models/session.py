@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import NamedTuple
 from uuid import UUID
 
-from sqlalchemy import ForeignKey, LargeBinary, String
+from sqlalchemy import ForeignKey, LargeBinary, String, func
 from sqlalchemy.orm import Mapped, mapped_column
 
 from taskflow_gql.database.types import Model, UtcDateTime
@@ -27,11 +27,13 @@ class Session(Model):
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     # When its last refresh token expires.
     expires_at: Mapped[datetime] = mapped_column(UtcDateTime, index=True)
-    # When it was last signed in or refreshed.
-    last_seen_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    # When it was last signed in or refreshed. None for a session that a server of release 0.2 has opened.
+    last_seen_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     # The client that signed in or refreshed last. An IPv6 address with a zone has no fixed length.
     ip_address: Mapped[str | None] = mapped_column(String(64))
     user_agent: Mapped[str | None] = mapped_column(String(MAX_USER_AGENT_LENGTH))
+    # What the first refresh token is derived from, beside the server's key.
+    nonce: Mapped[bytes | None] = mapped_column(LargeBinary(32))
 
 
 class SessionRow(NamedTuple):
@@ -45,7 +47,8 @@ class SessionRow(NamedTuple):
     user_agent: str | None
 
 
-SESSION_COLUMNS = tuple(getattr(Session, name) for name in SessionRow._fields)
+_LAST_SEEN = func.coalesce(Session.last_seen_at, Session.created_at, type_=UtcDateTime)
+SESSION_COLUMNS = tuple(_LAST_SEEN if name == "last_seen_at" else getattr(Session, name) for name in SessionRow._fields)
 
 
 class RefreshToken(Model):

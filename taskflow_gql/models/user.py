@@ -37,6 +37,9 @@ class User(Model):
     is_active: Mapped[bool] = mapped_column()
     created_at: Mapped[datetime] = mapped_column(UtcDateTime)
     updated_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    # When the address was changed, and when the person was last told by mail what has happened to the account.
+    email_changed_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    told_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
 
 
 class UserRow(NamedTuple):

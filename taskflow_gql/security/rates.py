@@ -89,6 +89,9 @@ class MemoryWindows:
     async def give_back(self, key: str) -> None:
         if hits := self._hits.get(key):
             hits.pop()
+            if not hits:
+                # Attempts that are given back must not push out others.
+                del self._hits[key]
 
     def _current(self, key: str, expiry: int) -> deque[float]:
         hits = self._hits.setdefault(key, deque())
@@ -331,7 +334,8 @@ class RateLimits:
         rate = self._rates.get(group)
         if rate is None:
             return Attempt()
-        attempt = await self._attempt(group, rate, "subject", address)
+        # Apart from registrations and resets, which would keep others of the address from signing in.
+        attempt = await self._attempt(group, rate, "guesses", address)
         if attempt.is_refused:
             return attempt
         attack = type(rate)(_ATTACK_AMOUNT * rate.amount, _ATTACK_PERIODS * rate.multiples)

@@ -26,11 +26,12 @@ from taskflow_gql.errors import (
     Unauthenticated,
     refuse_if_any,
 )
-from taskflow_gql.models import USER_COLUMNS, Session, User, UserRole, UserRow
+from taskflow_gql.models import USER_COLUMNS, PasswordResetToken, Session, User, UserRole, UserRow
 from taskflow_gql.security.tokens import AccessToken, could_not_validate, is_expired
 from taskflow_gql.services.access import Viewer
 from taskflow_gql.services.checks import check_email, check_full_name, check_password, check_username
 from taskflow_gql.services.ids import make_id
+from taskflow_gql.services.mail import tell
 from taskflow_gql.services.search_words import name_words
 
 
@@ -231,9 +232,17 @@ async def change_password(session: DatabaseSession, viewer: Viewer, *, old_hash:
         # The password was changed after the check, so the verified one is no longer valid.
         raise InvalidCredentials("The current password is not correct", field="current_password")
     await session.execute(delete(Session).where(Session.user_id == viewer.id, Session.id != viewer.session_id))
+    await _delete_links(session, viewer.id)
 
 
-async def update_profile(session: DatabaseSession, viewer: Viewer, changes: dict[str, Any]) -> UserRow:
+async def _delete_links(session: DatabaseSession, user_id: UUID) -> None:
+    """Links to set a new password are for the present password and address."""
+    await session.execute(delete(PasswordResetToken).where(PasswordResetToken.user_id == user_id))
+
+
+async def update_profile(
+    session: DatabaseSession, viewer: Viewer, changes: dict[str, Any], *, sends_mail: bool
+) -> UserRow:
     """`changes` may contain `full_name` and `email`. Raises Refusals for None and for invalid values."""
     problems: list[Refusal] = []
     values: dict[str, Any] = {}
@@ -252,10 +261,19 @@ async def update_profile(session: DatabaseSession, viewer: Viewer, changes: dict
     refuse_if_any(problems)
     if not values:
         return UserRow._make((await session.execute(select(*USER_COLUMNS).where(User.id == viewer.id))).one())
+    before = UserRow._make((await session.execute(select(*USER_COLUMNS).where(User.id == viewer.id))).one())
+    is_new_address = values.get("email_key", before.email.casefold()) != before.email.casefold()
+    if is_new_address:
+        values["email_changed_at"] = clock.now()
     statement = update(User).where(User.id == viewer.id).values(updated_at=clock.now(), **values)
     try:
         async with session.savepoint():
             row = (await session.execute(statement.returning(*USER_COLUMNS))).one()
     except IntegrityError as error:
         raise EmailTaken from error
+    if is_new_address:
+        await _delete_links(session, viewer.id)
+        if sends_mail:
+            # To the old address: somebody else may have changed it.
+            await tell(session, before, "email_changed", new_email=values["email"])
     return UserRow._make(row)

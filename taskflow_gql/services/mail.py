@@ -15,13 +15,13 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, NamedTuple, cast
 from uuid import UUID
 
-from sqlalchemy import Integer, bindparam, delete, insert, select, update
+from sqlalchemy import Integer, bindparam, delete, insert, or_, select, update
 
 from taskflow_gql import clock
 from taskflow_gql.database.sessions import DatabaseSession
 from taskflow_gql.database.statements import Statement
 from taskflow_gql.database.types import UtcDateTime
-from taskflow_gql.models import OutgoingMail, UserRow
+from taskflow_gql.models import OutgoingMail, User, UserRow
 from taskflow_gql.services.ids import make_id
 
 if TYPE_CHECKING:
@@ -43,6 +43,8 @@ MAIL_POSTED = "mail posted"
 # A mail that could not be sent for this long is given up, even if its link is still valid.
 MAX_WAIT = timedelta(days=3)
 
+# The least time between two notices to one person.
+_TOLD_INTERVAL = timedelta(minutes=10)
 # Longer than a process takes for one batch (stream/mail.py).
 _LEASE = timedelta(minutes=3)
 _FIRST_RETRY_SECONDS = 15.0
@@ -97,9 +99,16 @@ async def post_mail(
     return mail_id
 
 
-async def tell(session: DatabaseSession, user: UserRow, template: str) -> None:
-    """Post a mail that tells the person what has happened to their account."""
-    await post_mail(session, to=user.email, template=template, values={"name": user.full_name})
+async def tell(session: DatabaseSession, user: UserRow, template: str, **values: str) -> None:
+    """Post a mail to the address of the row that tells what has happened to the account.
+
+    Not more often than once in ten minutes, so that nobody can make the server fill a mailbox.
+    """
+    now = clock.now()
+    is_due = or_(User.told_at.is_(None), User.told_at <= now - _TOLD_INTERVAL)
+    told = update(User).where(User.id == user.id, is_due).values(told_at=now).returning(User.id)
+    if (await session.execute(told)).first() is not None:
+        await post_mail(session, to=user.email, template=template, values={"name": user.username, **values})
 
 
 def one_line(text: str) -> str:

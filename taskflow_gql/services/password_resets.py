@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from uuid import UUID
 
-from sqlalchemy import delete, func, insert, select, update
+from sqlalchemy import ColumnElement, and_, delete, func, insert, or_, select, update
 
 from taskflow_gql import clock
 from taskflow_gql.database.sessions import DatabaseSession
@@ -24,6 +24,7 @@ from taskflow_gql.models import (
     UserRow,
 )
 from taskflow_gql.security.opaque import OpaqueTokens, hash_of_token
+from taskflow_gql.security.passwords import NO_PASSWORD
 from taskflow_gql.services.checks import check_email
 from taskflow_gql.services.ids import make_id
 from taskflow_gql.services.mail import post_mail
@@ -33,6 +34,9 @@ RESET_TOKENS = OpaqueTokens("tfw_")
 LIFETIME = timedelta(minutes=30)
 # More valid links than this are not sent to one person, so that nobody fills a mailbox.
 MAX_LINKS = 3
+
+# How long a changed address gets no links.
+SETTLING_TIME = timedelta(days=3)
 
 # What a unit of work announces that stored a request.
 RESET_REQUESTED = "password reset requested"
@@ -58,14 +62,21 @@ async def answer_requests(session: DatabaseSession, *, links_base: str, limit: i
     )
     requests = (await session.execute(oldest)).all()
     for request in requests:
-        statement = select(*USER_COLUMNS).where(User.email_key == request.email_key, User.is_active)
-        row = (await session.execute(statement)).first()
+        # Locked, so that two workers do not send more links than are allowed.
+        statement = select(*USER_COLUMNS).where(User.email_key == request.email_key, _may_ask())
+        row = (await session.execute(statement.with_for_update(key_share=True))).first()
         if row is not None:
             user = UserRow._make(row)
             if await _count_links(session, user.id) < MAX_LINKS:
                 await send_link(session, user, links_base=links_base)
     await _delete_requests(session, [request.id for request in requests])
     return len(requests)
+
+
+def _may_ask() -> ColumnElement[bool]:
+    """Active people with a password, whose address is theirs: not one that a thief of a token has just set."""
+    is_settled = or_(User.email_changed_at.is_(None), User.email_changed_at <= clock.now() - SETTLING_TIME)
+    return and_(User.is_active, User.password_hash != NO_PASSWORD, is_settled)
 
 
 async def _count_links(session: DatabaseSession, user_id: UUID) -> int:
@@ -85,7 +96,8 @@ async def send_link(session: DatabaseSession, user: UserRow, *, links_base: str)
     await session.execute(insert(PasswordResetToken).values(values))
     # In the fragment, which browsers send to no server.
     link = f"{links_base}/reset-password#token={token}"
-    names = {"name": user.full_name, "link": link}
+    # Not the full name: it could be the text of somebody else's advertisement.
+    names = {"name": user.username, "link": link}
     await post_mail(session, to=user.email, template="password_reset", values=names, lifetime=LIFETIME)
 
 

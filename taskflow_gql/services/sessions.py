@@ -93,15 +93,27 @@ async def open_session(
         raise InvalidCredentials("Incorrect username or password")
     now = clock.now()
     session_id = make_id()
-    values = {"id": session_id, "user_id": user.id, "created_at": now}
+    nonce = secrets.token_bytes(_NONCE_BYTES)
+    values = {"id": session_id, "user_id": user.id, "created_at": now, "nonce": nonce}
     await session.execute(insert(Session).values({**values, **_seen(now, lifetime, client)}))
-    token = first_token(session_id, key)
+    token = _first_token(session_id, nonce, key)
     await session.execute(insert(RefreshToken).values(token_hash=hash_of_token(token), session_id=session_id))
     return SignIn(user, session_id, now, token)
 
 
-def first_token(session_id: UUID, key: bytes) -> str:
-    return REFRESH_TOKENS.derive(key, session_id.bytes)
+def _first_token(session_id: UUID, nonce: bytes, key: bytes) -> str:
+    # The nonce makes the key alone useless: ids of sessions are in access tokens.
+    return REFRESH_TOKENS.derive(key, session_id.bytes + nonce)
+
+
+async def first_token_again(session: DatabaseSession, session_id: UUID, key: bytes) -> str | None:
+    """The first refresh token of the session; None if it was used. Raises InvalidToken if the session has ended."""
+    statement = select(Session.nonce).where(Session.id == session_id, Session.expires_at > clock.now())
+    nonce = (await session.execute(statement)).scalar_one_or_none()
+    if nonce is None:
+        raise InvalidToken("This sign-in has ended: sign in again")
+    token = _first_token(session_id, nonce, key)
+    return token if await _still_refreshes(session, token) else None
 
 
 def _seen(now: datetime, lifetime: timedelta, client: Client) -> dict[str, object]:
@@ -116,8 +128,10 @@ async def refresh_session(
     session: DatabaseSession, token: str, *, lifetime: timedelta, client: Client
 ) -> SignIn | Reused:
     """Replace the refresh token. Raises InvalidToken if it is unknown or its session has ended."""
-    found = await _find_token(session, token, locks=True)
-    user = found and await _user_of_session(session, found.session_id)
+    session_id = await session_of_token(session, token)
+    user = None if session_id is None else await _lock_session(session, session_id)
+    # After the lock, so that a concurrent refresh is seen. Whoever ends the session locks it first too.
+    found = await _find_token(session, token)
     if found is None or user is None:
         raise InvalidToken(
             "The refresh token is unknown or its session has ended: sign in again", field="refresh_token"
@@ -140,19 +154,26 @@ class _Found(NamedTuple):
     now: datetime
 
 
-async def _find_token(session: DatabaseSession, token: str, *, locks: bool) -> _Found | None:
+async def session_of_token(session: DatabaseSession, token: str) -> UUID | None:
+    """The session that the token is of, or was of before it was replaced."""
+    found = await _find_token(session, token)
+    return found and found.session_id
+
+
+async def _find_token(session: DatabaseSession, token: str) -> _Found | None:
     if not REFRESH_TOKENS.is_whole(token):
         return None
     columns = (RefreshToken.session_id, RefreshToken.replaced_at, RefreshToken.nonce, database_now())
     statement = select(*columns).where(RefreshToken.token_hash == hash_of_token(token))
-    row = (await session.execute(statement.with_for_update() if locks else statement)).first()
+    row = (await session.execute(statement)).first()
     return None if row is None else _Found._make(row)
 
 
-async def _user_of_session(session: DatabaseSession, session_id: UUID) -> UserRow | None:
+async def _lock_session(session: DatabaseSession, session_id: UUID) -> UserRow | None:
+    """The person of the session; None if it has ended."""
     statement = select(*USER_COLUMNS).join(Session, Session.user_id == User.id)
     statement = statement.where(Session.id == session_id, Session.expires_at > clock.now(), User.is_active)
-    row = (await session.execute(statement)).first()
+    row = (await session.execute(statement.with_for_update(of=Session))).first()
     return None if row is None else UserRow._make(row)
 
 
@@ -169,9 +190,9 @@ def _successor(token: str, nonce: bytes) -> str:
     return REFRESH_TOKENS.derive(token.encode(), nonce)
 
 
-async def still_refreshes(session: DatabaseSession, token: str) -> bool:
+async def _still_refreshes(session: DatabaseSession, token: str) -> bool:
     """Whether the token would be taken now."""
-    found = await _find_token(session, token, locks=False)
+    found = await _find_token(session, token)
     return found is not None and (found.replaced_at is None or found.now - found.replaced_at <= REUSE_WINDOW)
 
 

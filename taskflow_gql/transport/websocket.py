@@ -25,7 +25,7 @@ from strawberry.types.execution import ExecutionResult, PreExecutionError
 from strawberry.types.unset import UnsetType
 
 from taskflow_gql.config import Settings
-from taskflow_gql.errors import RETRY_AFTER_SECONDS, ServerStops, Unauthenticated
+from taskflow_gql.errors import RETRY_AFTER_SECONDS, RateLimited, ServerStops, Unauthenticated
 from taskflow_gql.operations.context import MakeContext, OperationContext
 from taskflow_gql.operations.errors import (
     PERSISTED_QUERY_NOT_SUPPORTED,
@@ -161,6 +161,8 @@ class TransportWSHandler(BaseGraphQLTransportWSHandler[OperationContext, None]):
             await self.context.renew(authorization)
         except Unauthenticated:
             await self.websocket.close(code=4403, reason="Forbidden")
+        except RateLimited:
+            await self.websocket.close(code=1013, reason="Too many tokens")
         except (SQLAlchemyError, OSError, TimeoutError) as error:
             log.warning("Cannot renew a WebSocket: %s", type(error).__name__)
             await self.websocket.close(code=1013, reason="The database is away")
@@ -242,8 +244,11 @@ def _is_id(value: object) -> bool:
 
 
 def _authorization_of(payload: object) -> str | None:
-    token = payload.get("authorization") if isinstance(payload, dict) else None
-    return token if isinstance(token, str) else None
+    if isinstance(payload, dict):
+        for name, value in payload.items():
+            if name.lower() == "authorization" and isinstance(value, str):
+                return value
+    return None
 
 
 def _is_only_hash(payload: object) -> bool:

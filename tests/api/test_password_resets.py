@@ -14,11 +14,12 @@ from sqlalchemy import select, update
 from taskflow_gql import clock
 from taskflow_gql.config import Settings
 from taskflow_gql.database.units import Database
-from taskflow_gql.models import PasswordResetRequest, PasswordResetToken, User
+from taskflow_gql.models import OutgoingMail, PasswordResetRequest, PasswordResetToken, User
 from taskflow_gql.security.opaque import OpaqueTokens
 from taskflow_gql.services.password_resets import MAX_LINKS, expire_reset_tokens
 from tests.support.accounts import CHANGE_PASSWORD, login
 from tests.support.client import Api, Person
+from tests.support.factories import noting_statements
 from tests.support.serving import make_admin, serving
 from tests.support.smtp import SENDER, Inbox, smtp_server
 
@@ -117,8 +118,6 @@ async def test_an_unknown_address_gets_the_same_answer_and_no_mail(
 
 async def test_known_and_unknown_addresses_run_the_same_statements(mailing: Api) -> None:
     # The person is looked up beside the requests, by the worker.
-    from tests.support.factories import noting_statements
-
     await mailing.register("ann")
     seen = []
     for email in ("ann@example.com", "nobody@example.com"):
@@ -253,3 +252,47 @@ async def test_an_admin_sends_a_link_and_signs_somebody_out(mailing: Api, inbox:
     for document in (SEND, END):
         (payload,) = (await mailing.data(document, {"input": {"userId": root.id[:-4] + "0000"}}, by=root)).values()
         assert payload["errors"] == [{"code": "NOT_FOUND", "field": ["userId"]}]
+
+
+UPDATE = """
+mutation($input: UpdateProfileInput!) { updateProfile(input: $input) { user { email } errors { code } } }
+"""
+
+
+async def test_a_stolen_access_token_does_not_take_the_account(mailing: Api, inbox: Inbox, database: Database) -> None:
+    ann = await mailing.register("ann")
+    await request(mailing, ann.email)
+    old_link = await token_in_mail(inbox)
+    payload = (await mailing.data(UPDATE, {"input": {"email": "thief@example.com"}}, by=ann))["updateProfile"]
+    assert payload == {"user": {"email": "thief@example.com"}, "errors": []}
+    (_, told) = await inbox.until_received(2)
+    assert (told.recipients, "thief@example.com" in told.text) == (["ann@example.com"], True)
+    await request(mailing, "thief@example.com")
+    await until_answered(database)
+    async with database.read() as session:
+        assert (await session.execute(select(PasswordResetToken.user_id))).all() == []
+    assert await reset(mailing, old_link) == ["INVALID_TOKEN"]
+    async with database.write() as session:
+        await session.execute(update(User).values(email_changed_at=clock.now() - timedelta(days=4)))
+    await request(mailing, "thief@example.com")
+    assert (await inbox.until_received(3))[-1].recipients == ["thief@example.com"]
+
+
+async def test_notices_are_sent_once_in_ten_minutes(mailing: Api, inbox: Inbox, database: Database) -> None:
+    ann = await mailing.register("ann")
+    given = {"currentPassword": ann.password, "newPassword": ann.password}
+    for _ in range(5):
+        assert (await mailing.data(CHANGE_PASSWORD, {"input": given}, by=ann))["changePassword"]["errors"] == []
+    await inbox.until_received(1)
+    async with database.read() as session:
+        assert (await session.execute(select(OutgoingMail.template).where(OutgoingMail.attempts == 0))).all() == []
+    assert len(inbox.received) == 1
+
+
+async def test_a_changed_password_makes_links_invalid(mailing: Api, inbox: Inbox) -> None:
+    ann = await mailing.register("ann")
+    await request(mailing, ann.email)
+    token = await token_in_mail(inbox)
+    given = {"currentPassword": ann.password, "newPassword": "battery staple"}
+    assert (await mailing.data(CHANGE_PASSWORD, {"input": given}, by=ann))["changePassword"]["errors"] == []
+    assert await reset(mailing, token, "another one") == ["INVALID_TOKEN"]

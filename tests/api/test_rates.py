@@ -88,9 +88,9 @@ async def test_right_passwords_are_not_counted(sqlite_settings: Settings) -> Non
         await api.register("ann")
         right = [await sign_in(api, password="correct horse") for _ in range(5)]
         assert [code_of(response.json()) for response in right] == [""] * 5
-        assert [response.headers["ratelimit"].partition(";t=")[0] for response in right] == ['"auth";r=2'] * 5
-        # The registration is counted.
-        assert [code_of((await sign_in(api)).json()) for _ in range(3)] == [WRONG, WRONG, LIMITED]
+        assert [response.headers["ratelimit"].partition(";t=")[0] for response in right] == ['"auth";r=3'] * 5
+        # The registration is counted apart.
+        assert [code_of((await sign_in(api)).json()) for _ in range(4)] == [WRONG, WRONG, WRONG, LIMITED]
 
 
 async def test_aliases_of_one_document_are_counted_each(sqlite_settings: Settings) -> None:
@@ -144,7 +144,7 @@ async def test_wrong_current_passwords_are_counted(sqlite_settings: Settings) ->
             given = {"currentPassword": current, "newPassword": "battery staple"}
             return code_of(await api.post(CHANGE_PASSWORD, {"input": given}, by=ann))
 
-        assert [await change("wrong") for _ in range(3)] == [WRONG, WRONG, LIMITED]
+        assert [await change("wrong") for _ in range(4)] == [WRONG, WRONG, WRONG, LIMITED]
         assert await change("correct horse") == LIMITED
 
 

@@ -16,6 +16,7 @@ from sqlalchemy import select, update
 
 from taskflow_gql import clock
 from taskflow_gql.api.accounts import REFRESH_COOKIE
+from taskflow_gql.database.sessions import PostgresTransaction, SqliteTransaction
 from taskflow_gql.database.units import Database
 from taskflow_gql.models import RefreshToken, Session, User
 from taskflow_gql.security.opaque import OpaqueTokens
@@ -475,3 +476,61 @@ async def test_all_other_sessions_end_at_once(api: Api) -> None:
     assert [await is_signed_in(api, token) for token in others] == [False] * 3
     assert await is_signed_in(api, ann.token)
     assert await is_signed_in(api, bob.token)
+
+
+@pytest.mark.parametrize("settings", ["postgresql"], indirect=True)
+async def test_refreshes_and_the_end_of_their_session_do_not_deadlock(api: Api) -> None:
+    ann = await api.register("ann")
+    for _ in range(10):
+        signed_in = await sign_in(api, ann)
+        here = Person(ann.id, "ann", ann.email, ann.password, signed_in["accessToken"])
+        answers = await asyncio.gather(
+            *(refresh(api, signed_in["refreshToken"]) for _ in range(4)), api.data(LOGOUT, by=here)
+        )
+        assert answers[-1] == {"logout": {"errors": []}}
+        assert {code for answer in answers[:-1] for code in codes(answer)} <= {"INVALID_TOKEN"}
+        assert not await is_signed_in(api, here.token)
+
+
+async def test_a_refresh_that_is_not_committed_sets_no_cookie(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    ann = await api.register("ann")
+    cookie = cookie_of(await sign_in_with_cookie(api, ann))
+
+    async def fail(_session: object) -> None:
+        raise OSError("The server has gone away")
+
+    for transaction in (SqliteTransaction, PostgresTransaction):
+        monkeypatch.setattr(transaction, "commit", fail)
+    response = await post(api, REFRESH, {}, Cookie=cookie)
+    assert ("errors" in response.json(), "set-cookie" in response.headers) == (True, False)
+    monkeypatch.undo()
+    assert codes((await post(api, REFRESH, {}, Cookie=cookie)).json()["data"]["refreshToken"]) == []
+
+
+async def test_a_repeated_sign_in_after_signing_out_is_refused(api: Api) -> None:
+    ann = await api.register("ann")
+    signed_in = await sign_in(api, ann, mutationId="m")
+    here = Person(ann.id, "ann", ann.email, ann.password, signed_in["accessToken"])
+    await api.data(LOGOUT, by=here)
+    given = {"usernameOrEmail": "ann", "password": ann.password, "mutationId": "m"}
+    payload = (await api.data(LOGIN, {"input": given}))["login"]
+    assert (codes(payload), payload["accessToken"]) == (["INVALID_TOKEN"], None)
+
+
+async def test_the_servers_key_alone_gives_no_refresh_token(api: Api, database: Database) -> None:
+    ann = await api.register("ann")
+    first, second = (await sign_in(api, ann))["refreshToken"], (await sign_in(api, ann))["refreshToken"]
+    assert first != second
+    async with database.read() as session:
+        nonces = (await session.execute(select(Session.nonce))).scalars().all()
+    assert (len(set(nonces)), {len(nonce or b"") for nonce in nonces}) == (3, {32})
+
+
+async def test_an_older_token_does_not_shorten_a_socket(api: Api) -> None:
+    ann = await api.register("ann")
+    async with api.signed_in_socket(ann) as socket:
+        await socket.send(type="ping", payload={"AUTHORIZATION": f"Bearer {short_lived(ann, 0).token}"})
+        assert (await socket.receive())["type"] == "pong"
+        await asyncio.sleep(2.5)
+        await socket.subscribe("{ me { username } }")
+        assert await socket.next() == {"me": {"username": "ann"}}

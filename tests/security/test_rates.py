@@ -268,7 +268,7 @@ async def test_redis_learns_no_names_and_forgets_by_itself(redis_server: RedisSe
         keys = [key.decode() async for key in redis._redis.scan_iter()]
         assert sorted(key.rpartition(":")[0] for key in keys) == [
             "taskflow:rates:auth:account",
-            "taskflow:rates:auth:subject",
+            "taskflow:rates:auth:guesses",
         ]
         assert "192" not in "".join(keys)
         assert all([0 < await redis._redis.ttl(key) <= 3600 for key in keys])
