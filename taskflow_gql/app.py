@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 import logging
 import signal
 import threading
@@ -92,7 +91,7 @@ def create_app(
         Kept("replaced refresh tokens", settings.refresh_token_expire_days, expire_refresh_tokens),
         Kept("links for new passwords", _EXPIRED_SESSION_DAYS, expire_reset_tokens),
     )
-    rates = RateLimits(settings.rate_limits, redis_url=settings.redis_url, key=_key(settings, b"rates"))
+    rates = RateLimits(settings.rate_limits, redis_url=settings.redis_url, key=settings.key_for(b"rates"))
     parts = Parts(
         settings=settings,
         database=database,
@@ -174,10 +173,6 @@ def create_app(
     app.router.redirect_slashes = False
     app.state.parts = parts
     return app
-
-
-def _key(settings: Settings, purpose: bytes) -> bytes:
-    return hmac.digest(settings.signing_key.encode(), purpose, "sha256")
 
 
 def create_server() -> Starlette:

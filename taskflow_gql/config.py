@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hmac
 import json
 import os
 import secrets
@@ -126,7 +127,7 @@ class TrustedIssuer(BaseModel):
 
 @dataclass(frozen=True)
 class SmtpServer:
-    """Where mail is handed in, from TASKFLOW_SMTP_URL."""
+    """The SMTP server that takes the mails, from TASKFLOW_SMTP_URL."""
 
     host: str
     port: int
@@ -393,6 +394,10 @@ class Settings(BaseSettings):
             return self.secret_key.get_secret_value()
         return _secret_kept_in(make_data_dir(self.data_dir) / "secret")
 
+    def key_for(self, purpose: bytes) -> bytes:
+        """A key for one purpose, derived from the signing key."""
+        return hmac.digest(self.signing_key.encode(), purpose, "sha256")
+
 
 def _json(text: str) -> object:
     try:
@@ -405,12 +410,11 @@ def _checked_rate(rate: object) -> str | None:
     """None for a group that is switched off."""
     if rate is None or (rate == 0 and not isinstance(rate, str)):
         return None
-    try:
-        (parsed,) = parse_many(rate)  # type: ignore[arg-type]
-        if parsed.amount > 0 and isinstance(rate, str):
-            return rate
-    except ValueError:
-        pass
+    if isinstance(rate, str):
+        with suppress(ValueError):
+            (parsed,) = parse_many(rate)
+            if parsed.amount > 0:
+                return rate
     raise ValueError(f"{rate!r} is no rate; they look like 10/minute or 100 per 2 hours, and 0 switches a group off")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -57,12 +56,12 @@ class Parts:
     @cached_property
     def receipt_key(self) -> bytes:
         """For hashes of passwords and addresses, which anybody with the database could guess without a key."""
-        return hmac.digest(self.settings.signing_key.encode(), b"receipts", "sha256")
+        return self.settings.key_for(b"receipts")
 
     @cached_property
     def refresh_key(self) -> bytes:
         """For the first refresh token of each session."""
-        return hmac.digest(self.settings.signing_key.encode(), b"refresh tokens", "sha256")
+        return self.settings.key_for(b"refresh tokens")
 
     @cached_property
     def authenticator(self) -> Authenticator:
@@ -90,15 +89,14 @@ class Context:
     turns: AbstractAsyncContextManager[object] = _NO_TURNS
     # None where an answer cannot set cookies: on a WebSocket, and in a streamed response.
     cookies: Cookies | None = None
-    # Of a WebSocket whose person is signed in.
+    # The session of the WebSocket, if its person is signed in.
     socket: Socket | None = None
     # The person who opened the WebSocket; None until identified.
     person: UUID | None = field(default=None, init=False)
     begun_at: datetime = field(default_factory=clock.now, init=False)
     reads: BoundedReads = field(init=False)
-    # By group, what rate limits have counted for this operation.
+    # The rate limits that this operation has used, by group.
     _usages: dict[str, Usage] = field(default_factory=dict, init=False)
-    # Of the token, if it was read for a rate limit.
     _viewer: Viewer | None = field(default=None, init=False)
     _authenticating: asyncio.Lock = field(default_factory=asyncio.Lock, init=False)
     _signed_in: set[UUID] = field(default_factory=set, init=False)
@@ -154,7 +152,7 @@ class Context:
 
     @property
     def counted_as(self) -> UUID | str:
-        """Whom rate limits count: the person of the token, or without a good token the client's network.
+        """The subject of rate limits: the person of the token, or the client's network without a good token.
 
         Whether the session still exists is not looked up: an old token can only use up its own person's limits.
         """
@@ -285,10 +283,10 @@ class Context:
         if self.socket is not None and token == self.socket.token:
             return
         self.count("queries")
-        viewer = None
-        if token is not None:
-            viewer, _ = await self.parts.authenticator.authenticate(token)
-        if token is None or viewer is None or not self.renews(viewer.session_id, token, viewer.expires_at):
+        if token is None:
+            raise could_not_validate()
+        viewer, _ = await self.parts.authenticator.authenticate(token)
+        if not self.renews(viewer.session_id, token, viewer.expires_at):
             raise could_not_validate()
 
     def renews(self, session_id: UUID, token: str, expires_at: datetime) -> bool:

@@ -89,7 +89,7 @@ def prepared_mutation(
     that nobody can guess them from the database. A mutation that can be repeated by itself needs no receipts, and
     without `input` it has none: its method is `(context) -> Write[payload]`.
 
-    `rate` is the rate limit that counts it, `auth` or `refresh`, in addition to `mutations`. If the input tells the
+    `rate` is the rate limit that counts it, such as `auth`, in addition to `mutations`. If the input tells the
     password of an account, `account_of(context, input)` names the account, and only wrong passwords are counted.
     """
 
@@ -268,15 +268,13 @@ def mutation_field(made: Mutation, description: str, input_description: str | No
     async def resolve_without_input(self: Any, info: Info) -> Any:
         return await made.run(info, None)
 
-    resolve.__annotations__ = {"info": Info, "return": made.payload_type}
-    if input_description is None:
-        resolve_without_input.__annotations__ = resolve.__annotations__
-        resolve = resolve_without_input  # type: ignore[assignment]
-    else:
+    resolver: Any = resolve if input_description is not None else resolve_without_input
+    resolver.__annotations__ = {"info": Info, "return": made.payload_type}
+    if input_description is not None:
         argument = strawberry.argument(description=input_description)
-        resolve.__annotations__["input"] = Annotated[made.input_type, argument]
-    resolve.__name__ = resolve.__qualname__ = made.name
-    field: StrawberryField = strawberry.mutation(resolver=resolve, description=description)
+        resolver.__annotations__["input"] = Annotated[made.input_type, argument]
+    resolver.__name__ = resolver.__qualname__ = made.name
+    field: StrawberryField = strawberry.mutation(resolver=resolver, description=description)
     return field
 
 

@@ -32,7 +32,7 @@ class Session(Model):
     # The client that signed in or refreshed last. An IPv6 address with a zone has no fixed length.
     ip_address: Mapped[str | None] = mapped_column(String(64))
     user_agent: Mapped[str | None] = mapped_column(String(MAX_USER_AGENT_LENGTH))
-    # What the first refresh token is derived from, beside the server's key.
+    # The first refresh token is derived from it and from the server's key.
     nonce: Mapped[bytes | None] = mapped_column(LargeBinary(32))
 
 

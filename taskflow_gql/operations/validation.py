@@ -8,7 +8,7 @@ rules create are broken when they are done.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from graphql import (
     ArgumentNode,
@@ -319,9 +319,9 @@ class OneOfVariablesRule(ValidationRule):
                 self.report_error(GraphQLError(message, [definition, usage.node]))
 
 
+# graphql-core declares them as rules for any document, and has only rules for operations among them.
+_SPECIFIED_RULES = cast("Rules", specified_rules)
 RULES: Rules = (
-    *(  # type: ignore[arg-type]
-        FieldsCanMergeRule if rule is OverlappingFieldsCanBeMergedRule else rule for rule in specified_rules
-    ),
+    *(FieldsCanMergeRule if rule is OverlappingFieldsCanBeMergedRule else rule for rule in _SPECIFIED_RULES),
     OneOfVariablesRule,
 )

@@ -31,7 +31,7 @@ from taskflow_gql.short_keys import cached_for_short_keys
 
 log = logging.getLogger(__name__)
 
-# What is forgotten first is what was not counted for longest. A subject takes some hundred bytes.
+# The least recently counted subject is forgotten first. A subject takes some hundred bytes.
 _MAX_SUBJECTS = 20_000
 _PREFIX = "taskflow:rates"
 # How long a request waits for Redis at most, and how long Redis is left alone after a failure.
@@ -276,7 +276,7 @@ class RateLimits:
         self._policies = {
             group: f'"{group}";q={rate.amount};w={rate.get_expiry()}' for group, rate in self._rates.items()
         }
-        # Of the groups that are not switched off. Read by every operation, so without a method in between.
+        # The groups that are not switched off. Every operation reads it, so there is no method in between.
         self.buckets = {group: Buckets(group, rate) for group, rate in self._rates.items()}
         self._windows = _SharedWindows(redis_url)
         self._warned_at: float | None = None
@@ -375,7 +375,7 @@ class RateLimits:
 # An address has at most 45 characters, and a name for its interface.
 @cached_for_short_keys(maxsize=1024, max_length=64)
 def network_of(host: str) -> str:
-    """What counts as one client: an IPv4 address, or the /64 of an IPv6 address, as each customer gets one."""
+    """The name under which a client is counted: its IPv4 address, or the /64 of its IPv6 address."""
     try:
         address = ip_address(host)
     except ValueError:

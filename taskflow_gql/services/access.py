@@ -31,7 +31,7 @@ class Viewer:
     session_id: UUID
     # When the token expires.
     expires_at: datetime
-    # Of the WebSocket that the operation came by.
+    # The lease of the WebSocket that the operation came by.
     lease: Lease | None = None
 
     @property

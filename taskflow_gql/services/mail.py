@@ -37,7 +37,7 @@ VALUES_BY_TEMPLATE: Mapping[str, frozenset[str]] = {
     "session_ended": frozenset({"name"}),
 }
 
-# What a unit of work that posted mail announces.
+# The announcement of a unit of work that posted mail.
 MAIL_POSTED = "mail posted"
 
 # A mail that could not be sent for this long is given up, even if its link is still valid.

@@ -6,7 +6,6 @@ answer takes the same time whether the address is known or not.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import datetime, timedelta
 from uuid import UUID
 
@@ -38,7 +37,7 @@ MAX_LINKS = 3
 # How long a changed address gets no links.
 SETTLING_TIME = timedelta(days=3)
 
-# What a unit of work announces that stored a request.
+# The announcement of a unit of work that stored a request.
 RESET_REQUESTED = "password reset requested"
 
 
@@ -69,7 +68,8 @@ async def answer_requests(session: DatabaseSession, *, links_base: str, limit: i
             user = UserRow._make(row)
             if await _count_links(session, user.id) < MAX_LINKS:
                 await send_link(session, user, links_base=links_base)
-    await _delete_requests(session, [request.id for request in requests])
+    answered = PasswordResetRequest.id.in_([request.id for request in requests])
+    await session.execute(delete(PasswordResetRequest).where(answered))
     return len(requests)
 
 
@@ -83,11 +83,6 @@ async def _count_links(session: DatabaseSession, user_id: UUID) -> int:
     valid = (PasswordResetToken.user_id == user_id) & (PasswordResetToken.expires_at > clock.now())
     statement = select(func.count()).select_from(PasswordResetToken).where(valid)
     return int((await session.execute(statement)).scalar_one())
-
-
-async def _delete_requests(session: DatabaseSession, ids: Sequence[UUID]) -> None:
-    if ids:
-        await session.execute(delete(PasswordResetRequest).where(PasswordResetRequest.id.in_(ids)))
 
 
 async def send_link(session: DatabaseSession, user: UserRow, *, links_base: str) -> None:

@@ -58,7 +58,7 @@ class Client:
 
     @property
     def values(self) -> dict[str, str]:
-        """What is known of it, by column."""
+        """The known values, by column."""
         agent = self.user_agent and "".join(filter(str.isprintable, self.user_agent))[:MAX_USER_AGENT_LENGTH]
         known = {"ip_address": self.ip_address, "user_agent": agent}
         return {name: value for name, value in known.items() if value}

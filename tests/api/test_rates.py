@@ -13,21 +13,20 @@ from typing import Any
 import httpx
 import pytest
 
-from taskflow_gql.config import Settings
+from taskflow_gql.config import DEFAULT_RATES, Settings
 from tests.support.accounts import CHANGE_PASSWORD, LOGIN
 from tests.support.client import REGISTER, Api, Person
 from tests.support.servers import RedisServer
 from tests.support.serving import serving
 
 # Only what a test is about is counted.
-OFF: dict[str, Any] = {"auth": 0, "refresh": 0, "mutations": 0, "queries": 0, "subscriptions": 0}
+OFF: dict[str, str | None] = dict.fromkeys(DEFAULT_RATES)
 CREATE = 'createTask(input: {title: "A task"}) { errors { code } }'
 ME = "{ me { username } }"
 
 
 def limited(settings: Settings, **rates: str) -> Settings:
-    given = settings.model_dump() | {"secret_key": settings.secret_key, "rate_limits": OFF | rates}
-    return Settings(_env_file=None, **given)  # type: ignore[call-arg]
+    return settings.model_copy(update={"rate_limits": OFF | rates})
 
 
 async def sign_in(
