@@ -334,8 +334,13 @@ async def test_streamed_answers_and_sockets_refuse_cookies(api: Api) -> None:
 # ---------------------------------------------------------------- WebSockets
 
 
-def short_lived(person: Person, seconds: float = 2) -> Person:
-    token = forge(person.token, exp=int(time() + seconds) + 1)
+# Enough for a busy machine to open the socket, and then until the token has expired and streams were checked.
+LIFETIME_SECONDS = 4
+UNTIL_EXPIRED_SECONDS = LIFETIME_SECONDS + 2.5
+
+
+def short_lived(person: Person) -> Person:
+    token = forge(person.token, exp=int(time() + LIFETIME_SECONDS) + 1)
     return Person(person.id, person.username, person.email, person.password, token)
 
 
@@ -349,7 +354,7 @@ async def test_a_socket_and_its_streams_outlive_a_token_that_is_refreshed_on_it(
         assert (await socket.next("refresh"))["refreshToken"]["errors"] == []
         assert (await socket.receive())["type"] == "complete"
         # The first token expires, and the streams are checked once a second.
-        await asyncio.sleep(4.5)
+        await asyncio.sleep(UNTIL_EXPIRED_SECONDS)
         await api.create_task(ann, "Later")
         assert await socket.next("stream") == {"taskChanged": {"kind": "CREATED", "task": {"title": "Later"}}}
         await socket.subscribe("{ me { username } }", id="query")
@@ -365,14 +370,14 @@ async def test_a_ping_gives_a_socket_the_token_of_a_refresh_over_http(api: Api) 
         refreshed = await refresh(api, signed_in["refreshToken"])
         await socket.send(type="ping", payload={"authorization": f"Bearer {refreshed['accessToken']}"})
         assert (await socket.receive())["type"] == "pong"
-        await asyncio.sleep(4.5)
+        await asyncio.sleep(UNTIL_EXPIRED_SECONDS)
         await api.create_task(ann, "Later")
         assert (await socket.next("stream"))["taskChanged"]["kind"] == "CREATED"
 
 
 async def test_a_socket_whose_token_is_not_refreshed_closes(api: Api) -> None:
     ann = await api.register("ann")
-    async with api.signed_in_socket(short_lived(ann, 0)) as socket:
+    async with api.signed_in_socket(short_lived(ann)) as socket:
         await socket.subscribe(CHANGES)
         # A refresh elsewhere does not extend it.
         assert (await refresh(api, (await sign_in(api, ann))["refreshToken"]))["errors"] == []
@@ -529,8 +534,8 @@ async def test_the_servers_key_alone_gives_no_refresh_token(api: Api, database: 
 async def test_an_older_token_does_not_shorten_a_socket(api: Api) -> None:
     ann = await api.register("ann")
     async with api.signed_in_socket(ann) as socket:
-        await socket.send(type="ping", payload={"AUTHORIZATION": f"Bearer {short_lived(ann, 0).token}"})
+        await socket.send(type="ping", payload={"AUTHORIZATION": f"Bearer {short_lived(ann).token}"})
         assert (await socket.receive())["type"] == "pong"
-        await asyncio.sleep(2.5)
+        await asyncio.sleep(UNTIL_EXPIRED_SECONDS)
         await socket.subscribe("{ me { username } }")
         assert await socket.next() == {"me": {"username": "ann"}}

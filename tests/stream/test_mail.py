@@ -197,7 +197,7 @@ async def test_a_silent_server_is_left_after_a_timeout_and_tried_again(
         return ""
 
     inbox.answer_mail = hang
-    monkeypatch.setattr(mail_module, "_COMMAND_SECONDS", 0.2)
+    monkeypatch.setattr(mail_module, "_COMMAND_SECONDS", 1)
     async with mailing(database, smtp(inbox.server())):
         (mail_id,) = await post(database, "ann@example.com")
         row = await until_waiting(database)
